@@ -1,0 +1,1 @@
+"""How the fusion network is made, trained, calibrated, exported and loaded."""
