@@ -1,0 +1,99 @@
+"""Square stamps cut around positions, in native pixels, without resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Origins are clipped here, so that absurd or missing positions cannot overflow; no detector is that large.
+_FAR = 1 << 40
+
+
+def stamp_origin(x: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
+    """First pixel of a stamp along one axis: ``ceil(x - size / 2)``.
+
+    This is the pixel that `astropy.nddata.Cutout2D` starts at, for odd and for even sizes.
+
+    Parameters
+    ----------
+    x : array_like of float64
+        Positions along the axis, 0-based pixels (centre of the first pixel = 0.0).
+    size : int
+        Side of the stamp, pixels; positive.
+
+    Returns
+    -------
+    ndarray of int64
+        Index of the first pixel, the shape of ``x``; may be negative. Positions that are not finite give an
+        index far outside any detector.
+
+    Raises
+    ------
+    ValueError
+        If the size is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"stamp size must be positive, not {size}")
+    first = np.ceil(np.asarray(x, dtype=np.float64) - size / 2.0)
+    first = np.nan_to_num(first, nan=-_FAR, posinf=_FAR, neginf=-_FAR)
+    return np.clip(first, -_FAR, _FAR).astype(np.int64)
+
+
+def cut_stamps(
+    array: npt.NDArray[Any],
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    size: int,
+    fill: float | bool = 0,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Cut one square stamp around each position.
+
+    All stamps are made at once: for many positions or large stamps the caller goes in chunks.
+
+    Parameters
+    ----------
+    array : ndarray, shape (ny, nx)
+        The image, [y, x], of any dtype and byte order.
+    x, y : array_like of float64, shape (n,)
+        Centres, 0-based pixels of ``array``; anywhere, also far outside or not finite.
+    size : int
+        Side of the stamps, pixels.
+    fill : float or bool
+        Value of the pixels outside the array.
+
+    Returns
+    -------
+    stamps : ndarray, shape (n, size, size)
+        The pixels, [object, y, x], in the dtype of ``array``, native byte order. Pixel ``[k, 0, 0]`` is the
+        pixel ``(stamp_origin(y[k], size), stamp_origin(x[k], size))`` of the array.
+    inside : ndarray of bool, shape (n, size, size)
+        Whether the pixel lies on the array.
+
+    Raises
+    ------
+    ValueError
+        If the array is not two-dimensional, the positions are not two equally long vectors, or the size is
+        not positive.
+    """
+    if array.ndim != 2:
+        raise ValueError(f"stamps are cut from a two-dimensional array, not from shape {array.shape}")
+    first_x, first_y = stamp_origin(x, size), stamp_origin(y, size)
+    if first_x.ndim != 1 or first_x.shape != first_y.shape:
+        raise ValueError(f"x and y must be vectors of one length, not {first_x.shape} and {first_y.shape}")
+    native = array.dtype.newbyteorder("=")
+    if array.size == 0 or first_x.size == 0:
+        shape = (first_x.size, size, size)
+        return np.full(shape, fill, dtype=native), np.zeros(shape, dtype=np.bool_)
+
+    ny, nx = array.shape
+    step = np.arange(size)
+    rows, cols = first_y[:, None] + step, first_x[:, None] + step
+    row_inside, col_inside = (rows >= 0) & (rows < ny), (cols >= 0) & (cols < nx)
+    inside = row_inside[:, :, None] & col_inside[:, None, :]
+    # Clipped indices read some pixel of the edge where the stamp lies outside; it is overwritten at once.
+    rows, cols = np.clip(rows, 0, ny - 1), np.clip(cols, 0, nx - 1)
+    stamps = array[rows[:, :, None], cols[:, None, :]].astype(native, copy=False)
+    np.copyto(stamps, np.asarray(fill, dtype=native), where=~inside)
+    return stamps, inside
