@@ -29,6 +29,9 @@ class StageConfig:
         Connected pixels that make a detection.
     deblend_contrast : float
         Smallest share of the flux that a deblended peak must hold.
+    deblend_prominence_sigma : float
+        Smallest height of a deblended peak above the saddle to its neighbour, in standard deviations of the
+        noise of the smoothed image.
     sky_box_px : int
         Side of the boxes of the sky mesh.
     blend_radius_arcsec : float
@@ -47,6 +50,7 @@ class StageConfig:
     detect_threshold_sigma: float = 1.5
     detect_min_px: int = 5
     deblend_contrast: float = 0.005
+    deblend_prominence_sigma: float = 3.0
     sky_box_px: int = 128
     blend_radius_arcsec: float = 1.0
     min_valid_core: float = 0.5

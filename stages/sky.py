@@ -33,8 +33,8 @@ _MIN_SAMPLES = 9
 class SkyMesh:
     """Sky of one exposure on a mesh of boxes.
 
-    Box ``k`` of an axis holds the pixels from ``k * box`` on; the last box also holds a remainder of less
-    than half a box, so a box has between half and one and a half times its nominal side (or the whole detector).
+    Box ``k`` of an axis holds the pixels from ``k * box`` on; the last box also holds a remainder of
+    less than half a box, so it has between half and one and a half times its nominal side.
 
     Attributes
     ----------

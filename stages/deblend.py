@@ -1,0 +1,151 @@
+"""Separation of touching sources: each segment is split at the saddles between its significant peaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import find_objects, maximum_filter
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+
+def deblend(
+    smoothed: Float32,
+    noise: Float32,
+    labels: Int32,
+    *,
+    contrast: float,
+    min_px: int,
+    prominence_sigma: float,
+) -> Int32:
+    """Split segments into one for each significant peak.
+
+    The criterion is that of SExtractor's multi-threshold deblending (Bertin & Arnouts 1996), in the limit of
+    infinitely many thresholds: going down in brightness, wherever two peaks meet, both live on as sources of
+    their own if each holds enough of the segment's light above their saddle; otherwise the lesser one is part
+    of the other. Pixels below the saddle go to the source that they slope up to (watershed).
+
+    Parameters
+    ----------
+    smoothed : ndarray of float32, shape (ny, nx)
+        The image that the segments were found in, [y, x].
+    noise : ndarray of float32, shape (ny, nx)
+        Standard deviation of the smoothed image.
+    labels : ndarray of int32, shape (ny, nx)
+        0 or the number of the segment, 1 to n without gaps.
+    contrast : float
+        Smallest share of a segment's light that a peak must hold above the saddle.
+    min_px : int
+        Smallest number of pixels of a peak above the saddle.
+    prominence_sigma : float
+        Smallest height of a peak above the saddle, in standard deviations.
+
+    Returns
+    -------
+    ndarray of int32, shape (ny, nx)
+        Numbers of the sources, 1 to m without gaps; the pixels that are not 0 are those of ``labels``.
+    """
+    result = labels.copy()
+    n_sources = int(labels.max(initial=0))
+    # Most segments have one local maximum, and nothing to be split.
+    peaks = labels[(maximum_filter(smoothed, size=3) == smoothed) & (labels > 0)]
+    n_peaks = np.bincount(peaks, minlength=n_sources + 1)
+    boxes = find_objects(labels)
+    for label in np.flatnonzero(n_peaks[1:] > 1) + 1:
+        box = boxes[label - 1]
+        member = labels[box] == label
+        basins = _basins(
+            np.where(member, smoothed[box], 0),
+            member,
+            contrast * float(smoothed[box][member].sum(dtype=np.float64)),
+            min_px,
+            prominence_sigma * float(np.median(noise[box][member])),
+        )
+        # The first source keeps the segment's number.
+        part = result[box]
+        part[member & (basins > 0)] = basins[member & (basins > 0)] + n_sources
+        n_sources += int(basins.max(initial=0))
+    return result
+
+
+def _basins(
+    values: Float32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float
+) -> Int32:
+    """Number the sources of one segment: 0 for the first and for pixels outside, then 1, 2, ...
+
+    A flood from the brightest pixel down. A *basin* is a peak and the pixels that slope up to it; basins
+    that meet without being separate are merged through ``alias``. A *pool* is a connected set of basins, with
+    its light and area so far; ``split`` says that it holds separate sources already.
+    """
+    height, width = values.shape
+    stride = width + 2
+    level: list[float] = np.pad(values, 1).ravel().tolist()
+    inside = np.flatnonzero(np.pad(member, 1).ravel())
+    order = inside[np.argsort(-np.pad(values, 1).ravel()[inside], kind="stable")].tolist()
+    around = (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)
+    basin_of = [0] * len(level)
+    alias, pool_of = [0], [0]
+    peak, light, area, split = [0.0], [0.0], [0], [False]
+
+    def root(links: list[int], k: int) -> int:
+        while links[k] != k:
+            links[k] = links[links[k]]
+            k = links[k]
+        return k
+
+    for pixel in order:
+        here = level[pixel]
+        touching = [pixel + step for step in around if basin_of[pixel + step]]
+        if not touching:
+            basin = len(alias)
+            alias.append(basin)
+            pool_of.append(basin)
+            peak.append(here)
+            light.append(here)
+            area.append(1)
+            split.append(False)
+            basin_of[pixel] = basin
+            continue
+        basins = {basin_of[q] for q in touching}
+        if len(basins) > 1:
+            basins = {root(alias, b) for b in basins}
+        pools = {root(pool_of, b) for b in basins}
+        if len(pools) > 1:
+            separate = [
+                p
+                for p in sorted(pools)
+                if split[p]
+                or (
+                    light[p] - here * area[p] >= min_flux
+                    and area[p] >= min_px
+                    and peak[p] - here >= min_height
+                )
+            ]
+            # Without two separate ones, the pool with the most light above the saddle takes the others in.
+            kept = separate or [max(sorted(pools), key=lambda p: light[p] - here * area[p])]
+            heirs = [b for b in sorted(basins) if root(pool_of, b) in kept]
+            heir = max(heirs, key=lambda b: peak[b])
+            first = kept[0]
+            for p in sorted(pools):
+                if p not in kept:
+                    # A pool that is not split is one basin, and has the same number.
+                    alias[p] = heir
+                    peak[heir] = max(peak[heir], peak[p])
+                if p != first:
+                    pool_of[p] = first
+                    light[first] += light[p]
+                    area[first] += area[p]
+            split[first] = len(separate) > 1 or split[first]
+        basin = root(alias, basin_of[max(touching, key=level.__getitem__)])
+        basin_of[pixel] = basin
+        pool = root(pool_of, basin)
+        light[pool] += here
+        area[pool] += 1
+
+    final = np.array([root(alias, b) for b in range(len(alias))])
+    numbers = np.zeros(len(alias), dtype=np.int32)
+    used = np.unique(final[1:])
+    numbers[used] = np.arange(used.size)
+    result: Int32 = numbers[final][np.array(basin_of)].reshape(height + 2, stride)[1:-1, 1:-1]
+    return result

@@ -1,0 +1,320 @@
+"""The stage's own source detection, for exposures that come without a catalogue."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from photutils.segmentation import detect_sources as find_segments
+from photutils.utils.exceptions import NoDetectionsWarning
+from scipy.ndimage import correlate1d
+from scipy.spatial import KDTree
+
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.deblend import deblend
+from sgclassify.stages.flags import InputFlag
+from sgclassify.stages.photometry import (
+    APERTURE_RADII,
+    FWHM_PER_SIGMA,
+    MARGIN_PX,
+    Photometry,
+    measure_segments,
+)
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+Int32 = npt.NDArray[np.int32]
+ReadStrip = Callable[[int, int], tuple[Float32, Bool, "Float32 | float", "npt.NDArray[np.uint16] | None"]]
+
+logger = logging.getLogger(__name__)
+
+NOMINAL_FWHM_PX = 2.2
+"""FWHM of the PSF where a header has none: 0.16 arcsec, between those of the seven bands."""
+
+# Bits of the catalogue's Flag column, as SExtractor's FLAGS.
+FLAG_BIASED, FLAG_BLENDED, FLAG_SATURATED, FLAG_TRUNCATED = 1, 2, 4, 8
+
+# Saturated pixels hold light of the star and are detected on, unless the detector is at fault there too.
+_FAULTY = int(InputFlag.BAD | InputFlag.HOT | InputFlag.WARM | InputFlag.COSMIC_RAY | InputFlag.SATELLITE)
+_KERNEL_REACH = 3.0
+_POGSON = 2.5 / math.log(10.0)
+_STRIP_ROWS = 2048
+
+
+def detect_sources(
+    image: Float32,
+    valid: Bool,
+    sigma: Float32 | float,
+    *,
+    wcs: Any,
+    zero_point: float,
+    config: StageConfig,
+    fwhm_px: float = math.nan,
+    flags: npt.NDArray[np.uint16] | None = None,
+    exposure_time: float = math.nan,
+    gain: float = 1.0,
+) -> pa.Table:
+    """Detect and measure the sources of an image held in memory.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (ny, nx)
+        Sky-subtracted image, e-/s, [y, x].
+    valid : ndarray of bool, shape (ny, nx)
+        Pixels that hold data.
+    sigma : ndarray of float32, shape (ny, nx), or float
+        Standard deviation of the sky noise of each pixel, e-/s. Pixels where it is not positive are not used.
+    wcs : astropy.wcs.WCS
+        Celestial WCS of the image.
+    zero_point : float
+        AB magnitude of 1 e-/s.
+    config : StageConfig
+        Threshold, smallest area and deblending contrast.
+    fwhm_px : float
+        FWHM of the PSF, pixels; `NOMINAL_FWHM_PX` where not finite.
+    flags : ndarray of uint16, shape (ny, nx), optional
+        FLG image; saturated pixels are used although they are not valid, and set the Flag column.
+    exposure_time : float
+        Exposure time, s; without it the errors leave out the photon noise of the sources themselves.
+    gain : float
+        Electrons per unit of ``image * exposure_time``.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row a source, in order of Y, then X; `CATALOG_SCHEMA`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    photometry, flag = _detect(
+        image, valid, sigma, flags, config, fwhm_px, exposure_time * gain, (True, True)
+    )
+    return _table(photometry, flag, wcs, zero_point)
+
+
+def detect_in_strips(
+    read: ReadStrip,
+    shape: tuple[int, int],
+    *,
+    wcs: Any,
+    zero_point: float,
+    config: StageConfig,
+    fwhm_px: float = math.nan,
+    exposure_time: float = math.nan,
+    gain: float = 1.0,
+    strip_rows: int = _STRIP_ROWS,
+    margin_rows: int = MARGIN_PX + 22,
+) -> pa.Table:
+    """Detect and measure the sources of an image read in overlapping strips of rows.
+
+    A source belongs to the strip that holds its centre. The result is that of `detect_sources`, but for
+    sources whose isophote is higher than the margin.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(y0, y1)`` returns (image, valid, sigma, flags or None) of the rows ``y0`` to ``y1 - 1`` of all
+        columns, as `detect_sources` takes them.
+    shape : tuple of int
+        Shape of the detector (ny, nx), pixels.
+    wcs, zero_point, config, fwhm_px, exposure_time, gain
+        As for `detect_sources`; the WCS is that of the whole detector.
+    strip_rows : int
+        Rows of a strip; memory grows with it, about 150 bytes a pixel.
+    margin_rows : int
+        Rows read on either side of a strip.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row a source, in order of Y, then X; `CATALOG_SCHEMA`.
+
+    Raises
+    ------
+    ValueError
+        If the strips have no rows.
+    """
+    if strip_rows < 1 or margin_rows < 1:
+        raise ValueError(f"strips of {strip_rows} rows with a margin of {margin_rows} rows")
+    found: list[tuple[Photometry, Int32]] = []
+    before: Float64 = np.empty((0, 2))
+    for y0 in range(0, shape[0], strip_rows):
+        y1 = min(y0 + strip_rows, shape[0])
+        low, high = max(y0 - margin_rows, 0), min(y1 + margin_rows, shape[0])
+        image, valid, sigma, flags = read(low, high)
+        ends = (low == 0, high == shape[0])
+        photometry, flag = _detect(image, valid, sigma, flags, config, fwhm_px, exposure_time * gain, ends)
+        photometry.y[:] += low
+        # A pixel more on either side, for a centre that comes out on the other side of the border in the
+        # other strip; what both strips found is then kept once.
+        own = (photometry.y >= y0 - (1 if y0 else np.inf)) & (
+            photometry.y < y1 + (1 if y1 < shape[0] else np.inf)
+        )
+        place = np.column_stack((photometry.x, photometry.y))
+        if len(before):
+            own &= ~np.isfinite(KDTree(before).query(place, distance_upper_bound=1.0)[0])
+        found.append((photometry.take(own), flag[own]))
+        before = place[own & (photometry.y > y1 - 3)]
+        logger.debug("rows %d to %d: %d sources", y0, y1, int(own.sum()))
+    photometry = Photometry.concatenate([part for part, _ in found])
+    return _table(photometry, np.concatenate([flag for _, flag in found]), wcs, zero_point)
+
+
+def _detect(
+    image: Float32,
+    valid: Bool,
+    sigma: Float32 | float,
+    flags: npt.NDArray[np.uint16] | None,
+    config: StageConfig,
+    fwhm_px: float,
+    electrons: float,
+    ends: tuple[bool, bool],
+) -> tuple[Photometry, Int32]:
+    """Photometry and Flag of the sources of a strip; ``ends``: its first, last row is the detector's."""
+    if image.shape != valid.shape or (flags is not None and flags.shape != image.shape):
+        raise ValueError("image, mask and flags differ in shape")
+    sigma = np.broadcast_to(np.asarray(sigma, dtype=np.float32), image.shape)
+    if not (math.isfinite(fwhm_px) and fwhm_px > 0):
+        fwhm_px = NOMINAL_FWHM_PX
+    saturated = np.zeros(image.shape, dtype=np.bool_)
+    if flags is not None:
+        saturated = (flags & int(InputFlag.SATURATED)) != 0
+        valid = valid | (saturated & ((flags & _FAULTY) == 0))
+    usable = valid & np.isfinite(image) & (sigma > 0) & np.isfinite(sigma)
+    image = np.where(usable, image, np.float32(0)).astype(np.float32, copy=False)
+    variance = np.where(usable, sigma, np.float32(0)) ** 2
+    smoothed, significance = _smooth(image, variance, usable, fwhm_px)
+    labels, parents = _segment(smoothed, significance, config)
+    n = int(labels.max(initial=0))
+
+    if math.isfinite(electrons) and electrons > 0:
+        variance += np.maximum(image, 0) / np.float32(electrons)
+    photometry = measure_segments(image, variance, usable, smoothed, labels, fwhm_px)
+    flag = np.where(photometry.biased, FLAG_BIASED, 0).astype(np.int32)
+    parent = np.zeros(n + 1, dtype=np.int64)
+    parent[labels] = parents
+    children = np.bincount(parent[1:], minlength=1)
+    flag |= np.where(children[parent[1:]] > 1, FLAG_BLENDED, 0).astype(np.int32)
+    flag |= _touched(labels[saturated], n) * np.int32(FLAG_SATURATED)
+    borders = [labels[:, 0], labels[:, -1]]
+    borders += [row for row, end in ((labels[0], ends[0]), (labels[-1], ends[1])) if end]
+    flag |= _touched(np.concatenate(borders), n) * np.int32(FLAG_TRUNCATED)
+    return photometry, flag
+
+
+def _smooth(image: Float32, variance: Float32, usable: Bool, fwhm_px: float) -> tuple[Float32, Float32]:
+    """Image smoothed with a Gaussian of the PSF's width, and its significance in sigma of its own noise.
+
+    Pixels without data get no weight, so that gaps of a few pixels are bridged; where the noise is uneven,
+    the quieter pixels count more: the filter is the best one for a faint star.
+    """
+    spread = fwhm_px / FWHM_PER_SIGMA
+    reach = max(1, math.ceil(_KERNEL_REACH * spread))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)
+    kernel /= kernel.sum()
+
+    def convolve(array: Float32, weights: Float64) -> Float32:
+        for axis in (0, 1):
+            array = correlate1d(array, weights, axis=axis, mode="constant")
+        return array
+
+    weight = np.divide(1, variance, where=usable, out=np.zeros_like(variance))
+    light = convolve(image * weight, kernel)
+    weight_sum, noise = convolve(weight, kernel), convolve(weight, kernel**2)
+    # Rounding leaves specks of weight where there is none.
+    known = weight_sum > 1e-3 * weight.max(initial=0) * kernel.max() ** 2
+    smoothed = np.divide(light, weight_sum, where=known, out=np.zeros_like(light))
+    significance = np.divide(
+        light, np.sqrt(noise, where=known, out=np.ones_like(noise)), where=known, out=np.zeros_like(light)
+    )
+    return smoothed, significance
+
+
+def _segment(smoothed: Float32, significance: Float32, config: StageConfig) -> tuple[Int32, Int32]:
+    """Deblended segments, numbered 1 to n, and the connected segments that they come from."""
+    with warnings.catch_warnings():
+        # An empty field is no fault.
+        warnings.simplefilter("ignore", NoDetectionsWarning)
+        segments = find_segments(significance, config.detect_threshold_sigma, config.detect_min_px)
+    if segments is None:
+        nothing = np.zeros(smoothed.shape, dtype=np.int32)
+        return nothing, nothing
+    parents = segments.data.astype(np.int32, copy=False)
+    noise = np.divide(smoothed, significance, where=significance > 0, out=np.zeros_like(smoothed))
+    labels = deblend(
+        smoothed,
+        noise,
+        parents,
+        contrast=config.deblend_contrast,
+        min_px=config.detect_min_px,
+        prominence_sigma=config.deblend_prominence_sigma,
+    )
+    return labels, parents
+
+
+def _touched(labels: Int32, n: int) -> Int32:
+    """1 for each of the segments 1 to n that is among the labels, else 0."""
+    return (np.bincount(labels, minlength=n + 1)[1:] > 0).astype(np.int32)
+
+
+def _schema() -> pa.Schema:
+    apertures = range(1, len(APERTURE_RADII) + 1)
+    measured = ["FWHM", "A", "B", "PA", "E", "AB", "Flux_Kron", "FluxErr_Kron", "Mag_Kron", "MagErr_Kron"]
+    measured += ["Radius_Kron"]
+    measured += [f"{name}_Aper{k}" for name in ("Flux", "FluxErr", "Mag", "MagErr") for k in apertures]
+    measured += ["R20", "R50", "R90"]
+    fields = [("objID", pa.int32()), *((name, pa.float64()) for name in ("X", "Y", "RA", "DEC"))]
+    return pa.schema([*fields, ("Flag", pa.int32()), *((name, pa.float32()) for name in measured)])
+
+
+CATALOG_SCHEMA: pa.Schema = _schema()
+"""Columns of a catalogue that the stage makes: the official names (FORMATS: CAT columns), X and Y 1-based
+pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from X towards Y, fluxes in nanomaggies;
+null where there is no value."""
+
+
+def _table(photometry: Photometry, flag: Int32, wcs: Any, zero_point: float) -> pa.Table:
+    order = np.lexsort((photometry.x, photometry.y))
+    p, flag = photometry.take(order), flag[order]
+    ra, dec = wcs.all_pix2world(p.x, p.y, 0) if p.x.size else (p.x, p.y)
+    nanomaggies = 10 ** (0.4 * (22.5 - zero_point))
+    columns: dict[str, npt.NDArray[Any]] = {
+        "objID": np.arange(1, p.x.size + 1),
+        "X": p.x + 1,
+        "Y": p.y + 1,
+        "RA": np.asarray(ra),
+        "DEC": np.asarray(dec),
+        "Flag": flag,
+        "FWHM": p.fwhm,
+        "A": p.a,
+        "B": p.b,
+        "PA": p.theta,
+        "E": 1 - p.b / p.a,
+        "AB": p.a / p.b,
+        "Radius_Kron": p.kron_radius,
+    }
+    fluxes = {"Kron": (p.flux_kron, p.error_kron)}
+    for k in range(len(APERTURE_RADII)):
+        fluxes[f"Aper{k + 1}"] = p.flux_aperture[:, k], p.error_aperture[:, k]
+    for name, (flux, error) in fluxes.items():
+        positive = np.where(flux > 0, flux, np.nan)
+        columns[f"Flux_{name}"], columns[f"FluxErr_{name}"] = flux * nanomaggies, error * nanomaggies
+        columns[f"Mag_{name}"] = zero_point - 2.5 * np.log10(positive)
+        columns[f"MagErr_{name}"] = _POGSON * error / positive
+    for k, name in enumerate(("R20", "R50", "R90")):
+        columns[name] = p.radius[:, k]
+    arrays = [
+        pa.array(columns[field.name].astype(field.type.to_pandas_dtype()), field.type, from_pandas=True)
+        for field in CATALOG_SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=CATALOG_SCHEMA)
