@@ -1,0 +1,223 @@
+"""Draw sources on a detector: the noiseless image of one exposure.
+
+A profile convolved with the PSF is a product of Fourier transforms, so a stamp is one product and one inverse
+transform. GalSim gives the transform of the PSF (once a node and stamp size) and that of a round Sersic profile
+of unit half-light radius (once an index, tabulated); an ellipse is the round profile at a sheared wave vector.
+This is what ``galsim.Convolve(...).drawImage(method="no_pixel")`` does, without building GalSim objects for every
+source: ten times faster, and equal to it within the accuracy asked of either (a test compares them).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Final
+
+import galsim
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+from scipy.special import gamma, gammaincinv
+
+from sgclassify.simulation.psf import OVERSAMPLING, PsfField
+from sgclassify.simulation.sky import I_BAND, Sources
+from sgclassify.stages.bands import BAND_INDEX
+
+Array = npt.NDArray[np.float64]
+
+SIZES: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Sides of the stamps, pixels."""
+
+SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])
+"""Sersic indices that are drawn; a source takes the nearest one."""
+
+FAINTEST_SNR: Final = 0.2
+"""A source with less than this signal-to-noise ratio in the band is not drawn."""
+
+EDGE_LEVEL: Final = 0.1
+"""A stamp ends where the profile falls below this many standard deviations of the sky noise of a pixel."""
+
+BULGE_GRADIENT: Final = 0.25
+"""Growth of logit(bulge share) from one band to the next redder one: bulges are redder than disks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Sources on one detector in one band; one entry a source.
+
+    Attributes
+    ----------
+    x, y : ndarray, float64
+        0-based pixel position of the centre.
+    flux : ndarray, float64
+        Electrons a second.
+    point : ndarray, bool
+        Whether the source is a point.
+    sersic_n, bulge_fraction : ndarray, float64
+        Sersic index; share of the bulge in this band (NaN for a single profile).
+    shape : ndarray, float64, shape (n, 2, 2)
+        Matrix that turns the round profile of unit half-light radius into the source, in pixels.
+    """
+
+    x: Array
+    y: Array
+    flux: Array
+    point: npt.NDArray[np.bool_]
+    sersic_n: Array
+    bulge_fraction: Array
+    shape: Array
+
+
+def scene(sources: Sources, band: str, x: Array, y: Array, zero_point: float, jacobian: Array) -> Scene:
+    """Put the sources of a field on a detector.
+
+    Parameters
+    ----------
+    sources : Sources
+        Sources of the field.
+    band : str
+        Band of the detector.
+    x, y : ndarray, float64, shape (n,)
+        0-based pixel positions of the sources.
+    zero_point : float
+        AB magnitude of 1 e-/s.
+    jacobian : ndarray, float64, shape (2, 2)
+        Pixels (x, y) an arcsec (east, north).
+
+    Returns
+    -------
+    Scene
+        All sources, in their order.
+    """
+    k = BAND_INDEX[band]
+    flux = 10 ** (-0.4 * (sources.mags[:, k] - zero_point))
+    major = sources.r50 / np.sqrt(sources.axis_ratio)
+    minor = sources.r50 * np.sqrt(sources.axis_ratio)
+    sin, cos = np.sin(sources.position_angle), np.cos(sources.position_angle)
+    on_sky = np.stack(
+        [np.stack([major * sin, minor * cos], -1), np.stack([major * cos, -minor * sin], -1)], -2
+    )
+    on_sky[sources.kind != "galaxy"] = 0.0
+    share = np.clip(sources.bulge_fraction, 1e-3, 1 - 1e-3)
+    odds = share / (1 - share) * np.exp(BULGE_GRADIENT * (k - I_BAND))
+    return Scene(x, y, flux, sources.kind != "galaxy", sources.sersic_n, odds / (1 + odds), jacobian @ on_sky)
+
+
+def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> npt.NDArray[np.float32]:
+    """Draw a scene.
+
+    Parameters
+    ----------
+    sky : Scene
+        Sources on the detector.
+    psf : PsfField
+        PSF of the exposure.
+    shape : tuple of int
+        (ny, nx) of the detector, pixels.
+    noise : float
+        Standard deviation of the noise of an empty pixel, e-/s: what lies far below it is not drawn.
+
+    Returns
+    -------
+    ndarray, float32, shape (ny, nx)
+        Electrons a second, without sky and noise.
+    """
+    image = np.zeros(shape, dtype=np.float32)
+    half = _half_sizes(sky, noise)
+    # Noise of an aperture of 16 pixels, about the area of the PSF.
+    bright = sky.flux > FAINTEST_SNR * 4.0 * noise
+    near = (np.abs(sky.x - (shape[1] - 1) / 2) < shape[1] / 2 + half) & (
+        np.abs(sky.y - (shape[0] - 1) / 2) < shape[0] / 2 + half
+    )
+    sizes = np.array(SIZES)[np.minimum(np.searchsorted(SIZES, 2 * half), len(SIZES) - 1)]
+    nodes = psf.node_at(sky.x, sky.y)
+    for index in np.flatnonzero(bright & near & np.isfinite(sky.flux)):
+        size = int(sizes[index])
+        transform = psf.fourier(int(nodes[index]), size)
+        x0, y0 = int(np.floor(sky.x[index])) - size // 2, int(np.floor(sky.y[index])) - size // 2
+        product = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
+        if not sky.point[index]:
+            product *= _galaxy_transform(
+                size, sky.shape[index], sky.sersic_n[index], sky.bulge_fraction[index]
+            )
+        side = OVERSAMPLING * size
+        fine = scipy.fft.irfft2(product, (side, side), overwrite_x=True)
+        stamp = fine[::OVERSAMPLING, ::OVERSAMPLING] * np.float32(sky.flux[index] * OVERSAMPLING**2)
+        ya, yb, xa, xb = max(y0, 0), min(y0 + size, shape[0]), max(x0, 0), min(x0 + size, shape[1])
+        if ya < yb and xa < xb:
+            image[ya:yb, xa:xb] += stamp[ya - y0 : yb - y0, xa - x0 : xb - x0]
+    return image
+
+
+def _half_sizes(sky: Scene, noise: float) -> Array:
+    threshold = EDGE_LEVEL * noise
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        # The wings of a diffraction-limited PSF fall with the third power of the radius from 0.04 at 2.2 pixels.
+        wings = 2.2 * np.cbrt(0.04 * sky.flux / threshold)
+        n = np.where(np.isnan(sky.bulge_fraction), sky.sersic_n, 1.0 + 2.0 * sky.bulge_fraction)
+        b = gammaincinv(2 * n, 0.5)
+        area = np.abs(np.linalg.det(sky.shape))
+        effective = sky.flux / (2 * np.pi * n * b ** (-2 * n) * gamma(2 * n) * np.exp(b) * area)
+        reach = np.clip(np.log(effective / threshold) / b + 1, 0.0, None) ** n
+        major = np.linalg.norm(sky.shape, ord=2, axis=(1, 2))
+        galaxy = np.minimum(reach, 12.0) * major
+    extended = np.where(sky.point, 0.0, np.nan_to_num(galaxy))
+    return np.clip(np.maximum(wings, 4.0) + extended, 8.0, SIZES[-1] / 2)
+
+
+@functools.lru_cache(maxsize=len(SIZES))
+def _waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    # Angular frequencies, radians a pixel, of the rows and columns of the half plane.
+    side = OVERSAMPLING * size
+    step = 1.0 / OVERSAMPLING
+    rows = 2 * np.pi * scipy.fft.fftfreq(side, step)
+    columns = 2 * np.pi * scipy.fft.rfftfreq(side, step)
+    return rows.astype(np.float32)[:, None], columns.astype(np.float32)[None, :]
+
+
+def _phase(size: int, x: float, y: float) -> npt.NDArray[np.complex64]:
+    rows, columns = _waves(size)
+    return np.asarray(np.exp(-1j * np.float32(y) * rows) * np.exp(-1j * np.float32(x) * columns))
+
+
+def _galaxy_transform(size: int, shape: Array, sersic_n: float, bulge: float) -> npt.NDArray[np.float32]:
+    rows, columns = _waves(size)
+    (a, b), (c, d) = shape.astype(np.float32)
+    # |shape^T k|^2 for k = (columns, rows).
+    square = (a * columns + c * rows) ** 2 + (b * columns + d * rows) ** 2
+    if np.isnan(bulge):
+        return _sersic_transform(square, int(np.argmin(np.abs(SERSIC_GRID - sersic_n))))
+    inner = np.float32(BULGE_SIZE**2)
+    outer = np.float32(DISK_SIZE**2)
+    share = np.float32(bulge)
+    return share * _sersic_transform(square * inner, _DE_VAUCOULEURS) + (1 - share) * _sersic_transform(
+        square * outer, _EXPONENTIAL
+    )
+
+
+BULGE_SIZE: Final = 0.6
+DISK_SIZE: Final = 1.15
+"""Half-light radii of bulge and disk in units of the whole galaxy's; near enough for all shares."""
+
+_EXPONENTIAL: Final = int(np.flatnonzero(SERSIC_GRID == 1.0)[0])
+_DE_VAUCOULEURS: Final = int(np.flatnonzero(SERSIC_GRID == 4.0)[0])
+
+# The transform is tabulated evenly in log(1 + k^2): fine where it bends, and no search is needed to look it up.
+_TABLE_SIZE: Final = 4096
+_TABLE_TOP: Final = 14.0
+
+
+@functools.lru_cache(maxsize=len(SERSIC_GRID))
+def _sersic_table(index: int) -> npt.NDArray[np.float32]:
+    profile = galsim.Sersic(n=float(SERSIC_GRID[index]), half_light_radius=1.0)
+    k = np.sqrt(np.expm1(np.linspace(0.0, _TABLE_TOP, _TABLE_SIZE)))
+    coarse = np.concatenate([np.linspace(0.0, 1.0, 40)[:-1], np.geomspace(1.0, k[-1], 300)])
+    values = [profile.kValue(float(one), 0.0).real for one in coarse]
+    return np.interp(k, coarse, values).astype(np.float32)
+
+
+def _sersic_transform(square: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
+    table = _sersic_table(index)
+    place = np.log1p(square)
+    place *= np.float32((_TABLE_SIZE - 1) / _TABLE_TOP)
+    return table[np.minimum(place + np.float32(0.5), _TABLE_SIZE - 1).astype(np.int32)]

@@ -1,0 +1,381 @@
+"""Simulate fields: draw the sky, expose every band, write Level-1 files and truth.
+
+Field ``k`` depends on the configuration, its seed and ``k`` alone: not on how many fields are made, by how many
+processes, or in which order.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE, Pointing, jacobian, shifted, wcs_header
+from sgclassify.simulation.catalog import make_catalog
+from sgclassify.simulation.detector import DetectorModel, expose
+from sgclassify.simulation.filters import FILTERS
+from sgclassify.simulation.psf import FAMILIES, PsfField, draw_psf
+from sgclassify.simulation.render import render, scene
+from sgclassify.simulation.sky import SkyModel, Sources, draw_sources, truth_table
+from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
+from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.config import StageConfig
+
+logger = logging.getLogger(__name__)
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """What to simulate. A pair of numbers is a range from which a value is drawn evenly.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of everything.
+    n_fields : int
+        Number of fields.
+    detector_shape : tuple of int
+        (ny, nx) of a detector, pixels.
+    bands : tuple of str
+        Bands observed.
+    exposures_per_band : int
+        Exposures of each band in each field.
+    mag_limit_i : float
+        Faintest source drawn, AB mag in i.
+    star_fraction : pair of float
+        Stars / (stars + galaxies) to i = 25.5; drawn for each field.
+    binary_fraction, quasar_fraction : pair of float
+        Close binaries among stars; quasars among all sources; drawn for each field.
+    ebv : pair of float
+        Foreground reddening E(B-V), mag; drawn for each field.
+    dec_range : pair of float
+        Declinations of the fields, degrees.
+    sky_scale : pair of float
+        Sky background in units of the dark sky; drawn for each exposure.
+    psf_families : tuple of str
+        Kinds of PSF; one is drawn for each exposure.
+    psf_quality : pair of float
+        0 is the sharpest PSF (FWHM 1.8 pixels), 1 the widest (2.8); drawn for each field.
+    psf_nodes : int
+        Nodes of the PSF along each axis of a detector.
+    read_noise : pair of float
+        Electrons; drawn for each exposure.
+    zero_point_scatter : float
+        Largest departure of an exposure's zero point from the nominal one, mag; the header tells the true one.
+    zero_point_error : float
+        Standard deviation of the error of the zero point in the header, mag.
+    astrometric_error : pair of float
+        Error of the WCS in the header, arcsec; drawn for each exposure.
+    dither_arcsec : float
+        Largest offset of an exposure from the centre of its field along each axis.
+    distortion_share, mirrored_share, compressed_share, variant_share, satellite_share : float
+        Share of the exposures with a distorted (TPV) WCS, with an image of the other parity, with tile-compressed
+        images, with the older names and keywords, with a satellite trail.
+    catalogs : bool
+        Whether CAT files are written.
+    """
+
+    seed: int = 1
+    n_fields: int = 1
+    detector_shape: tuple[int, int] = (1024, 1024)
+    bands: tuple[str, ...] = BANDS
+    exposures_per_band: int = 1
+    mag_limit_i: float = 27.0
+    star_fraction: Span = (0.05, 0.5)
+    binary_fraction: Span = (0.05, 0.10)
+    quasar_fraction: Span = (0.005, 0.01)
+    ebv: Span = (0.0, 0.1)
+    dec_range: Span = (-75.0, 75.0)
+    sky_scale: Span = (1.0, 1.9)
+    psf_families: tuple[str, ...] = FAMILIES
+    psf_quality: Span = (0.0, 1.0)
+    psf_nodes: int = 4
+    read_noise: Span = (4.7, 5.5)
+    zero_point_scatter: float = 0.1
+    zero_point_error: float = 0.01
+    astrometric_error: Span = (0.01, 0.03)
+    dither_arcsec: float = 4.0
+    distortion_share: float = 0.25
+    mirrored_share: float = 0.1
+    compressed_share: float = 0.0
+    variant_share: float = 0.0
+    satellite_share: float = 0.03
+    catalogs: bool = True
+    detector: DetectorModel = field(default_factory=DetectorModel)
+
+    def __post_init__(self) -> None:
+        unknown = [band for band in self.bands if band not in FILTERS]
+        if unknown or not self.bands:
+            raise ValueError(f"bands must be some of {', '.join(BANDS)}, not {', '.join(unknown) or 'none'}")
+        families = [name for name in self.psf_families if name not in FAMILIES]
+        if families or not self.psf_families:
+            raise ValueError(f"PSF families must be some of {', '.join(FAMILIES)}")
+        if min(self.detector_shape) < 16 or any(
+            a > b for a, b in zip(self.detector_shape, REAL_SHAPE, strict=True)
+        ):
+            raise ValueError(f"a detector has from 16 x 16 to {REAL_SHAPE[1]} x {REAL_SHAPE[0]} pixels")
+        if self.n_fields < 1 or self.exposures_per_band < 1 or self.seed < 0:
+            raise ValueError("n_fields and exposures_per_band must be at least 1, seed at least 0")
+        if not 0 <= self.star_fraction[0] <= self.star_fraction[1] < 1:
+            raise ValueError(f"star_fraction must lie from 0 to below 1, not {self.star_fraction}")
+
+    def digest(self) -> str:
+        """Hexadecimal digest of all that a field depends on (all but the number of fields)."""
+        values = asdict(self) | {"n_fields": 0}
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FieldResult:
+    """One simulated field.
+
+    Attributes
+    ----------
+    index : int
+        Number of the field.
+    folder : Path
+        Its folder.
+    images : tuple of Path
+        IMG files.
+    truth : Path
+        Truth table.
+    n_sources : int
+        Rows of the truth table.
+    made : bool
+        False if the field had been made before.
+    """
+
+    index: int
+    folder: Path
+    images: tuple[Path, ...]
+    truth: Path
+    n_sources: int
+    made: bool = True
+
+
+def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) -> FieldResult:
+    """Simulate one field, unless it is there already.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        What to simulate.
+    field_index : int
+        Number of the field, from 0.
+    out_dir : Path
+        Folder in which the field gets its own folder ``field_<number>``.
+
+    Returns
+    -------
+    FieldResult
+    """
+    folder = Path(out_dir) / f"field_{field_index:05d}"
+    done = _finished(folder, config, field_index)
+    if done is not None:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    sky_seed, *seeds = np.random.SeedSequence((config.seed, field_index)).spawn(
+        1 + len(BANDS) * config.exposures_per_band
+    )
+    rng = np.random.default_rng(sky_seed)
+    model = _draw_model(config, rng)
+    sources = draw_sources(model, rng)
+    roll, quality = float(rng.uniform(0.0, 360.0)), float(rng.uniform(*config.psf_quality))
+    truth = folder / "truth.parquet"
+    write_table(truth, truth_table(sources, field_index))
+    images = []
+    for number, seed in enumerate(seeds):
+        # Every band has its seeds whether it is observed or not: leaving one out changes no other.
+        band = BANDS[number % len(BANDS)]
+        if band in config.bands:
+            run = _Exposure(config, field_index, number, band, roll, quality, np.random.default_rng(seed))
+            images.append(run.make(sources, model, folder))
+    record = {
+        "config": config.digest(), "field": field_index, "seed": config.seed, "n_sources": len(sources),
+        "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll, "psf_quality": quality,
+    }  # fmt: skip
+    _write_text(folder / "field.json", json.dumps(record, indent=1) + "\n")
+    return FieldResult(field_index, folder, tuple(images), truth, len(sources))
+
+
+def simulate(
+    config: SimulationConfig,
+    out_dir: Path,
+    processes: int = 1,
+    progress: Callable[[FieldResult], None] | None = None,
+) -> list[FieldResult]:
+    """Simulate all fields and write ``exposures.txt``, the list that ``sgclassify run`` reads.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        What to simulate.
+    out_dir : Path
+        Folder of the fields; fields that are there already, made with the same configuration, are kept.
+    processes : int, optional
+        Processes that work at the same time.
+    progress : callable, optional
+        Called in this process after each field.
+
+    Returns
+    -------
+    list of FieldResult
+        In order of the field's number.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    results: list[FieldResult] = []
+
+    def finished(result: FieldResult) -> None:
+        results.append(result)
+        logger.debug("field %d: %d sources, %d exposures", result.index, result.n_sources, len(result.images))
+        if progress is not None:
+            progress(result)
+
+    if processes <= 1:
+        for index in range(config.n_fields):
+            finished(simulate_field(config, index, out_dir))
+    else:
+        # Not fork: the caller may hold threads (of torch, Dask, Arrow).
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            futures = [
+                pool.submit(simulate_field, config, index, out_dir) for index in range(config.n_fields)
+            ]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    finished(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    results.sort(key=lambda result: result.index)
+    lines = [str(image.relative_to(out_dir)) for result in results for image in result.images]
+    _write_text(out_dir / "exposures.txt", "# one exposure a line\n" + "".join(f"{line}\n" for line in lines))
+    return results
+
+
+def _draw_model(config: SimulationConfig, rng: np.random.Generator) -> SkyModel:
+    ny, nx = config.detector_shape
+    low, high = np.sin(np.radians(config.dec_range))
+    return SkyModel(
+        ra=float(rng.uniform(0.0, 360.0)),
+        dec=float(np.degrees(np.arcsin(rng.uniform(low, high)))),
+        # The half diagonal of the detector, the dither, and what shines in from outside.
+        radius_arcsec=float(np.hypot(ny, nx) / 2 * PIXEL_SCALE + np.sqrt(2) * config.dither_arcsec + 5.0),
+        mag_limit_i=config.mag_limit_i,
+        star_fraction=float(rng.uniform(*config.star_fraction)),
+        binary_fraction=float(rng.uniform(*config.binary_fraction)),
+        quasar_fraction=float(rng.uniform(*config.quasar_fraction)),
+        ebv=float(rng.uniform(*config.ebv)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Exposure:
+    config: SimulationConfig
+    field_index: int
+    number: int
+    band: str
+    roll: float
+    quality: float
+    rng: np.random.Generator
+
+    def make(self, sources: Sources, model: SkyModel, folder: Path) -> Path:
+        config, rng, shape = self.config, self.rng, self.config.detector_shape
+        pointing = self._pointing(model)
+        true_header = wcs_header(pointing)
+        true_wcs = WCS(true_header)
+        header = self._claimed(true_header)
+        detector = self._detector()
+        spec = FILTERS[self.band]
+        zero_point = spec.zero_point + float(rng.uniform(-1, 1)) * config.zero_point_scatter
+        claimed_zero_point = zero_point + float(rng.normal()) * config.zero_point_error
+        sky = spec.sky * float(rng.uniform(*config.sky_scale))
+        variance = (sky + detector.dark) * detector.exposure_time + detector.read_noise**2
+        noise = float(np.sqrt(variance) / detector.exposure_time)
+        psf = PsfField(draw_psf(self.band, config.psf_families, self.quality, config.psf_nodes, rng), shape)
+
+        x, y = (
+            true_wcs.all_world2pix(sources.ra, sources.dec, 0) if len(sources) else (sources.ra, sources.dec)
+        )
+        placed = scene(
+            sources, self.band, np.asarray(x), np.asarray(y), zero_point, jacobian(true_wcs, shape)
+        )
+        level1 = expose(render(placed, psf, shape, noise), sky, detector, rng)
+        labels = ExposureLabels(
+            obsid=f"{10_800_000_000 + self.field_index * 1000 + self.number}",
+            chip=pointing.chip,
+            band=self.band,
+            start=start_of(self.field_index * 1000 + self.number),
+            zero_point=claimed_zero_point,
+            sky_level=sky,
+            sky_rms=noise,
+            fwhm_px=psf.fwhm_px(),
+            compressed=bool(rng.random() < config.compressed_share),
+            variant=bool(rng.random() < config.variant_share),
+        )
+        catalog = None
+        if config.catalogs:
+            catalog = make_catalog(
+                level1, WCS(header), zero_point=claimed_zero_point, fwhm_px=labels.fwhm_px,
+                exposure_time=detector.exposure_time, config=StageConfig(),
+            )  # fmt: skip
+        return write_exposure(folder, labels, level1, catalog, header, detector)
+
+    def _pointing(self, model: SkyModel) -> Pointing:
+        config, rng = self.config, self.rng
+        east, north = rng.uniform(-1.0, 1.0, 2) * config.dither_arcsec / 3600.0
+        return Pointing(
+            chip=int(rng.choice(CHIPS_OF_BAND[self.band])),
+            shape=config.detector_shape,
+            ra=(model.ra + float(east) / np.cos(np.radians(model.dec))) % 360.0,
+            dec=model.dec + float(north),
+            # All exposures of a field cover the same square of the sky, some upside down.
+            roll_deg=(self.roll + float(rng.choice([0.0, 180.0])) + float(rng.uniform(-1.0, 1.0))) % 360.0,
+            mirrored=bool(rng.random() < config.mirrored_share),
+            distortion=float(rng.uniform(5e-4, 2e-3)) if rng.random() < config.distortion_share else 0.0,
+        )
+
+    def _claimed(self, header: fits.Header) -> fits.Header:
+        size, angle = self.rng.uniform(*self.config.astrometric_error), self.rng.uniform(0.0, 2 * np.pi)
+        return shifted(header, float(size * np.cos(angle)), float(size * np.sin(angle)))
+
+    def _detector(self) -> DetectorModel:
+        values = asdict(self.config.detector)
+        values["read_noise"] = float(self.rng.uniform(*self.config.read_noise))
+        values["satellite"] = bool(self.rng.random() < self.config.satellite_share)
+        return DetectorModel(**values)
+
+
+def _finished(folder: Path, config: SimulationConfig, field_index: int) -> FieldResult | None:
+    record = folder / "field.json"
+    if not record.is_file():
+        return None
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    if values.get("config") != config.digest():
+        raise ValueError(f"{folder} was made with another configuration: choose another folder, or remove it")
+    images = tuple(folder / name for name in values["images"])
+    truth = folder / "truth.parquet"
+    if not all(path.is_file() for path in (*images, truth)):
+        return None
+    return FieldResult(field_index, folder, images, truth, int(values["n_sources"]), made=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
