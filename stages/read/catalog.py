@@ -1,0 +1,215 @@
+"""Catalogues (CAT): all rows and columns as they are, and the positions that the stage can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.read.bintable import read_bintable, table_hdus
+from sgclassify.stages.read.header import NO_VALUE, ExposureHeader
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+
+NO_MAGNITUDE: Final = 90.0
+"""Magnitudes from here on mean "no value" (SExtractor writes 99)."""
+
+ALIASES: Final[dict[str, tuple[str, ...]]] = {
+    "objID": ("objid", "obj_id", "number"),
+    "X": ("x", "xwin_image", "x_image"),
+    "Y": ("y", "ywin_image", "y_image"),
+    "RA": ("ra", "alphawin_j2000", "alpha_j2000", "x_world"),
+    "DEC": ("dec", "deltawin_j2000", "delta_j2000", "y_world"),
+    "Flag": ("flag", "flags"),
+    "Mag_Kron": ("mag_kron", "mag_auto"),
+}
+"""CAT column -> the names it may have, in lower case and order of preference (the official one, SExtractor's)."""
+
+REQUIRED: Final = ("objID", "X", "Y", "RA", "DEC")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Rows of one CAT, in its order; all arrays are of its length.
+
+    Attributes
+    ----------
+    x, y : float64
+        Pixel position, 0-based, the centre of the first pixel being 0.0; nan where the row has none.
+    ra, dec : float64
+        ICRS position, degrees, 0 <= ra < 360; nan where the row has none.
+    sg_flags : int32
+        NO_POSITION, POSITION_MISMATCH, DUPLICATE_ID, STAGE_CATALOG.
+    usable : bool
+        The row has a position, on the sky and on the detector, and the two agree.
+    flag : int32
+        The catalogue's own Flag; 0 where it has none.
+    mag : float32
+        Kron magnitude (AB); nan where the catalogue has none.
+    """
+
+    x: F64
+    y: F64
+    ra: F64
+    dec: F64
+    sg_flags: I32
+    usable: Bool
+    flag: I32
+    mag: F32
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read every row and column of a CAT file.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS file with a binary table: the first one, or ``LDAC_OBJECTS`` of a SExtractor LDAC file.
+
+    Returns
+    -------
+    pyarrow.Table
+        See `sgclassify.stages.read.bintable.read_bintable`; no value is changed or dropped.
+
+    Raises
+    ------
+    UnusableInputError
+        If the file is damaged or holds no table.
+    """
+    path = Path(path)
+    tables = [hdu for hdu in table_hdus(path) if hdu.name != "LDAC_IMHEAD"]
+    tables.sort(key=lambda hdu: hdu.name != "LDAC_OBJECTS")
+    if not tables:
+        raise UnusableInputError(path, "no binary table in any HDU", "is this a catalogue?")
+    return read_bintable(path, tables[0])
+
+
+def find_column(table: pa.Table, name: str) -> str | None:
+    """Name that a table has for an official CAT column; None if it has none.
+
+    The official name is preferred to aliases, and its exact spelling to other cases.
+    """
+    if name in table.column_names:
+        return name
+    for alias in ALIASES.get(name, (name.lower(),)):
+        for column in table.column_names:
+            if column.lower() == alias:
+                return str(column)
+    return None
+
+
+def read_detections(
+    table: pa.Table, header: ExposureHeader, config: StageConfig, path: str | Path
+) -> Detections:
+    """Find the usable positions of a catalogue, and refuse one that cannot belong to its image.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        From `read_table`, or of the stage's own detection (if ``header.files.catalog`` is None), in which the
+        columns have the official names.
+    header : ExposureHeader
+        The exposure.
+    config : StageConfig
+        Used are the ``position_...``, ``max_bad_rows`` and ``min_px_per_row``.
+    path : str or Path
+        File that errors name.
+
+    Returns
+    -------
+    Detections
+
+    Raises
+    ------
+    UnusableInputError
+        If there are no rows, a required column is missing or holds no numbers, there are too many rows for the
+        detector, or too many without a usable position.
+    """
+    own = header.files.catalog is None
+    n = table.num_rows
+    if n == 0 and not own:
+        raise UnusableInputError(path, "the catalogue has no rows", "remove it to have sources detected")
+    columns = {name: find_column(table, name) for name in ALIASES}
+    for name in REQUIRED:
+        if columns[name] is None:
+            raise UnusableInputError(path, f"missing column {name}", "deliver a Level-1 catalogue")
+    ny, nx = header.shape
+    if not own and ny * nx < config.min_px_per_row * n:
+        fault = f"{n} rows on {nx} x {ny} pixels: more than the image can hold"
+        raise UnusableInputError(path, fault, "measure the catalogue again")
+
+    x, y, ra, dec = (_numbers(table, columns[name], path) for name in REQUIRED[1:])
+    x, y = x - 1.0, y - 1.0
+    margin = 0.5 + config.position_margin_px
+    with np.errstate(invalid="ignore"):
+        placed = (x >= -margin) & (x <= nx - 1 + margin) & (y >= -margin) & (y <= ny - 1 + margin)
+        placed &= (ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90)
+    for values in (x, y, ra, dec):
+        values[~placed] = np.nan
+    ra %= 360.0
+    apart = separation_arcsec(ra, dec, *header.pixel_to_sky(x, y))
+    agree = placed & (apart <= config.position_tolerance_arcsec)
+
+    flags = np.zeros(n, dtype=np.int32)
+    flags[~placed] |= SgFlag.NO_POSITION
+    flags[placed & ~agree] |= SgFlag.POSITION_MISMATCH
+    flags[_repeated(table.column(columns["objID"]))] |= SgFlag.DUPLICATE_ID
+    if own:
+        flags |= SgFlag.STAGE_CATALOG
+    bad = n - int(agree.sum())
+    if bad > config.max_bad_rows * n:
+        mismatches = int((placed & ~agree).sum())
+        fault = f"{bad} of {n} rows have no usable position ({mismatches} disagree with the WCS of the image)"
+        raise UnusableInputError(path, fault, "measure the catalogue again")
+
+    mag = _numbers(table, columns["Mag_Kron"], path)
+    mag[~(mag < NO_MAGNITUDE)] = np.nan
+    flag = _numbers(table, columns["Flag"], path)
+    flag[~(np.abs(flag) < 2**31)] = 0
+    return Detections(x, y, ra, dec, flags, agree, flag.astype(np.int32), mag.astype(np.float32))
+
+
+def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
+    """Angular distance of pairs of positions in degrees, arcsec (haversine: exact for small angles too)."""
+    ra1, dec1, ra2, dec2 = (np.radians(angle) for angle in (ra1, dec1, ra2, dec2))
+    half = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
+    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600.0
+
+
+def _numbers(table: pa.Table, name: str | None, path: str | Path) -> F64:
+    """A column as float64, nan for null and for "no value"; all nan if the table lacks it."""
+    if name is None:
+        return np.full(table.num_rows, np.nan)
+    column = table.column(name)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise UnusableInputError(path, f"column {name} holds no numbers", "deliver a Level-1 catalogue")
+    values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+    values[values == NO_VALUE] = np.nan
+    return values
+
+
+def _repeated(column: pa.ChunkedArray) -> Bool:
+    """Rows whose identifier occurs in other rows too; "no value" is no identifier."""
+    if not len(column):
+        return np.zeros(0, dtype=bool)
+    codes = column.combine_chunks().dictionary_encode()
+    index = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    counts = np.bincount(index[index >= 0], minlength=1)
+    repeated = (index >= 0) & (counts[index] > 1)
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        repeated &= pc.cast(column, pa.float64(), safe=False).fill_null(NO_VALUE).to_numpy() != NO_VALUE
+    return np.asarray(repeated, dtype=bool)
