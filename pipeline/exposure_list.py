@@ -52,9 +52,10 @@ def parse_list(path: str | Path) -> ExposureList:
     Parameters
     ----------
     path : str or Path
-        A text file with a path a line: an IMG file, or a folder (all IMG files below it). Blank lines and lines that
-        begin with ``#`` are skipped. Or a ``.csv`` file with a header ``image[,weight,flag,catalog]``, in which
-        an empty cell means that the file is looked for by name. Relative paths are relative to the list.
+        A text file with a path a line: an IMG file, or a folder (all IMG files below it). Blank lines and
+        lines that begin with ``#`` are skipped. Or a ``.csv`` file with a header
+        ``image[,weight,flag,catalog]``, in which an empty cell means that the file is looked for by name.
+        Relative paths are relative to the list.
 
     Returns
     -------
@@ -87,9 +88,7 @@ def _lines(path: Path) -> list[str]:
     """Lines of a text file that say something."""
     try:
         if path.is_dir():
-            raise UsageError(
-                f"{path} is a folder; an exposure list is a text file (with that folder in a line)"
-            )
+            raise UsageError(f"{path} is a folder; put its path into a text file, and give that")
         with path.open("rb") as stream:
             data = stream.read(MAX_LIST_BYTES + 1)
     except FileNotFoundError:

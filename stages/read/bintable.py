@@ -53,8 +53,8 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        Columns in the order and with the names of the file, in native byte order. Vector columns are fixed-size
-        lists (nested for TDIM), variable-length ones lists, complex values lists of real and imaginary part;
+        Columns in the order and with the names of the file, in native byte order. Vector columns are
+        fixed-size lists (nested for TDIM), variable-length ones lists, complex values pairs;
         TSCAL, TZERO applied; TNULL and undefined logicals are null; trailing blanks of strings are stripped.
         Field metadata hold ``unit`` and ``ucd``, where the file has them.
 
@@ -172,7 +172,8 @@ class _Column:
         return pa.array(native, mask=mask)
 
     def _strings(self, stored: npt.NDArray[np.uint8]) -> pa.Array:
-        width, shape = self.repeat, (1,)
+        width = self.repeat
+        shape: tuple[int, ...] = (1,)
         substring = re.match(r"(\d+)", self.rest)
         if self.dims and math.prod(self.dims) <= self.repeat:
             # The first axis in FITS order, the last here, is the length of one string.

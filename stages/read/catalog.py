@@ -34,7 +34,7 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "Flag": ("flag", "flags"),
     "Mag_Kron": ("mag_kron", "mag_auto"),
 }
-"""CAT column -> the names it may have, in lower case and order of preference (the official one, SExtractor's)."""
+"""CAT column -> the names it may have, lower case, in order of preference: the official one, SExtractor's."""
 
 REQUIRED: Final = ("objID", "X", "Y", "RA", "DEC")
 
@@ -136,8 +136,8 @@ def read_detections(
     Raises
     ------
     UnusableInputError
-        If there are no rows, a required column is missing or holds no numbers, there are too many rows for the
-        detector, or too many without a usable position.
+        If there are no rows, a required column is missing or holds no numbers, there are too many rows for
+        the detector, or too many without a usable position.
     """
     own = header.files.catalog is None
     n = table.num_rows
@@ -187,7 +187,8 @@ def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
     """Angular distance of pairs of positions in degrees, arcsec (haversine: exact for small angles too)."""
     ra1, dec1, ra2, dec2 = (np.radians(angle) for angle in (ra1, dec1, ra2, dec2))
     half = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
-    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600.0
+    apart: F64 = np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600.0
+    return apart
 
 
 def _numbers(table: pa.Table, name: str | None, path: str | Path) -> F64:
@@ -211,5 +212,6 @@ def _repeated(column: pa.ChunkedArray) -> Bool:
     counts = np.bincount(index[index >= 0], minlength=1)
     repeated = (index >= 0) & (counts[index] > 1)
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        repeated &= pc.cast(column, pa.float64(), safe=False).fill_null(NO_VALUE).to_numpy() != NO_VALUE
+        values = pc.cast(column, pa.float64(), safe=False).fill_null(NO_VALUE).to_numpy()
+        repeated &= np.isfinite(values) & (values != NO_VALUE)
     return np.asarray(repeated, dtype=bool)

@@ -1,8 +1,8 @@
 """FITS files as what they are on disk: 2880-byte blocks, header cards, declared sizes, checksums.
 
 Everything that can be known without interpreting the data is checked here, before memory is taken for it: a
-header may declare any size. The cards are parsed here too, because astropy's parser warns (through process-wide
-state, which threads share) about every odd card of a file, wanted or not.
+header may declare any size. The cards are parsed here too, because astropy's parser warns (through state that
+all threads share) about every odd card of a file, wanted or not.
 """
 
 from __future__ import annotations
@@ -263,8 +263,8 @@ def copy_stream(stream: BinaryIO, copy: IO[bytes], path: Path, hdu: Hdu) -> None
         while left and (piece := stream.read(min(left, CHUNK))):
             copy.write(piece)
             left -= len(piece)
-    if left >= BLOCK:
-        raise _truncated(path, hdu, max(hdu.data_bytes - left, 0))
+    if left > hdu.padded_bytes - hdu.data_bytes:
+        raise _truncated(path, hdu, max(hdu.padded_bytes - left, 0))
     copy.flush()
 
 
@@ -276,17 +276,20 @@ def first_image(path: Path) -> tuple[Hdu, tuple[Hdu, ...]]:
     UnusableInputError
         As `scan`, and if there is no such HDU or its declared size is absurd.
     """
-    hdus = scan(path, stop=lambda hdu: hdu.is_image and len(hdu.axes) == 2)
+    hdus = scan(path, stop=_is_plane)
     found = hdus[-1]
-    if not (found.is_image and len(found.axes) == 2):
+    if not _is_plane(found):
         for hdu in hdus:
             if hdu.is_image:
-                fault = f"the image in {hdu.label} has {len(hdu.axes)} axes, not 2"
-                raise UnusableInputError(path, fault, "list a single detector image")
+                size = " x ".join(map(str, hdu.axes))
+                fault = f"the image in {hdu.label} is not two-dimensional ({size} pixels)"
+                raise UnusableInputError(path, fault, "deliver a single detector image")
         raise UnusableInputError(path, "no two-dimensional image in any HDU", "is this a Level-1 image?")
-    if not math.prod(found.axes):
-        raise UnusableInputError(path, f"the image in {found.label} has no pixels", RECOPY)
     return found, tuple(hdus)
+
+
+def _is_plane(hdu: Hdu) -> bool:
+    return hdu.is_image and len(hdu.axes) == 2 and math.prod(hdu.axes) > 0
 
 
 class _HashingReader:
@@ -415,7 +418,7 @@ def _verify_sums(stream: BinaryIO, path: Path, hdu: Hdu, header: bytes) -> None:
     while left:
         piece = stream.read(min(left, CHUNK))
         if not piece:
-            if left >= BLOCK or hdu.padded_bytes - left < hdu.data_bytes:
+            if left > hdu.padded_bytes - hdu.data_bytes:
                 raise _truncated(path, hdu, hdu.padded_bytes - left)
             break
         left -= len(piece)

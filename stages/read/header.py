@@ -48,7 +48,7 @@ _PV_KEY = re.compile(r"PV[12]_(\d+)")
 
 
 class SlitlessExposureError(UnusableInputError):
-    """The exposure is a slitless spectrum, which holds no images of sources: skipped, and no fault of the file."""
+    """The exposure is a slitless spectrum, which shows nothing to classify: skipped, no fault of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +208,8 @@ def has_noise_model(header: ExposureHeader) -> bool:
 def build_wcs(cards: str) -> WCS:
     """WCS from its cards, cached.
 
-    One object a thread: wcslib converts undefined values in place during a transformation, so that two threads
-    must not use the same object at once.
+    One object a thread: wcslib converts undefined values in place during a transformation, so that two
+    threads must not use the same object at once.
     """
     return _build_wcs(cards, threading.get_ident())
 
@@ -226,17 +226,16 @@ def _transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> t
     good = (np.isfinite(first) & np.isfinite(second)).ravel()
     if good.any():
         pairs = (first.ravel()[good], second.ravel()[good])
-        # Only SIP needs the iterative inverse; TAN and TPV are inverted by wcslib itself.
-        inverse = wcs.all_world2pix if wcs.sip is not None else wcs.wcs_world2pix
-        found = wcs.all_pix2world(*pairs, 0) if forward else _quietly(inverse, *pairs)
-        out[:, good] = found
+        if forward:
+            out[:, good] = wcs.all_pix2world(*pairs, 0)
+        elif wcs.sip is not None:
+            # quiet: what does not converge is no reason to lose the rest; read_header has checked the image.
+            out[:, good] = wcs.all_world2pix(*pairs, 0, quiet=True)
+        else:
+            # TAN and TPV are inverted by wcslib itself.
+            out[:, good] = wcs.wcs_world2pix(*pairs, 0)
     out[:, ~np.isfinite(out).all(axis=0)] = np.nan
     return out[0].reshape(first.shape), out[1].reshape(first.shape)
-
-
-def _quietly(inverse: object, a: F64, b: F64) -> tuple[F64, F64]:
-    """World to pixel; where SIP does not converge, nan instead of an error for all."""
-    return inverse(a, b, 0, quiet=True) if inverse.__name__ == "all_world2pix" else inverse(a, b, 0)  # type: ignore
 
 
 class _Keywords:
@@ -262,7 +261,7 @@ class _Keywords:
         return "" if value is None else str(value).strip()
 
     def number(self, *keys: str, above: float | None = None) -> float:
-        """First value found as a number; nan, and a note, where it makes no sense; nan where there is none."""
+        """First value found as a number; nan where there is none, nan and a note where it makes no sense."""
         value = self.value(*keys)
         number = as_number(value)
         if value is None or number == NO_VALUE:

@@ -65,7 +65,7 @@ class ExposureFiles:
 
 
 def strip_extension(name: str) -> str:
-    """File name without ``.fits``, ``.fits.fz`` or ``.fits.gz``; without the last suffix where it has none."""
+    """File name without ``.fits``, ``.fits.fz`` or ``.fits.gz``, or else without its last suffix."""
     short = _EXTENSION.sub("", name)
     return short if short != name else Path(name).stem
 
@@ -81,9 +81,9 @@ def parse_name(path: str | Path) -> ExposureName | None:
     Parameters
     ----------
     path : str or Path
-        File name, with or without its folder. Read are ``CSST_MSC_MS_<TYPE>_<start>_<stop>_<obsid>_<chip>_L1_
-        <version>_<KIND>.fits``, and the older ``..._<obsid>_<chip>_<kind>[_L1].fits``; in either case of letters,
-        also as ``.fits.fz`` and ``.fits.gz``.
+        File name, with or without its folder. Read are
+        ``CSST_MSC_MS_<TYPE>_<start>_<stop>_<obsid>_<chip>_L1_<version>_<KIND>.fits`` and the older
+        ``..._<obsid>_<chip>_<kind>[_L1].fits``, in either case of letters, and ``.fits.fz``, ``.fits.gz``.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def file_kind(path: str | Path) -> str | None:
 
 
 def exposure_stem(path: str | Path) -> str:
-    """Name of the exposure that a file belongs to: the file's name without extension, kind and ``_L1`` after it.
+    """Name of the exposure that a file belongs to: its name without extension, kind and ``_L1`` after that.
 
     The four files of an exposure have the same stem. It is the exposure's identifier within a run.
     """

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Protocol, Self
+from typing import Any, BinaryIO, Final, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,17 @@ SKY_SAMPLES: Final = 200_000
 """About this many pixels give the robust sky: its error is then 0.3 percent of the noise."""
 
 _DTYPE: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+
+_DECODING_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+    CfitsioException,
+)
+"""What astropy was seen to raise on damaged tiles; its decoders do not share a base class."""
 
 _OPENING = threading.Lock()
 """Held while warnings are filtered: the filters belong to the process, not to the thread."""
@@ -72,7 +83,8 @@ class PixelWindow:
     def valid(self) -> Bool:
         """Pixels that are data, [y, x]: weight > 0, finite, and no flag but ghost or scattered light."""
         masking = np.uint16(0xFFFF & ~HARMLESS)
-        return (self.weight > 0) & np.isfinite(self.image) & ((self.flags & masking) == 0)
+        good: Bool = (self.weight > 0) & np.isfinite(self.image) & ((self.flags & masking) == 0)
+        return good
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +209,8 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
     Raises
     ------
     UnusableInputError
-        If a file is truncated, a CHECKSUM or DATASUM does not match, data cannot be decoded, IMG is all nan, WHT
-        all zero, or no pixel is valid.
+        If a file is truncated, a CHECKSUM or DATASUM does not match, data cannot be decoded, IMG is all nan,
+        WHT all zero, or no pixel is valid.
     """
     files = header.files
     paths = [path for path in (files.image, files.weight, files.flag, files.catalog) if path is not None]
@@ -261,9 +273,9 @@ class _PlainReader:
         blank = self.hdu.values.get("BLANK") if self.dtype.kind in "iu" else None
         if blank is None and scale == 1.0 and zero == 0.0:
             return stored
-        if blank is None and scale == 1.0 and zero == int(zero) and self.dtype.itemsize <= 4:
-            if self.dtype.kind in "iu":
-                return stored.astype(np.int64) + int(zero)
+        if blank is None and scale == 1.0 and zero.is_integer() and self.dtype.str in (">u1", ">i2"):
+            # Unsigned integers, such as the flags, stay integers: BZERO is 32768, or -128.
+            return stored.astype(np.int32) + int(zero)
         values = stored * scale + zero
         if blank is not None:
             values[stored == blank] = np.nan
@@ -313,9 +325,10 @@ def _open_image(stack: ExitStack, path: Path) -> _Reader:
     location = path
     if size is None:
         # Windows would seek backwards in the gzip stream, each time from its start: decompress it once.
-        copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits"))
+        temporary = tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits")  # noqa: SIM115
+        copy = stack.enter_context(temporary)
         copy_stream(stream, copy, path, hdu)
-        stream, location = copy.file, Path(copy.name)
+        stream, location = cast(BinaryIO, copy), Path(copy.name)
     if hdu.compressed:
         return _CompressedReader(path, stack, location, hdu)
     return _PlainReader(path, stream, hdu)
@@ -328,6 +341,8 @@ def _as_float32(values: npt.NDArray[Any]) -> F32:
 
 def _as_flags(values: npt.NDArray[Any]) -> U16:
     """Bit mask of what FLG holds; a value that is no uint16 gets a bit that masks the pixel."""
+    if values.dtype == np.uint16:
+        return np.array(values, dtype=np.uint16)
     strange = ~((values >= 0) & (values <= 0xFFFF))
     whole = np.where(strange, 0, values).astype(np.uint16)
     whole[strange | (whole != np.where(strange, 0, values))] |= np.uint16(UNKNOWN_BIT)
@@ -337,8 +352,8 @@ def _as_flags(values: npt.NDArray[Any]) -> U16:
 def _noise_weight(image: F32, header: ExposureHeader) -> F32:
     """Inverse variance from photon and read noise: t^2 / (max(data, 0) t + RN^2), data in e-/s.
 
-    The data are electrons, so that the photon noise needs no gain. Where EXPTIME or RDNOISE1 is missing, SKY_RMS
-    stands for the noise of every pixel, and the photon noise of the sources is added if EXPTIME is known.
+    The data are electrons, so that the photon noise needs no gain. Where EXPTIME or RDNOISE1 is missing,
+    SKY_RMS stands for the noise of every pixel, and the photon noise of the sources is added if it is known.
     """
     time = header.exposure_time
     signal = np.maximum(image, np.float32(0))
