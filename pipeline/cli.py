@@ -1,0 +1,169 @@
+"""The command ``sgclassify``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sgclassify.stages.errors import SgClassifyError
+
+if TYPE_CHECKING:
+    from sgclassify.pipeline.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+_MODEL_CLI: Final = "sgclassify.model.cli"
+
+LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
+    "simulate": ("sgclassify.simulation.cli", "simulate", "Simulate Level-1 exposures with truth."),
+    "dataset": (_MODEL_CLI, "dataset", "Make training data from simulated exposures."),
+    "train": (_MODEL_CLI, "train", "Train the model."),
+    "export": (_MODEL_CLI, "export", "Export a trained model as an archive."),
+    "evaluate": (_MODEL_CLI, "evaluate", "Compare the products of a run with the truth."),
+}
+"""Commands of the other parts: module, attribute, help. They are imported when they are called."""
+
+_EXTRA: Final = {"sgclassify.simulation.cli": "simulate", _MODEL_CLI: "train"}
+
+
+class _Group(click.Group):
+    """A group that imports the commands of other parts when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *LAZY]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, attribute, _ = LAZY[cmd_name]
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.UsageError(
+                f"'{cmd_name}' needs {error.name}, which is not installed; "
+                f"install sgclassify with the extra '{_EXTRA[module]}'"
+            ) from error
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Help must not import what may not be installed.
+        own = [(name, command.get_short_help_str()) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl([*own, *((name, text) for name, (_, _, text) in LAZY.items())])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("sgclassify"), prog_name="sgclassify")
+def main() -> None:
+    """Star/galaxy classification of CSST survey exposures."""
+
+
+@main.command()
+@click.option(
+    "--exposure-list",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Text file with an IMG file or a folder a line, or a CSV file with a header.",
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the products.")
+@click.option("--model", type=click.Path(path_type=Path), help="Model archive. [default: the shipped one]")
+@click.option("--scheduler", help="Address of a Dask scheduler. [default: a cluster on this machine]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 4096),
+    help="Worker processes [default: one a core]; with --scheduler, workers to wait for [default: 1].",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings."
+)
+@click.option("--keep-work", is_flag=True, help="Keep the work folder, to look into it.")
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
+def run(
+    exposure_list: Path,
+    output: Path,
+    model: Path | None,
+    scheduler: str | None,
+    workers: int | None,
+    config: Path | None,
+    overwrite: bool,
+    keep_work: bool,
+    log_format: str,
+) -> None:
+    """Classify the sources of a list of exposures.
+
+    Exit status: 0 all done; 1 a defect in the program; 2 usage or configuration; 3 finished, but some
+    exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
+    the work.
+    """
+    # Imported here: it takes seconds, which --help and wrong usage need not wait for.
+    from sgclassify.pipeline.progress import reporting
+    from sgclassify.pipeline.run import Options
+    from sgclassify.pipeline.run import run as carry_out
+
+    options = Options(
+        exposure_list=exposure_list,
+        output=output,
+        model=model,
+        scheduler=scheduler,
+        workers=workers,
+        config=config,
+        overwrite=overwrite,
+        keep_work=keep_work,
+        command=("sgclassify", *sys.argv[1:]),
+    )
+    with reporting(log_format) as reporter, _terminable():
+        try:
+            record = carry_out(options, reporter)
+        except SgClassifyError as error:
+            log.error("%s", error, extra={"exit_code": error.exit_code})
+            sys.exit(error.exit_code)
+        except Exception:
+            log.exception("a defect in the program; please report it with the lines below")
+            sys.exit(1)
+    click.echo(summary(record))
+    sys.exit(record.exit_code)
+
+
+def summary(record: RunRecord) -> str:
+    """The table at the end of a run."""
+    n = record.counts()
+    rows = (
+        ("exposures", f"{n['exposures_done']} done"),
+        ("", f"{n['exposures_set_aside']} set aside"),
+        ("", f"{n['exposures_skipped']} skipped"),
+        ("tiles", f"{n['tiles_done']} done, {n['tiles_set_aside']} set aside"),
+        ("objects", f"{n['objects']}"),
+        ("stars", f"{n['stars']}"),
+        ("galaxies", f"{n['galaxies']}"),
+        ("not scored", f"{n['not_scored']}"),
+        ("time", f"{sum(record.timings.values()):.1f} s"),
+        ("products", f"{record.output}"),
+    )
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run like an interrupt, so that workers end and the lock is given back."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

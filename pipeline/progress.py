@@ -1,0 +1,164 @@
+"""What a run tells while it works: log lines, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+log = logging.getLogger(__name__)
+
+LOG_FORMATS: Final = ("text", "json")
+LOGGER: Final = "sgclassify"
+_SECONDS_BETWEEN_LINES: Final = 10.0
+# What every LogRecord has; the rest was given by ``extra=`` and belongs into a JSON line.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, and the fields given as ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log lines above a live progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = (
+            "red"
+            if record.levelno >= logging.ERROR
+            else "yellow"
+            if record.levelno >= logging.WARNING
+            else ""
+        )
+        self._console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def reporting(log_format: str) -> Iterator[Reporter]:
+    """Set up the log of a run on standard error; undone on leaving.
+
+    Parameters
+    ----------
+    log_format : str
+        ``"text"`` (with a progress bar where standard error is a terminal) or ``"json"``.
+    """
+    console = Console(stderr=True)
+    live = log_format == "text" and console.is_terminal
+    handler: logging.Handler = _ConsoleHandler(console) if live else logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    elif live:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger(LOGGER)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield Reporter(console if live else None)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class Reporter:
+    """Tells the progress of a run, phase by phase.
+
+    Parameters
+    ----------
+    console : rich.console.Console or None
+        Terminal for a progress bar; None for log lines.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Phase]:
+        """A phase of ``total`` steps; ``name`` is what the operator reads."""
+        start = time.monotonic()
+        if self._console is None:
+            phase = Phase(name, total)
+            log.info("%s: %d", name, total, extra={"phase": name, "total": total})
+            yield phase
+        else:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                task = bar.add_task(name, total=total)
+                phase = Phase(name, total, lambda: bar.advance(task))
+                yield phase
+        log.info(
+            "%s: %d of %d done in %.1f s",
+            name,
+            phase.done,
+            total,
+            time.monotonic() - start,
+            extra={"phase": name, "done": phase.done, "total": total},
+        )
+
+
+class Phase:
+    """Counter of one phase."""
+
+    def __init__(self, name: str, total: int, on_step: object = None) -> None:
+        self.name = name
+        self.total = total
+        self.done = 0
+        self._on_step = on_step
+        self._last_line = time.monotonic()
+
+    def step(self) -> None:
+        """One more step is done."""
+        self.done += 1
+        if callable(self._on_step):
+            self._on_step()
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and self.done < self.total:
+            self._last_line = time.monotonic()
+            log.info(
+                "%s: %d of %d",
+                self.name,
+                self.done,
+                self.total,
+                extra={"phase": self.name, "done": self.done, "total": self.total},
+            )

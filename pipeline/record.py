@@ -1,0 +1,209 @@
+"""The record of a run: what becomes run.json, and what the report shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import traceback
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+RECORD_VERSION: Final = 1
+DONE: Final = "done"
+SET_ASIDE: Final = "set_aside"
+SKIPPED: Final = "skipped"
+
+_PACKAGES: Final = ("sgclassify", "numpy", "astropy", "photutils", "pyarrow", "hats", "distributed", "torch")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an exposure or a tile was set aside or skipped.
+
+    Attributes
+    ----------
+    file : str
+        File at fault; empty where none is.
+    fault, advice : str
+        What is wrong, and what the operator can do about it.
+    traceback : str
+        Of an unexpected error; empty for one that the stages know.
+    """
+
+    file: str
+    fault: str
+    advice: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def from_error(cls, error: BaseException, trace: str = "") -> Failure:
+        """Describe an error; ``path``, ``fault`` and ``advice`` are taken from those that have them."""
+        if hasattr(error, "fault"):
+            return cls(str(getattr(error, "path", "")), str(error.fault), str(getattr(error, "advice", "")))
+        trace = trace or "".join(traceback.format_exception(error))
+        fault = f"unexpected {type(error).__name__}: {error}"
+        return cls("", fault, "see the traceback in run.json and report it", trace)
+
+    def __str__(self) -> str:
+        text = f"{self.file}: {self.fault}" if self.file else self.fault
+        return f"{text}; {self.advice}" if self.advice else text
+
+
+@dataclass
+class ExposureRecord:
+    """One exposure of the list. ``rows``, ``usable`` and ``scored`` count rows of its catalogue."""
+
+    id: str
+    files: dict[str, str | None]
+    sha256: dict[str, str] = field(default_factory=dict)
+    band: str | None = None
+    outcome: str = SET_ASIDE
+    file: str = ""
+    fault: str = ""
+    advice: str = ""
+    traceback: str = ""
+    notes: list[str] = field(default_factory=list)
+    rows: int = 0
+    usable: int = 0
+    scored: int = 0
+
+    def close(self, outcome: str, failure: Failure) -> None:
+        """Set the exposure aside, or skip it, for a reason."""
+        self.outcome = outcome
+        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
+        self.traceback = failure.traceback
+
+
+@dataclass
+class TileRecord:
+    """One sky tile: HEALPix order and nested pixel, the exposures that cover it, and what became of it."""
+
+    order: int
+    pixel: int
+    exposures: list[str]
+    outcome: str = SET_ASIDE
+    n_objects: int = 0
+    n_stars: int = 0
+    n_galaxies: int = 0
+    n_not_scored: int = 0
+    seconds: float = 0.0
+    file: str = ""
+    fault: str = ""
+    advice: str = ""
+    traceback: str = ""
+
+    def set_aside(self, failure: Failure) -> None:
+        """Set the tile aside for a reason."""
+        self.outcome = SET_ASIDE
+        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
+        self.traceback = failure.traceback
+
+
+@dataclass
+class RunRecord:
+    """Everything that run.json says, gathered while the run goes on.
+
+    Attributes
+    ----------
+    command : list of str
+        The command line.
+    configuration : dict
+        In the layout of its TOML file.
+    model : dict
+        ``id``, ``sha256``, ``prior_star_fraction``, ``path``, ``device``.
+    exposures, tiles : list
+        Outcome of each.
+    notes : list of str
+        Remarks on the exposure list.
+    timings : dict of str to float
+        Seconds of each phase.
+    message : str
+        Why the run ended early; empty where it did not.
+    """
+
+    command: list[str]
+    configuration: dict[str, Any]
+    model: dict[str, Any]
+    output: Path
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    exposures: list[ExposureRecord] = field(default_factory=list)
+    tiles: list[TileRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+    exit_code: int = 1
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of exposures, tiles, objects and catalogue rows."""
+
+        def number(items: list[Any], outcome: str) -> int:
+            return sum(item.outcome == outcome for item in items)
+
+        return {
+            "exposures": len(self.exposures),
+            "exposures_done": number(self.exposures, DONE),
+            "exposures_set_aside": number(self.exposures, SET_ASIDE),
+            "exposures_skipped": number(self.exposures, SKIPPED),
+            "tiles": len(self.tiles),
+            "tiles_done": number(self.tiles, DONE),
+            "tiles_set_aside": number(self.tiles, SET_ASIDE),
+            "objects": sum(t.n_objects for t in self.tiles),
+            "stars": sum(t.n_stars for t in self.tiles),
+            "galaxies": sum(t.n_galaxies for t in self.tiles),
+            "not_scored": sum(t.n_not_scored for t in self.tiles),
+            "rows": sum(e.rows for e in self.exposures),
+            "rows_scored": sum(e.scored for e in self.exposures),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return {
+            "record_version": RECORD_VERSION,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "software": software(),
+            "configuration": self.configuration,
+            "model": self.model,
+            "counts": self.counts(),
+            "notes": self.notes,
+            "inputs": [
+                _trimmed(asdict(e)) for e in sorted(self.exposures, key=lambda e: (e.id, str(e.files)))
+            ],
+            "tiles": [_trimmed(asdict(t)) for t in sorted(self.tiles, key=lambda t: (t.order, t.pixel))],
+            "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
+        }
+
+    def write(self, path: Path) -> None:
+        """Write run.json; it is complete under its name or not there."""
+        write_text(path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+
+def _trimmed(item: dict[str, Any]) -> dict[str, Any]:
+    """Without the reasons of what needs none."""
+    if item["outcome"] == DONE:
+        return {
+            key: value for key, value in item.items() if key not in ("file", "fault", "advice", "traceback")
+        }
+    return item if item["traceback"] else {key: value for key, value in item.items() if key != "traceback"}
+
+
+def software() -> dict[str, str]:
+    """Versions of the software that decides about the products."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is complete under its name or not there."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
