@@ -24,7 +24,8 @@ class StageConfig:
     min_px_per_row : float
         Detector pixels per catalogue row below which the catalogue cannot be real (a PSF covers about 5).
     detect_threshold_sigma : float
-        Threshold of the stage's own detection, in standard deviations of the noise of the smoothed image.
+        Threshold of the stage's own detection, in standard deviations of the noise of the smoothed image. On
+        pure noise, 3.3 with 5 pixels gives about 5 false detections in 1024x1024 pixels, 1.5 gives 5000.
     detect_min_px : int
         Connected pixels that make a detection.
     deblend_contrast : float
@@ -47,7 +48,7 @@ class StageConfig:
     position_margin_px: float = 2.0
     max_bad_rows: float = 0.5
     min_px_per_row: float = 16.0
-    detect_threshold_sigma: float = 1.5
+    detect_threshold_sigma: float = 3.3
     detect_min_px: int = 5
     deblend_contrast: float = 0.005
     deblend_prominence_sigma: float = 3.0

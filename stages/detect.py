@@ -194,7 +194,7 @@ def _detect(
     image = np.where(usable, image, np.float32(0)).astype(np.float32, copy=False)
     variance = np.where(usable, sigma, np.float32(0)) ** 2
     smoothed, significance = _smooth(image, variance, usable, fwhm_px)
-    labels, parents = _segment(smoothed, significance, config)
+    labels, parents = _segment(smoothed, significance, usable, config)
     n = int(labels.max(initial=0))
 
     if math.isfinite(electrons) and electrons > 0:
@@ -240,7 +240,9 @@ def _smooth(image: Float32, variance: Float32, usable: Bool, fwhm_px: float) -> 
     return smoothed, significance
 
 
-def _segment(smoothed: Float32, significance: Float32, config: StageConfig) -> tuple[Int32, Int32]:
+def _segment(
+    smoothed: Float32, significance: Float32, usable: Bool, config: StageConfig
+) -> tuple[Int32, Int32]:
     """Deblended segments, numbered 1 to n, and the connected segments that they come from."""
     with warnings.catch_warnings():
         # An empty field is no fault.
@@ -249,7 +251,12 @@ def _segment(smoothed: Float32, significance: Float32, config: StageConfig) -> t
     if segments is None:
         nothing = np.zeros(smoothed.shape, dtype=np.int32)
         return nothing, nothing
-    parents = segments.data.astype(np.int32, copy=False)
+    # What a mask leaves of a cosmic ray is a pixel or two with the light of a source: not enough pixels of
+    # a segment hold data then, however far the smoothing spreads them over the mask.
+    found = np.bincount(segments.data[usable], minlength=segments.data.max() + 1) >= config.detect_min_px
+    found[0] = False
+    number = np.where(found, np.cumsum(found), 0).astype(np.int32)
+    parents = number[segments.data]
     noise = np.divide(smoothed, significance, where=significance > 0, out=np.zeros_like(smoothed))
     labels = deblend(
         smoothed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,10 @@ MARGIN_PX: Final = _STAMP_RADII[-1] + 2
 _CHUNK_PIXELS = 1 << 19
 _FRACTIONS = (0.2, 0.5, 0.9)
 
-# The growth curve is kept on rings this wide. Pixels near the centre are divided 5x5, those farther out
+# The growth curve is kept on rings this wide. Pixels near the centre are divided 9x9, those farther out
 # are spread evenly over the pixel's own width in radius.
 _RING = 0.125
-_CORE_PX, _CORE_SUB = 4, 5
+_CORE_PX, _CORE_SUB = 4, 9
 _SPREAD: Final = (-0.375, -0.125, 0.125, 0.375)
 
 # Windowed positions: radius of the window's stamp, largest window, rounds, farthest move.
@@ -137,16 +137,30 @@ def measure_segments(
     Photometry
         In the order of the labels.
     """
-    x, y, a, b, theta = _isophotes(smoothed, labels)
+    x, y, peak_x, peak_y, a, b, theta = _isophotes(smoothed, labels)
     n = x.size
-    x, y, fwhm = _windowed(image, usable, labels, x, y, np.sqrt(a * b), fwhm_px / FWHM_PER_SIGMA)
+    window = np.clip(np.sqrt(a * b), fwhm_px / FWHM_PER_SIGMA, _WINDOW_MAX_SIGMA)
+    # From the peak, since the barycentre of a segment that took in a neighbour may be far off.
+    window_x, window_y, fwhm = _windowed(image, usable, labels, peak_x, peak_y, window)
+    settled = np.isfinite(window_x)
+    x, y = np.where(settled, window_x, x), np.where(settled, window_y, y)
+    fwhm = np.where(np.isfinite(fwhm), fwhm, FWHM_PER_SIGMA * np.sqrt(a * b))
+    apertures = len(APERTURE_RADII)
     result = Photometry(
-        x, y, a, b, theta, fwhm,
-        *(np.full(n, np.nan) for _ in range(3)),
-        *(np.full((n, len(APERTURE_RADII)), np.nan) for _ in range(2)),
-        np.full((n, len(_FRACTIONS)), np.nan),
-        np.zeros(n, dtype=np.bool_),
-    )  # fmt: skip
+        x=x,
+        y=y,
+        a=a,
+        b=b,
+        theta=theta,
+        fwhm=fwhm,
+        kron_radius=np.full(n, np.nan),
+        flux_kron=np.full(n, np.nan),
+        error_kron=np.full(n, np.nan),
+        flux_aperture=np.full((n, apertures), np.nan),
+        error_aperture=np.full((n, apertures), np.nan),
+        radius=np.full((n, len(_FRACTIONS)), np.nan),
+        biased=np.zeros(n, dtype=np.bool_),
+    )
     reach = np.clip(_KRON_REACH * a + 2, _STAMP_RADII[0], _STAMP_RADII[-1])
     category = np.searchsorted(_STAMP_RADII, reach)
     for k, stamp_radius in enumerate(_STAMP_RADII):
@@ -159,15 +173,15 @@ def measure_segments(
 
 def _isophotes(
     smoothed: Float32, labels: npt.NDArray[np.int32]
-) -> tuple[Float64, Float64, Float64, Float64, Float64]:
-    """Barycentre, RMS axes and angle of each segment."""
+) -> tuple[Float64, Float64, Float64, Float64, Float64, Float64, Float64]:
+    """Barycentre, brightest pixel, RMS axes and angle of each segment."""
     y, x = np.nonzero(labels)
     label = labels[y, x] - 1
     n = int(labels.max(initial=0))
     light = np.maximum(smoothed[y, x].astype(np.float64), 0)
     total = np.bincount(label, light, n)
 
-    def mean(values: Float64) -> Float64:
+    def mean(values: npt.NDArray[Any]) -> Float64:
         return np.bincount(label, light * values, n) / total
 
     centre_x, centre_y = mean(x), mean(y)
@@ -178,7 +192,9 @@ def _isophotes(
     a = np.sqrt(np.maximum(half_sum + half_difference, 1 / 12))
     b = np.sqrt(np.maximum(half_sum - half_difference, 1 / 12))
     theta = np.degrees(np.arctan2(2 * xy, xx - yy)) / 2
-    return centre_x, centre_y, a, b, theta
+    brightest = np.lexsort((-light, label))
+    peak = brightest[np.searchsorted(label[brightest], np.arange(n))]
+    return centre_x, centre_y, x[peak].astype(np.float64), y[peak].astype(np.float64), a, b, theta
 
 
 def _clean_stamps(
@@ -203,16 +219,15 @@ def _windowed(
     labels: npt.NDArray[np.int32],
     x: Float64,
     y: Float64,
-    size_px: Float64,
-    psf_sigma: float,
+    window: Float64,
 ) -> tuple[Float64, Float64, Float64]:
     """Centroids under a Gaussian window that follows them, and the FWHM by the window's second moment.
 
-    As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias.
+    As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias. NaN
+    where the window finds no light or wanders off.
     """
     side = 2 * _WINDOW_PX + 1
-    window = np.clip(size_px, psf_sigma, _WINDOW_MAX_SIGMA)
-    new_x, new_y, fwhm = x.copy(), y.copy(), FWHM_PER_SIGMA * size_px
+    new_x, new_y, fwhm = (np.full(x.size, np.nan) for _ in range(3))
     step = max(1, _CHUNK_PIXELS // side**2)
     for start in range(0, x.size, step):
         part = np.arange(start, min(start + step, x.size))
@@ -234,7 +249,7 @@ def _windowed(
             if max(np.abs(move_x).max(), np.abs(move_y).max()) < _WINDOW_STOP:
                 break
         settled = (total > 0) & (np.hypot(px - x[part], py - y[part]) < _WINDOW_MOVE)
-        new_x[part], new_y[part] = np.where(settled, px, x[part]), np.where(settled, py, y[part])
+        new_x[part], new_y[part] = np.where(settled, px, np.nan), np.where(settled, py, np.nan)
         rows_xx = np.matmul(stamps, (wx * dx**2)[:, :, None])[:, :, 0]
         second = np.einsum("ij,ij->i", wy, rows_xx) + np.einsum("ij,ij->i", wy * dy**2, rows)
         # Mean of the two axes; the window's own width is taken out as for a Gaussian source.

@@ -117,6 +117,16 @@ def test_quantised_and_constant_pixels() -> None:
     assert (sky.sigma == 0).all()
 
 
+def test_coarse_digitisation_does_not_shift_the_sky() -> None:
+    step = SIGMA / 5
+    image = noise((512, 512)) + np.random.default_rng(7).normal(0, 0.01, (512, 1)).astype(np.float32)
+    exact = measure_sky(image, all_valid(image), 128)
+    rounded = np.round(image / step).astype(np.float32) * np.float32(step)
+    coarse = measure_sky(rounded, all_valid(image), 128)
+    assert np.abs(coarse.level - exact.level).max() < 0.02 * SIGMA
+    assert np.abs(coarse.sigma / exact.sigma - 1).max() < 0.03
+
+
 def test_reads_each_row_once_and_in_bands() -> None:
     image, valid = noise((500, 300)), np.random.default_rng(1).random((500, 300)) > 0.1
     asked: list[tuple[int, int]] = []
