@@ -171,7 +171,9 @@ def associate(
     return Association(object_index, anchor[:n_objects].copy())
 
 
-def chained(ra: ArrayLike, dec: ArrayLike, seeds: NDArray[np.bool_], radius_arcsec: float) -> NDArray[np.bool_]:
+def chained(
+    ra: ArrayLike, dec: ArrayLike, seeds: NDArray[np.bool_], radius_arcsec: float
+) -> NDArray[np.bool_]:
     """Detections that can be reached from the seeds in steps no longer than the radius.
 
     Parameters

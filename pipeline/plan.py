@@ -1,0 +1,173 @@
+"""Plan of a run: which exposures touch which sky tile, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from astropy.wcs import Wcsprm
+from numpy.typing import NDArray
+
+from sgclassify.stages import healpix
+from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.read.header import ExposureHeader
+
+SAMPLES: Final = 16
+"""Points on each side of a detector's outline, so that the outline follows the distortion of the optics."""
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """One unit of work.
+
+    Attributes
+    ----------
+    order, pixel : int
+        The HEALPix tile, nested scheme.
+    exposures : tuple of str
+        Sorted `exposure_id` of the exposures whose padded footprint touches the tile.
+    """
+
+    order: int
+    pixel: int
+    exposures: tuple[str, ...]
+
+
+def make_plan(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: float) -> list[TilePlan]:
+    """Distribute exposures over sky tiles.
+
+    Parameters
+    ----------
+    headers : sequence of ExposureHeader
+        One per exposure.
+    tile_order : int
+        HEALPix order of the tiles.
+    pad_arcsec : float
+        How far outside its detector an exposure still counts: at least the margin that the association of a
+        tile reads around it, plus how far off the detector a catalogue's positions may lie.
+
+    Returns
+    -------
+    list of TilePlan
+        Every tile that holds a point of a padded detector (and a few that come close), sorted by pixel;
+        independent of the order of `headers`.
+
+    Raises
+    ------
+    UnusableInputError
+        If a footprint has no position on the sky; `read_header` refuses such files.
+    ValueError
+        If two headers share an `exposure_id`.
+    """
+    return plan_tiles(
+        ((h.exposure_id, footprint_tiles(h, tile_order, pad_arcsec)) for h in headers), tile_order
+    )
+
+
+def plan_tiles(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: int) -> list[TilePlan]:
+    """Turn the tiles of each exposure into the exposures of each tile.
+
+    Parameters
+    ----------
+    footprints : iterable of (str, ndarray of int64)
+        `exposure_id` and pixels of `footprint_tiles`, which may have been computed elsewhere.
+    tile_order : int
+        HEALPix order of the pixels.
+
+    Returns
+    -------
+    list of TilePlan
+        Sorted by pixel.
+
+    Raises
+    ------
+    ValueError
+        If an `exposure_id` comes twice.
+    """
+    exposures: dict[int, list[str]] = {}
+    seen: set[str] = set()
+    for exposure_id, pixels in footprints:
+        if exposure_id in seen:
+            raise ValueError(f"exposure {exposure_id} is in the plan twice")
+        seen.add(exposure_id)
+        for pixel in pixels.tolist():
+            exposures.setdefault(pixel, []).append(exposure_id)
+    return [TilePlan(tile_order, pixel, tuple(sorted(exposures[pixel]))) for pixel in sorted(exposures)]
+
+
+def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> NDArray[np.int64]:
+    """Tiles that a detector, widened by a pad, touches.
+
+    Parameters
+    ----------
+    header : ExposureHeader
+        The exposure.
+    tile_order : int
+        HEALPix order of the tiles.
+    pad_arcsec : float
+        Pad around the detector.
+
+    Returns
+    -------
+    ndarray of int64
+        Ascending pixels.
+
+    Raises
+    ------
+    UnusableInputError
+        If the outline has no position on the sky, or the pixels no scale.
+    """
+    ny, nx = header.shape
+    middle_x, middle_y = (nx - 1) / 2.0, (ny - 1) / 2.0
+    ra, dec = _pixel_to_sky(
+        header,
+        np.array([middle_x, middle_x + 1.0, middle_x]),
+        np.array([middle_y, middle_y, middle_y + 1.0]),
+    )
+    origin, along_x, along_y = healpix.unit_vectors(ra, dec)
+    jacobian = np.stack([along_x - origin, along_y - origin])
+    scale = float(np.linalg.svd(jacobian, compute_uv=False)[-1]) / healpix.ARCSEC
+    if scale <= 0.0:
+        raise _unusable(header, "the pixels have no scale on the sky")
+    # A tenth more, since the scale varies over the detector; and between its sampled points a bent side
+    # leaves its chord by about 1/SAMPLES^2 of its own bend.
+    pad = 1.1 * pad_arcsec / scale + max(nx, ny) / SAMPLES**2 + 2.0
+    ra, dec = _pixel_to_sky(header, *_outline(-0.5 - pad, nx - 0.5 + pad, -0.5 - pad, ny - 0.5 + pad))
+    return healpix.polygon_tiles(ra, dec, tile_order)
+
+
+def _outline(
+    left: float, right: float, bottom: float, top: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points around a rectangle, each once, (x, y)."""
+    forth = np.arange(SAMPLES) / SAMPLES
+    back = 1.0 - forth
+    x = left + (right - left) * np.concatenate([forth, np.ones(SAMPLES), back, np.zeros(SAMPLES)])
+    y = bottom + (top - bottom) * np.concatenate([np.zeros(SAMPLES), forth, np.ones(SAMPLES), back])
+    return x, y
+
+
+def _pixel_to_sky(
+    header: ExposureHeader, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sky positions (degrees) of 0-based pixel positions, all finite.
+
+    Asks wcslib itself where it knows the distortion (all but SIP): to build astropy's WCS object for each of
+    thousands of headers takes several times longer than all the rest of the plan.
+    """
+    if "A_ORDER" in header.wcs_cards:
+        ra, dec = header.pixel_to_sky(x, y)
+    else:
+        wcs = Wcsprm(header=header.wcs_cards.encode("ascii"))
+        ra, dec = wcs.p2s(np.stack([x, y], axis=-1), 0)["world"].T
+    if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
+        raise _unusable(header, "the border of the image has no position on the sky")
+    return ra, dec
+
+
+def _unusable(header: ExposureHeader, fault: str) -> UnusableInputError:
+    return UnusableInputError(
+        header.files.image, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure"
+    )
