@@ -286,8 +286,19 @@ def _schema() -> pa.Schema:
 
 CATALOG_SCHEMA: pa.Schema = _schema()
 """Columns of a catalogue that the stage makes: the official names (FORMATS: CAT columns), X and Y 1-based
-pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from X towards Y, fluxes in nanomaggies;
+pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from north towards east, fluxes in nanomaggies;
 null where there is no value."""
+
+
+def _position_angle(photometry: Photometry, wcs: Any, ra: Float64, dec: Float64) -> Float64:
+    """Angle of the major axes from north towards east, degrees within [-90, 90), as in upstream catalogues."""
+    if not photometry.x.size:
+        return photometry.theta
+    angle = np.radians(photometry.theta)
+    end_ra, end_dec = wcs.all_pix2world(photometry.x + np.cos(angle), photometry.y + np.sin(angle), 0)
+    east = ((end_ra - ra + 180) % 360 - 180) * np.cos(np.radians(dec))
+    result: Float64 = (np.degrees(np.arctan2(east, end_dec - dec)) + 90) % 180 - 90
+    return result
 
 
 def _table(photometry: Photometry, flag: Int32, wcs: Any, zero_point: float) -> pa.Table:
@@ -305,7 +316,7 @@ def _table(photometry: Photometry, flag: Int32, wcs: Any, zero_point: float) -> 
         "FWHM": p.fwhm,
         "A": p.a,
         "B": p.b,
-        "PA": p.theta,
+        "PA": _position_angle(p, wcs, np.asarray(ra), np.asarray(dec)),
         "E": 1 - p.b / p.a,
         "AB": p.a / p.b,
         "Radius_Kron": p.kron_radius,

@@ -147,7 +147,8 @@ def test_apertures_are_as_exact_overlap() -> None:
             exact[f"aperture_sum_{k}"][0] * scale, rel=5e-3
         )
     assert column(table, "Flux_Kron")[0] == pytest.approx(500 * scale, rel=0.07)
-    assert column(table, "PA")[0] == pytest.approx(30, abs=1)
+    # East is towards smaller x: an axis 30 degrees above the x axis points 60 degrees west of north.
+    assert column(table, "PA")[0] == pytest.approx(-60, abs=1)
     assert column(table, "A")[0] == pytest.approx(5, rel=0.1)
     assert column(table, "AB")[0] == pytest.approx(column(table, "A")[0] / column(table, "B")[0], rel=1e-5)
     assert column(table, "E")[0] == pytest.approx(1 - 1 / column(table, "AB")[0], abs=1e-5)
