@@ -286,12 +286,12 @@ def _schema() -> pa.Schema:
 
 CATALOG_SCHEMA: pa.Schema = _schema()
 """Columns of a catalogue that the stage makes: the official names (FORMATS: CAT columns), X and Y 1-based
-pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from north towards east, fluxes in nanomaggies;
+pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from north to east, fluxes in nanomaggies;
 null where there is no value."""
 
 
 def _position_angle(photometry: Photometry, wcs: Any, ra: Float64, dec: Float64) -> Float64:
-    """Angle of the major axes from north towards east, degrees within [-90, 90), as in upstream catalogues."""
+    """Angle of the major axes from north to east, degrees in [-90, 90), as upstream catalogues have it."""
     if not photometry.x.size:
         return photometry.theta
     angle = np.radians(photometry.theta)
