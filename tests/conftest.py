@@ -220,3 +220,9 @@ def make_columns() -> Callable[..., dict[str, Any]]:
 def make_table() -> Callable[[dict[str, Any]], fits.BinTableHDU]:
     """`table_hdu`."""
     return table_hdu
+
+
+@pytest.fixture(scope="session")
+def write_level1() -> Callable[..., ExposureFiles]:
+    """`write_exposure` itself, for fixtures of a wider scope: the first argument is the folder."""
+    return write_exposure
