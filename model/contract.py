@@ -1,0 +1,102 @@
+"""What a model archive says of itself: the agreement between training and the night run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.errors import ModelError
+from sgclassify.stages.measure import FEATURES
+
+CONTRACT_VERSION = 1
+CLASS_ORDER = ("star", "galaxy")
+
+
+@dataclass(frozen=True)
+class ModelContract:
+    """Contract of a TorchScript archive, stored in it as ``contract.json``.
+
+    Attributes
+    ----------
+    model_id : str
+        Name of the model, unique by its training; written into every product.
+    stamp_size : int
+        Side of the stamps, native pixels.
+    temperature : float
+        Temperature fitted on the calibration fields; it is applied inside the graph.
+    prior_star_fraction : float
+        Share of stars (stars / (stars + galaxies)) that the probabilities assume.
+    training_set_id : str
+        Checksum of the manifest of the training data.
+    training : dict
+        How it was trained: recipe, sample sizes, validation figures; for people.
+    bands, features, class_order : tuple of str
+        Order of the band, feature and class axes.
+    pixel_scale : float
+        Pixel scale that the model was trained for, arcsec per pixel.
+    flux_unit : str
+        Unit of stamps and noise.
+    reference_tolerance : float
+        Largest difference of a probability from the archive's reference output, on any device.
+    """
+
+    model_id: str
+    stamp_size: int
+    temperature: float
+    prior_star_fraction: float
+    training_set_id: str
+    training: dict[str, object] = dataclasses.field(default_factory=dict)
+    bands: tuple[str, ...] = BANDS
+    features: tuple[str, ...] = FEATURES
+    class_order: tuple[str, ...] = CLASS_ORDER
+    pixel_scale: float = PIXEL_SCALE
+    flux_unit: str = "nanomaggy"
+    reference_tolerance: float = 2e-3
+    contract_version: int = CONTRACT_VERSION
+
+    def to_json(self) -> str:
+        """The contract as deterministic JSON text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelContract:
+        """Read and check a contract.
+
+        Raises
+        ------
+        ModelError
+            If the text is no contract, or one that this version of the stages cannot serve.
+        """
+        try:
+            raw = json.loads(text)
+            for name in ("bands", "features", "class_order"):
+                raw[name] = tuple(raw[name])
+            contract = cls(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"the model's contract cannot be read: {error}") from error
+        contract.check()
+        return contract
+
+    def check(self) -> None:
+        """Raise `ModelError` unless the stages can serve this contract."""
+        if self.contract_version != CONTRACT_VERSION:
+            raise ModelError(
+                f"the model's contract has version {self.contract_version}, this software serves"
+                f" {CONTRACT_VERSION}; export the model again with this version"
+            )
+        for name, have, want in (
+            ("bands", self.bands, BANDS),
+            ("features", self.features, FEATURES),
+            ("class_order", self.class_order, CLASS_ORDER),
+            ("flux_unit", self.flux_unit, "nanomaggy"),
+        ):
+            if have != want:
+                raise ModelError(
+                    f"the model was trained with other {name} ({have}) than this version measures"
+                )
+        if not 8 <= self.stamp_size <= 512:
+            raise ModelError(f"the model's stamp size {self.stamp_size} is outside 8..512 pixels")
+        if not (0.0 < self.temperature < 100.0 and 0.0 < self.prior_star_fraction < 1.0):
+            raise ModelError("the model's temperature or prior is not a positive number in range")

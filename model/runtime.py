@@ -1,0 +1,184 @@
+"""Load a model archive and score stamps: the only seam between the stages and TorchScript.
+
+This module must stay importable without torchvision, training code or the simulator: it runs on every worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sgclassify.model.contract import ModelContract
+from sgclassify.stages.errors import ModelError
+from sgclassify.stages.tile import TileStamps
+
+CONTRACT_FILE = "contract.json"
+REFERENCE_FILE = "reference.npz"
+DEFAULT_BATCH = 64
+
+F32 = npt.NDArray[np.float32]
+
+
+def default_model() -> Path:
+    """Path of the model that ships with the package."""
+    return Path(str(resources.files("sgclassify.model").joinpath("weights", "default.pt")))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as a hexadecimal string."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Classifier:
+    """A loaded model that turns stamps into probabilities.
+
+    Parameters
+    ----------
+    module : torch.jit.ScriptModule
+        The fusion network in evaluation mode.
+    contract : ModelContract
+    sha256 : str
+        Checksum of the archive.
+    device : torch.device
+    batch_size : int
+        Objects in one forward pass. Short batches are padded to this size, so that a probability depends
+        neither on the number of objects that happen to share its batch nor on their order.
+    """
+
+    def __init__(
+        self, module: Any, contract: ModelContract, sha256: str, device: torch.device, batch_size: int
+    ) -> None:
+        self._module = module
+        self.contract = contract
+        self.sha256 = sha256
+        self.device = device
+        self.batch_size = batch_size
+
+    def score_arrays(self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32) -> F32:
+        """Probability of being a star.
+
+        Parameters
+        ----------
+        image : ndarray of float32, shape (n, 7, size, size)
+            Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x].
+        valid : ndarray of bool, shape (n, 7, size, size)
+            Pixels that are data; all False for an absent band.
+        sigma : ndarray of float32, shape (n, 7)
+            Noise of a sky pixel, nanomaggies; any positive number for an absent band.
+        features : ndarray of float32, shape (n, 7, n_features)
+            Catalogue sequence; nan where a feature has no value.
+
+        Returns
+        -------
+        ndarray of float32, shape (n,)
+            p_star, calibrated; nan where the model gave no finite number.
+        """
+        n = len(image)
+        result = np.full(n, np.nan, dtype=np.float32)
+        for first in range(0, n, self.batch_size):
+            part = slice(first, min(first + self.batch_size, n))
+            pad = self.batch_size - (part.stop - part.start)
+            batch = [
+                torch.from_numpy(np.pad(a[part], [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device)
+                for a in (image, valid, sigma, features)
+            ]
+            with torch.inference_mode():
+                p = self._module(*batch).cpu().numpy()[: self.batch_size - pad, 0]
+            result[part] = np.where(np.isfinite(p) & (p >= 0) & (p <= 1), p, np.nan)
+        return result
+
+    def __call__(self, stamps: TileStamps) -> F32:
+        """Probability of being a star for every object of a tile, shape (n,)."""
+        return self.score_arrays(stamps.image, stamps.valid, stamps.sigma, stamps.features)
+
+
+def load(
+    path: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    batch_size: int = DEFAULT_BATCH,
+    expected_sha256: str | None = None,
+) -> Classifier:
+    """Load a model archive, check it, and reproduce its reference output.
+
+    A model is a trusted file: loading it runs code. So its checksum is compared first, with `expected_sha256`
+    or with the ``<archive>.sha256`` beside it.
+
+    Parameters
+    ----------
+    path : Path or str, optional
+        The TorchScript archive; the shipped default where None.
+    device : str
+        ``"cpu"`` or a CUDA device.
+    batch_size : int
+        Objects in one forward pass.
+    expected_sha256 : str, optional
+        Checksum that the archive must have.
+
+    Returns
+    -------
+    Classifier
+
+    Raises
+    ------
+    ModelError
+        If the archive is missing, damaged, not the expected one, or does not reproduce its reference.
+    """
+    path = Path(path) if path is not None else default_model()
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model archive; give one with --model")
+    sha256 = sha256_of(path)
+    sidecar = path.with_name(path.name + ".sha256")
+    if expected_sha256 is None and sidecar.is_file():
+        expected_sha256 = sidecar.read_text().split()[0]
+    if expected_sha256 is not None and expected_sha256.lower() != sha256:
+        raise ModelError(
+            f"{path}: sha256 is {sha256}, expected {expected_sha256}; fetch or export the model again"
+        )
+    extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
+    where = torch.device(device)
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+            module = torch.jit.load(str(path), map_location=where, _extra_files=extra)  # type: ignore[no-untyped-call]
+            contract = ModelContract.from_json(_text(extra[CONTRACT_FILE]))
+            module = torch.jit.freeze(module.float().eval())  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
+    classifier = Classifier(module, contract, sha256, where, batch_size)
+    _reproduce(classifier, extra[REFERENCE_FILE], path)
+    return classifier
+
+
+def _text(raw: str | bytes) -> str:
+    return raw.decode() if isinstance(raw, bytes) else raw
+
+
+def _reproduce(classifier: Classifier, raw: str | bytes, path: Path) -> None:
+    """Run the archive's reference input and compare with its expected output."""
+    if not raw:
+        raise ModelError(f"{path}: the archive carries no reference; export the model again")
+    data = raw if isinstance(raw, bytes) else raw.encode("latin-1")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as reference:
+            arrays = {name: reference[name] for name in ("image", "valid", "sigma", "features", "p_star")}
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: the archive's reference cannot be read: {error}") from error
+    got = classifier.score_arrays(arrays["image"], arrays["valid"], arrays["sigma"], arrays["features"])
+    difference = float(np.max(np.abs(got - arrays["p_star"]), initial=0.0))
+    if not difference <= classifier.contract.reference_tolerance:
+        raise ModelError(
+            f"{path}: the reference output is not reproduced (largest difference {difference:.2g}, allowed"
+            f" {classifier.contract.reference_tolerance:.2g}); this build of torch cannot serve this model"
+        )

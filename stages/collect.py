@@ -1,0 +1,193 @@
+"""Collect the stamps of one tile's objects from the exposures, band by band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.flags import InputFlag, SgFlag
+from sgclassify.stages.measure import FEATURES, PSF_MEASURES, feature_table, measure_stamps
+from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
+from sgclassify.stages.read.pixels import ExposurePixels
+from sgclassify.stages.stamps import cut_stamps
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+CORE_BITS = (
+    (InputFlag.SATURATED, SgFlag.SATURATED),
+    (InputFlag.COSMIC_RAY, SgFlag.COSMIC_RAY),
+    (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
+)
+
+
+@dataclass
+class BandStamps:
+    """Best stamp of each object in each band, filled exposure by exposure.
+
+    Parameters
+    ----------
+    n_objects : int
+    size : int
+        Side of the stamps, pixels.
+    """
+
+    n_objects: int
+    size: int
+    image: F32 = field(init=False)
+    valid: Bool = field(init=False)
+    sigma: F32 = field(init=False)
+    exposure: I64 = field(init=False)
+    _saturated: Bool = field(init=False)
+    _weight: F64 = field(init=False)
+    _x: F64 = field(init=False)
+    _y: F64 = field(init=False)
+    _flags: npt.NDArray[np.int32] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.n_objects, len(BANDS))
+        stamp = (*shape, self.size, self.size)
+        self.image = np.zeros(stamp, dtype=np.float32)
+        self.valid = np.zeros(stamp, dtype=bool)
+        self._saturated = np.zeros(stamp, dtype=bool)
+        self.sigma = np.ones(shape, dtype=np.float32)
+        self.exposure = np.full(shape, -1, dtype=np.int64)
+        self._weight = np.zeros(shape, dtype=np.float64)
+        self._x = np.zeros(shape, dtype=np.float64)
+        self._y = np.zeros(shape, dtype=np.float64)
+        self._flags = np.zeros(shape, dtype=np.int32)
+
+    @property
+    def used(self) -> Bool:
+        """Bands of each object that have a stamp with enough valid pixels, shape (n, 7)."""
+        return np.asarray(self.exposure >= 0)
+
+    def add_exposure(
+        self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig
+    ) -> None:
+        """Cut the stamps of one exposure and keep those that are better than what is there.
+
+        Better is the larger sum of inverse variance over the core; of equals the first stays.
+
+        Parameters
+        ----------
+        prepared : PreparedExposure
+        number : int
+            Number by which the exposure is remembered.
+        x, y : ndarray of float64, shape (n,)
+            Positions of all objects on its detector, 0-based pixels; not finite where there is none.
+        config : StageConfig
+        """
+        ny, nx = prepared.header.shape
+        margin = config.position_margin_px
+        on_detector = (
+            (x > -0.5 - margin) & (x < nx - 0.5 + margin) & (y > -0.5 - margin) & (y < ny - 0.5 + margin)
+        )
+        index = np.flatnonzero(on_detector)
+        if not index.size:
+            return
+        x, y = x[index], y[index]
+        first_x = np.ceil(x - self.size / 2).astype(np.int64)
+        first_y = np.ceil(y - self.size / 2).astype(np.int64)
+        x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + self.size)
+        y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + self.size)
+        with ExposurePixels(prepared.header) as pixels:
+            window = pixels.window(y0, y1, x0, x1)
+        level, noise = prepared.sky().at(y0, y1, x0, x1)
+        scale = nanomaggies_per_count(prepared.header)
+        data = (window.image - level) * np.float32(scale)
+        good = window.valid & np.isfinite(data) & (noise > 0)
+
+        image, inside = cut_stamps(data, x - x0, y - y0, self.size)
+        valid = cut_stamps(good, x - x0, y - y0, self.size)[0] & inside
+        bits = cut_stamps(window.flags, x - x0, y - y0, self.size)[0]
+        column = np.clip(np.rint(x).astype(np.int64) - x0, 0, x1 - x0 - 1)
+        row = np.clip(np.rint(y).astype(np.int64) - y0, 0, y1 - y0 - 1)
+        sigma = np.where(noise[row, column] > 0, noise[row, column] * np.float32(scale), np.float32(1.0))
+
+        axis = np.arange(self.size)
+        squared_radius = (axis[None, None, :] - (x - first_x)[:, None, None]) ** 2 + (
+            axis[None, :, None] - (y - first_y)[:, None, None]
+        ) ** 2
+        core = squared_radius <= config.core_radius_px**2
+        share = (core & valid).sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)
+        weight = np.where(share >= config.min_valid_core, share / sigma.astype(np.float64) ** 2, 0.0)
+        band = BAND_INDEX[prepared.header.band]
+        better = weight > self._weight[index, band]
+        chosen = index[better]
+
+        flags = np.zeros(index.size, dtype=np.int32)
+        flags[~inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
+        flags[share < 1.0] |= int(SgFlag.MASKED)
+        for mask, flag in CORE_BITS:
+            flags[(core & ((bits & int(mask)) != 0)).any(axis=(1, 2))] |= int(flag)
+        if prepared.header.files.weight is None:
+            flags |= int(SgFlag.NO_WEIGHT)
+        if prepared.header.files.flag is None:
+            flags |= int(SgFlag.NO_FLAG_IMAGE)
+
+        self.image[chosen, band] = np.where(valid[better], image[better], 0.0)
+        self.valid[chosen, band] = valid[better]
+        self._saturated[chosen, band] = (bits[better] & int(InputFlag.SATURATED)) != 0
+        self.sigma[chosen, band] = sigma[better]
+        self.exposure[chosen, band] = number
+        self._weight[chosen, band] = weight[better]
+        self._x[chosen, band] = (x - first_x)[better]
+        self._y[chosen, band] = (y - first_y)[better]
+        self._flags[chosen, band] = flags[better]
+
+    def flags(self) -> npt.NDArray[np.int32]:
+        """Quality bits of each object over the bands it uses, shape (n,)."""
+        flags = np.asarray(np.bitwise_or.reduce(self._flags, axis=1), dtype=np.int32)
+        count = self.used.sum(axis=1)
+        flags[count < 3] |= int(SgFlag.FEW_BANDS)
+        flags[count == 0] |= int(SgFlag.NOT_SCORED)
+        return flags
+
+    def measure(self, exposures: Sequence[PreparedExposure], detected: Bool, config: StageConfig) -> F32:
+        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band.
+
+        Parameters
+        ----------
+        exposures : sequence of PreparedExposure
+            Indexed by the numbers given to `add_exposure`.
+        detected : ndarray of bool, shape (n, 7)
+            Bands in which the object has a detection.
+        config : StageConfig
+        """
+        features = np.full((self.n_objects, len(BANDS), len(FEATURES)), np.nan, dtype=np.float32)
+        stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)
+        fwhm = np.array([e.header.fwhm_px for e in exposures], dtype=np.float64)
+        locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
+        for band in range(len(BANDS)):
+            index = np.flatnonzero(self.exposure[:, band] >= 0)
+            if not index.size:
+                continue
+            valid, sigma = self.valid[index, band], self.sigma[index, band]
+            measured = measure_stamps(
+                self.image[index, band],
+                valid,
+                self._saturated[index, band],
+                sigma,
+                self._x[index, band],
+                self._y[index, band],
+                config.core_radius_px,
+            )
+            source = self.exposure[index, band]
+            features[index, band] = feature_table(
+                measured,
+                detected[index, band],
+                sigma,
+                {name: values[source] for name, values in locus.items()},
+                stars[source],
+                fwhm[source],
+                valid,
+            )
+        return features

@@ -1,0 +1,362 @@
+"""Measurements on the pixels of one band's stamps: the catalogue sequence that the model reads.
+
+Upstream catalogues come from several programs whose Kron radii, widths and error models differ, so every feature
+is measured again on the pixels, the same way in training and in the night run. All measures use Gaussian weights
+round the source, which depend smoothly on its sub-pixel position, and none depends on the orientation of the stamp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+REFERENCE_SIGMA: Final = 1.2
+"""Sigma (pixels) of the reference weight: near the matched filter of a PSF of 2.0-2.3 px FWHM plus pixel."""
+
+RATIO_SIGMAS: Final = (0.7, 1.8, 2.7, 4.0, 6.0)
+"""Sigmas (pixels) of the other weights; their fluxes are given relative to the reference flux."""
+
+MOMENT_SIGMA: Final = 1.8
+GAUSSIAN_FWHM: Final = 2.3548
+MIN_PSF_SIZE: Final = 0.7
+"""Smallest weighted moment (px^2) of a PSF: that of a Gaussian of 1.5 px FWHM; the camera's is 2 px and wider."""
+WIDE_MOMENT_SIGMA: Final = 3.5
+TOTAL_RADIUS: Final = 6.0
+ANNULUS: Final = (8.0, 14.0)
+FLUX_SOFTENING: Final = 0.05
+"""Softening of the asinh magnitude, nanomaggies (magnitude 25.75)."""
+
+PSF_MEASURES: Final = ("ratio_0.7", "ratio_1.8", "ratio_2.7", "ratio_4.0", "size")
+
+FEATURES: Final[tuple[str, ...]] = (
+    "detected",
+    "snr",
+    "flux",
+    "depth",
+    "ratio_0.7",
+    "ratio_1.8",
+    "ratio_2.7",
+    "ratio_4.0",
+    "ratio_6.0",
+    "size",
+    "size_wide",
+    "ellipticity",
+    "peak",
+    "excess_0.7",
+    "excess_1.8",
+    "excess_2.7",
+    "excess_4.0",
+    "excess_size",
+    "significance_0.7",
+    "significance_1.8",
+    "significance_2.7",
+    "significance_4.0",
+    "psf_size",
+    "psf_ratio_2.7",
+    "psf_stars",
+    "header_fwhm",
+    "annulus",
+    "valid_core",
+    "valid_stamp",
+    "saturated_core",
+)
+"""Names of the features of one band, in the order of the feature axis.
+
+``snr`` asinh of the signal-to-noise ratio in the reference weight; ``flux`` asinh of the flux within 6 px over
+0.05 nanomaggies; ``depth`` AB magnitude of five times the noise of the reference flux, minus 25; ``ratio_s`` flux with
+weight sigma s over the reference flux; ``size`` ``size_wide`` weighted second moment, px^2; ``peak`` brightest
+core pixel over the reference flux; ``excess_*`` the measure minus that of the exposure's point sources;
+``significance_*`` asinh of that difference over its error; ``psf_*`` the exposure's point-source locus;
+``header_fwhm`` FWHM of the header, px; ``annulus`` flux between 8 and 14 px over the total flux; ``valid_*`` shares of
+valid pixels; ``saturated_core`` share of saturated pixels in the core.
+"""
+
+
+@dataclass(frozen=True)
+class PointSources:
+    """The locus of point sources in one exposure, from its own pixels.
+
+    Attributes
+    ----------
+    measures : dict of str to float
+        Median of each of `PSF_MEASURES` over the point sources; nan where the exposure has none.
+    n_stars : int
+        Point sources behind the medians.
+    """
+
+    measures: dict[str, float]
+    n_stars: int
+
+    @classmethod
+    def unknown(cls) -> PointSources:
+        """No point source was found."""
+        return cls(dict.fromkeys(PSF_MEASURES, float("nan")), 0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Raw measures of n stamps of one band; each array has shape (n,) unless said.
+
+    Fluxes and errors are in the unit of the stamps.
+    """
+
+    x: F64
+    y: F64
+    snr: F64
+    reference_flux: F64
+    reference_error: F64
+    total_flux: F64
+    ratio: dict[float, F64]
+    size: F64
+    size_wide: F64
+    ellipticity: F64
+    peak: F64
+    annulus_flux: F64
+    valid_core: F64
+    valid_stamp: F64
+    saturated_core: F64
+
+    @classmethod
+    def concatenate(cls, parts: list[Measured]) -> Measured:
+        """Put the measures of several stacks one after the other; `parts` is not empty."""
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(cls)
+            if field.name != "ratio"
+        }
+        ratio = {s: np.concatenate([part.ratio[s] for part in parts]) for s in RATIO_SIGMAS}
+        return cls(ratio=ratio, **columns)
+
+
+def _gauss(squared_radius: F64, sigma: float) -> F64:
+    return np.exp(-0.5 * squared_radius / sigma**2)
+
+
+def _squared_radius(x: F64, y: F64, size: int) -> F64:
+    axis = np.arange(size, dtype=np.float64)
+    return np.asarray(
+        (axis[None, None, :] - x[:, None, None]) ** 2 + (axis[None, :, None] - y[:, None, None]) ** 2
+    )
+
+
+def _sum(values: F64) -> F64:
+    return np.asarray(values.sum(axis=(1, 2)), dtype=np.float64)
+
+
+def measure_stamps(
+    image: F32, valid: Bool, saturated: Bool, sigma: F32, x: F64, y: F64, core_radius: float
+) -> Measured:
+    """Measure the sources in a stack of stamps.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (n, size, size)
+        Sky-subtracted stamps, axis order [object, y, x]; not-valid pixels are ignored.
+    valid : ndarray of bool, shape (n, size, size)
+        Pixels that are data.
+    saturated : ndarray of bool, shape (n, size, size)
+        Pixels flagged as saturated.
+    sigma : ndarray of float32, shape (n,)
+        Noise of a sky pixel, in the unit of `image`.
+    x, y : ndarray of float64, shape (n,)
+        Position of the source within its stamp, 0-based pixels. Sources of signal-to-noise ratio above 8 are
+        re-centred by up to 0.7 px, so that the catalogue's kind of centroid does not matter.
+    core_radius : float
+        Radius of the core, pixels.
+
+    Returns
+    -------
+    Measured
+    """
+    size = image.shape[-1]
+    data = np.where(valid, image, 0.0).astype(np.float64)
+    noise = np.maximum(sigma.astype(np.float64), 1e-30)
+    axis = np.arange(size, dtype=np.float64)
+    x = x.copy()
+    y = y.copy()
+    x0, y0 = x.copy(), y.copy()
+    for _ in range(3):
+        dx, dy = axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
+        weight = _gauss(dx**2 + dy**2, 1.5)
+        flux = _sum(weight * data)
+        good = flux > 8.0 * noise * np.sqrt(_sum(weight**2 * valid))
+        safe = np.where(good, flux, 1.0)
+        # twice the weighted first moment: the fixed point of a source as wide as its weight
+        x += np.where(good, np.clip(2.0 * _sum(weight * data * dx) / safe, -0.5, 0.5), 0.0)
+        y += np.where(good, np.clip(2.0 * _sum(weight * data * dy) / safe, -0.5, 0.5), 0.0)
+        x = np.clip(x, x0 - 0.7, x0 + 0.7)
+        y = np.clip(y, y0 - 0.7, y0 + 0.7)
+    dx, dy = axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
+    r2 = dx**2 + dy**2
+    radius = np.sqrt(r2)
+
+    reference = _gauss(r2, REFERENCE_SIGMA)
+    reference_flux = _sum(reference * data)
+    reference_error = noise * np.sqrt(np.maximum(_sum(reference**2 * valid), 1e-6))
+    floor = np.maximum(reference_flux, reference_error)
+    ratio = {s: np.clip(_sum(_gauss(r2, s) * data) / floor, -5.0, 40.0) for s in RATIO_SIGMAS}
+
+    def moments(s: float) -> tuple[F64, F64]:
+        weighted = _gauss(r2, s) * data
+        total = np.maximum(_sum(weighted), 2.0 * noise * s)
+        xx = _sum(weighted * dx**2) / total
+        yy = _sum(weighted * dy**2) / total
+        xy = _sum(weighted * dx * dy) / total
+        trace = np.clip(xx + yy, 0.05, 4.0 * s**2)
+        return trace, np.clip(np.hypot(xx - yy, 2.0 * xy) / trace, 0.0, 1.5)
+
+    moment, ellipticity = moments(MOMENT_SIGMA)
+    wide_moment, _ = moments(WIDE_MOMENT_SIGMA)
+    total_flux = _sum(np.clip(TOTAL_RADIUS + 0.5 - radius, 0.0, 1.0) * data)
+    core = radius <= core_radius
+    n_core = np.maximum(_sum(core), 1.0)
+    peak = np.where(radius <= 2.5, data, -np.inf).max(axis=(1, 2), initial=-np.inf)
+    annulus = (radius >= ANNULUS[0]) & (radius < ANNULUS[1])
+    return Measured(
+        x=x,
+        y=y,
+        snr=reference_flux / reference_error,
+        reference_flux=reference_flux,
+        reference_error=reference_error,
+        total_flux=total_flux,
+        ratio=ratio,
+        size=moment,
+        size_wide=wide_moment,
+        ellipticity=ellipticity,
+        peak=np.clip(np.where(np.isfinite(peak), peak, 0.0) / floor, -2.0, 2.0),
+        annulus_flux=_sum(annulus * data),
+        valid_core=_sum(core & valid) / n_core,
+        valid_stamp=_sum(valid) / float(size * size),
+        saturated_core=_sum(core & saturated) / n_core,
+    )
+
+
+def point_sources(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> PointSources:
+    """Find the point-source locus among the detections of one exposure.
+
+    Point sources share one size while galaxies spread over many, so the locus is the densest place of the
+    log-size distribution, and among places nearly as dense the smallest. The header's FWHM is a hint only.
+
+    Parameters
+    ----------
+    measured : Measured
+        Measures of the exposure's detections.
+    fwhm_px : float
+        FWHM of the header, pixels; not finite where it has none.
+    min_snr : float
+        Faintest detections used.
+
+    Returns
+    -------
+    PointSources
+        `PointSources.unknown` where fewer than two detections qualify.
+    """
+    good = (measured.snr >= min_snr) & (measured.valid_core > 0.97) & (measured.saturated_core == 0)
+    # a bright neighbour inside the stamp moves every measure
+    good &= np.abs(measured.annulus_flux) < 0.3 * np.abs(measured.total_flux)
+    # sharper than any PSF: a cosmic ray or a hot pixel
+    good &= measured.size > MIN_PSF_SIZE
+    index = np.flatnonzero(good)
+    if index.size < 2:
+        return PointSources.unknown()
+    if index.size > 2000:
+        index = index[np.argsort(-measured.snr[index], kind="stable")[:2000]]
+    # the moment without its weight (exact for a Gaussian), since under the weight all large sources look alike
+    size = measured.size[index]
+    log_size = np.log(size / np.maximum(2.0 * MOMENT_SIGMA**2 - size, 0.05) / 2.0)
+    # width of the locus: noise of the size at the faint end, PSF variation over the field at the bright end
+    width = 0.03 + 2.0 / measured.snr[index]
+    density = np.exp(-0.5 * ((log_size[:, None] - log_size[None, :]) / width[None, :]) ** 2).sum(axis=1)
+    if 1.0 < fwhm_px < 6.0:
+        expected = 2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0)
+        density *= np.exp(-0.5 * ((log_size - expected) / 0.6) ** 2)
+    dense = density >= 0.5 * density.max()
+    centre = log_size[dense].min()
+    near = np.abs(log_size - centre) < 2.0 * width
+    centre = np.median(log_size[near])
+    members = index[np.abs(log_size - centre) < 2.5 * width]
+    if members.size < 2:
+        return PointSources.unknown()
+    measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in RATIO_SIGMAS[:4]}
+    measures["size"] = float(np.median(measured.size[members]))
+    return PointSources(measures, int(members.size))
+
+
+def feature_table(
+    measured: Measured,
+    detected: Bool,
+    sigma: F32,
+    psf: dict[str, F64],
+    psf_stars: F64,
+    header_fwhm: F64,
+    valid: Bool,
+) -> F32:
+    """Turn raw measures into the features of one band.
+
+    Parameters
+    ----------
+    measured : Measured
+        Measures of n stamps, in nanomaggies.
+    detected : ndarray of bool, shape (n,)
+        Whether the object has a detection in this band.
+    sigma : ndarray of float32, shape (n,)
+        Noise of a sky pixel, nanomaggies.
+    psf : dict of str to ndarray of float64, shape (n,)
+        `PointSources.measures` of each stamp's exposure; nan where unknown.
+    psf_stars, header_fwhm : ndarray of float64, shape (n,)
+        Point sources behind `psf`; FWHM of the header in pixels, nan where absent.
+    valid : ndarray of bool, shape (n, size, size)
+        Pixels that are data.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, len(FEATURES))
+        nan where a feature has no value.
+    """
+    column: dict[str, npt.NDArray[np.generic]] = {
+        "detected": detected,
+        "snr": np.arcsinh(measured.snr),
+        "flux": np.arcsinh(measured.total_flux / FLUX_SOFTENING),
+        "depth": 22.5 - 2.5 * np.log10(5.0 * measured.reference_error) - 25.0,
+        "size": measured.size,
+        "size_wide": measured.size_wide,
+        "ellipticity": measured.ellipticity,
+        "peak": measured.peak,
+        "excess_size": np.log(measured.size / psf["size"]),
+        "psf_size": psf["size"],
+        "psf_ratio_2.7": psf["ratio_2.7"],
+        "psf_stars": np.log1p(psf_stars),
+        "header_fwhm": header_fwhm,
+        "annulus": np.clip(
+            measured.annulus_flux
+            / np.maximum(np.abs(measured.total_flux), 3.0 * TOTAL_RADIUS * sigma.astype(np.float64)),
+            -5.0,
+            5.0,
+        ),
+        "valid_core": measured.valid_core,
+        "valid_stamp": measured.valid_stamp,
+        "saturated_core": measured.saturated_core,
+    }
+    r2 = _squared_radius(measured.x, measured.y, valid.shape[-1])
+    reference = _gauss(r2, REFERENCE_SIGMA)
+    for s in RATIO_SIGMAS:
+        column[f"ratio_{s}"] = measured.ratio[s]
+    for s in RATIO_SIGMAS[:4]:
+        expected = psf[f"ratio_{s}"]
+        # error of  flux_s - expected * flux_reference  under sky noise alone
+        difference = _gauss(r2, s) - expected[:, None, None] * reference
+        error = sigma * np.sqrt(np.maximum(_sum(difference**2 * valid), 1e-6))
+        excess = measured.ratio[s] - expected
+        scale = np.maximum(measured.reference_flux, measured.reference_error)
+        column[f"excess_{s}"] = excess / expected
+        column[f"significance_{s}"] = np.arcsinh(excess * scale / np.maximum(error, 1e-30))
+    table = np.stack([np.asarray(column[name], dtype=np.float32) for name in FEATURES], axis=1)
+    return np.where(np.isfinite(table), table, np.float32(np.nan)).astype(np.float32)

@@ -1,0 +1,259 @@
+"""Prepare one exposure for the tiles: check it, measure its sky and point sources, make its detections canonical.
+
+Every fault of an exposure shows here, before any tile is begun, so that an exposure that is set aside has never
+touched an object of the others.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.detect import detect_in_strips
+from sgclassify.stages.flags import InputFlag, SgFlag
+from sgclassify.stages.measure import Measured, PointSources, measure_stamps, point_sources
+from sgclassify.stages.read.catalog import Detections, read_detections, read_table
+from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.read.pixels import ExposurePixels, check_exposure
+from sgclassify.stages.sky import SkyMesh, measure_sky_rows
+from sgclassify.stages.stamps import cut_stamps
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+PSF_STAMP = 32
+STRIP_ROWS = 1024
+MAX_PSF_DETECTIONS = 20_000
+"""Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
+
+
+@dataclass(frozen=True)
+class PreparedExposure:
+    """What the tiles and the report need to know of a prepared exposure; small enough to travel.
+
+    Attributes
+    ----------
+    header : ExposureHeader
+    work_dir : Path
+        Folder that holds the exposure's prepared files.
+    catalog_made : bool
+        Whether the detections are the stage's own, its CAT being missing.
+    n_rows, n_usable : int
+        Rows of the catalogue, and those with a usable position.
+    sha256 : dict of str to str
+        Checksum of each input file, by path.
+    sky_level, sky_sigma : float
+        Median sky and its noise, e-/s per pixel.
+    offset_deg : tuple of float
+        Median offset (RA cos Dec, Dec), degrees, of the catalogue's sky positions from the header's WCS.
+    psf : PointSources
+    notes : tuple of str
+        Remarks for the report.
+    """
+
+    header: ExposureHeader
+    work_dir: Path
+    catalog_made: bool
+    n_rows: int
+    n_usable: int
+    sha256: dict[str, str]
+    sky_level: float
+    sky_sigma: float
+    offset_deg: tuple[float, float]
+    psf: PointSources
+    notes: tuple[str, ...]
+
+    @property
+    def exposure_id(self) -> str:
+        """Unique key of the exposure in a run."""
+        return self.header.exposure_id
+
+    @property
+    def detections_path(self) -> Path:
+        """Canonical detections, a Parquet table with one row for every row of the catalogue."""
+        return self.work_dir / f"{self.exposure_id}.detections.parquet"
+
+    @property
+    def catalog_path(self) -> Path:
+        """The catalogue as it was read or made: every row, every column."""
+        return self.work_dir / f"{self.exposure_id}.catalog.parquet"
+
+    @property
+    def sky_path(self) -> Path:
+        """The sky mesh."""
+        return self.work_dir / f"{self.exposure_id}.sky.npz"
+
+    def sky(self) -> SkyMesh:
+        """Read the sky mesh back."""
+        with np.load(self.sky_path, allow_pickle=False) as data:
+            ny, nx, box = (int(v) for v in data["layout"])
+            return SkyMesh(level=data["level"], sigma=data["sigma"], box=box, shape=(ny, nx))
+
+
+def nanomaggies_per_count(header: ExposureHeader) -> float:
+    """Factor from e-/s to nanomaggies (AB magnitude 22.5 is one nanomaggy)."""
+    return float(10.0 ** (0.4 * (22.5 - header.zero_point)))
+
+
+def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig) -> PreparedExposure:
+    """Check an exposure and write its prepared files.
+
+    Parameters
+    ----------
+    header : ExposureHeader
+    work_dir : Path
+        Folder for the prepared files; it exists.
+    config : StageConfig
+
+    Returns
+    -------
+    PreparedExposure
+
+    Raises
+    ------
+    UnusableInputError
+        If a file of the exposure can never be used.
+    """
+    check = check_exposure(header)
+    notes = list(header.notes)
+    # A catalogue is read first: it is cheap, and a bad one spares the passes over the pixels.
+    table = read_table(header.files.catalog) if header.files.catalog is not None else None
+    detections = (
+        read_detections(table, header, config, header.files.catalog)
+        if table is not None and header.files.catalog is not None
+        else None
+    )
+    with ExposurePixels(header) as pixels:
+
+        def sky_rows(y0: int, y1: int) -> tuple[F32, Bool]:
+            window = pixels.window(y0, y1, 0, header.shape[1])
+            return window.image, window.valid
+
+        sky = measure_sky_rows(sky_rows, header.shape, config.sky_box_px)
+        made = table is None
+        if table is None or detections is None:
+            table = _detect(pixels, sky, header, config)
+            path = header.files.image
+            detections = read_detections(table, header, config, path, stage_catalog=True)
+            notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
+        psf = _point_sources(pixels, sky, detections, header, config)
+    prepared = PreparedExposure(
+        header=header,
+        work_dir=work_dir,
+        catalog_made=made,
+        n_rows=table.num_rows,
+        n_usable=int(detections.usable.sum()),
+        sha256=check.sha256,
+        sky_level=float(np.median(sky.level)),
+        sky_sigma=float(np.median(sky.sigma)),
+        offset_deg=_astrometric_offset(detections, header),
+        psf=psf,
+        notes=tuple(notes + _row_notes(detections)),
+    )
+    write_atomic(_detections_table(detections), prepared.detections_path, {})
+    write_atomic(table, prepared.catalog_path, {})
+    _write_sky(sky, prepared.sky_path)
+    return prepared
+
+
+def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
+    """The stage's own catalogue of an exposure."""
+
+    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
+        window = pixels.window(y0, y1, 0, header.shape[1])
+        level, sigma = sky.at(y0, y1, 0, header.shape[1])
+        return window.image - level, window.valid, sigma, window.flags
+
+    return detect_in_strips(
+        strip,
+        header.shape,
+        wcs=header.wcs(),
+        zero_point=header.zero_point,
+        config=config,
+        fwhm_px=header.fwhm_px,
+        exposure_time=header.exposure_time,
+    )
+
+
+def _row_notes(detections: Detections) -> list[str]:
+    notes = []
+    for flag, text in (
+        (SgFlag.NO_POSITION, "rows without a usable position"),
+        (SgFlag.POSITION_MISMATCH, "rows whose pixel and sky positions disagree"),
+        (SgFlag.DUPLICATE_ID, "rows whose objID occurs more than once"),
+    ):
+        count = int(np.count_nonzero(detections.sg_flags & int(flag)))
+        if count:
+            notes.append(f"{count} {text}")
+    return notes
+
+
+def _detections_table(detections: Detections) -> pa.Table:
+    return pa.table(
+        {
+            "row": pa.array(np.arange(len(detections.x), dtype=np.int64)),
+            "x": detections.x,
+            "y": detections.y,
+            "ra": detections.ra,
+            "dec": detections.dec,
+            "sg_flags": detections.sg_flags.astype(np.int32),
+            "usable": detections.usable,
+        }
+    )
+
+
+def _write_sky(sky: SkyMesh, path: Path) -> None:
+    buffer = io.BytesIO()
+    layout = np.array([*sky.shape, sky.box], dtype=np.int64)
+    np.savez(buffer, level=sky.level, sigma=sky.sigma, layout=layout)
+    write_atomic_bytes(buffer.getvalue(), path)
+
+
+def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple[float, float]:
+    """Median offset of the catalogue's sky positions from the header's WCS, degrees."""
+    good = detections.usable
+    if not good.any():
+        return 0.0, 0.0
+    ra, dec = header.wcs().all_pix2world(detections.x[good], detections.y[good], 0)
+    d_ra = (detections.ra[good] - ra + 180.0) % 360.0 - 180.0
+    return float(np.median(d_ra * np.cos(np.radians(dec)))), float(np.median(detections.dec[good] - dec))
+
+
+def _point_sources(
+    pixels: ExposurePixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
+) -> PointSources:
+    """Measure the detections on the pixels, strip by strip, and find the locus of point sources."""
+    index = np.flatnonzero(detections.usable)
+    if index.size > MAX_PSF_DETECTIONS:
+        index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
+    ny, nx = header.shape
+    parts: list[Measured] = []
+    for y0 in range(0, ny, STRIP_ROWS):
+        y = detections.y[index]
+        # rows just outside the detector belong to the first and the last strip
+        here = index[(np.clip(y, 0, ny - 1) >= y0) & (np.clip(y, 0, ny - 1) < y0 + STRIP_ROWS)]
+        if not here.size:
+            continue
+        low, high = max(0, y0 - PSF_STAMP), min(ny, y0 + STRIP_ROWS + PSF_STAMP)
+        window = pixels.window(low, high, 0, nx)
+        level, sigma = sky.at(low, high, 0, nx)
+        x, y = detections.x[here], detections.y[here] - low
+        image, inside = cut_stamps(window.image - level, x, y, PSF_STAMP)
+        valid = cut_stamps(window.valid, x, y, PSF_STAMP)[0] & inside
+        saturated = cut_stamps((window.flags & int(InputFlag.SATURATED)) != 0, x, y, PSF_STAMP)[0]
+        column = np.clip(np.rint(x), 0, nx - 1).astype(np.int64)
+        row = np.clip(np.rint(y), 0, high - low - 1).astype(np.int64)
+        first_x, first_y = np.ceil(x - PSF_STAMP / 2), np.ceil(y - PSF_STAMP / 2)
+        parts.append(
+            measure_stamps(
+                image, valid, saturated, sigma[row, column], x - first_x, y - first_y, config.core_radius_px
+            )
+        )
+    return point_sources(Measured.concatenate(parts), header.fwhm_px) if parts else PointSources.unknown()

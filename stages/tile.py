@@ -1,0 +1,218 @@
+"""One sky tile: associate the detections, cut the stamps of every band, measure the catalogue sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.spatial import cKDTree
+
+from sgclassify.stages.associate import SkyPositions, objects_of_tile
+from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
+from sgclassify.stages.collect import BandStamps
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.healpix import chord, unit_vectors
+from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.prepare import PreparedExposure
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+DETECTION_SNR = 5.0
+"""Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
+
+ROW_BITS = 21
+"""Bits of ``object_id`` that hold the anchor's catalogue row; the other 42 hold the key of its exposure."""
+
+
+@dataclass(frozen=True)
+class TileStamps:
+    """The objects of one tile, ready for the model.
+
+    Attributes
+    ----------
+    object_id : ndarray of int64, shape (n,)
+        From the anchor detection alone: exposure key and catalogue row.
+    ra, dec : ndarray of float64, shape (n,)
+        Sky position of the anchor detection, ICRS degrees.
+    sg_flags : ndarray of int32, shape (n,)
+    used : ndarray of bool, shape (n, 7)
+        Bands that have enough valid pixels to be scored on.
+    image : ndarray of float32, shape (n, 7, size, size)
+        Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
+    valid : ndarray of bool, shape (n, 7, size, size)
+    sigma : ndarray of float32, shape (n, 7)
+        Noise of a sky pixel, nanomaggies; 1 for an absent band.
+    features : ndarray of float32, shape (n, 7, n_features)
+        Catalogue sequence; nan where a feature has no value.
+    members : pyarrow.Table
+        Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
+    """
+
+    object_id: I64
+    ra: F64
+    dec: F64
+    sg_flags: npt.NDArray[np.int32]
+    used: Bool
+    image: F32
+    valid: Bool
+    sigma: F32
+    features: F32
+    members: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.object_id)
+
+    @property
+    def n_bands(self) -> npt.NDArray[np.int8]:
+        """Number of bands used, shape (n,)."""
+        return np.asarray(self.used.sum(axis=1), dtype=np.int8)
+
+    @property
+    def bands(self) -> list[str]:
+        """Bands used, such as ``"u,g,r,i"``, in order of wavelength."""
+        return [",".join(band for band, on in zip(BANDS, row, strict=True) if on) for row in self.used]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Usable detections of all exposures of a tile, in a fixed order of exposures and rows."""
+
+    at: SkyPositions
+    x: F64
+    y: F64
+    sg_flags: npt.NDArray[np.int32]
+
+    def load(self, margin_arcsec: float) -> SkyPositions:
+        """All there is, whatever the margin: the exposures were chosen by it."""
+        return self.at
+
+
+def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]:
+    """Exposures from the deepest band to the shallowest, by name within a band, whatever their order."""
+    return sorted(prepared, key=lambda p: (ANCHOR_ORDER.index(p.header.band), p.exposure_id))
+
+
+def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
+    names = ("row", "x", "y", "ra", "dec", "sg_flags")
+    tables = [
+        pq.read_table(p.detections_path, columns=[*names, "usable"]).filter(pc.field("usable"))
+        for p in exposures
+    ]
+    rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
+    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
+    return _Pool(at, column["x"], column["y"], column["sg_flags"])
+
+
+def extract_tile(
+    order: int,
+    pixel: int,
+    prepared: Sequence[PreparedExposure],
+    stamp_size: int,
+    config: StageConfig,
+) -> TileStamps:
+    """Associate a tile's detections into objects and cut and measure their stamps.
+
+    Parameters
+    ----------
+    order, pixel : int
+        HEALPix order and nested pixel of the tile.
+    prepared : sequence of PreparedExposure
+        Every exposure that covers the tile or its margin, in any order.
+    stamp_size : int
+        Side of the stamps, pixels (the model's contract).
+    config : StageConfig
+
+    Returns
+    -------
+    TileStamps
+        Objects whose anchor detection lies in the tile, in order of their `object_id`.
+    """
+    exposures = anchor_order(prepared)
+    pool = _pool(exposures)
+    found = objects_of_tile(
+        order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec
+    )
+    # found's arrays run over the members; source leads back into the pool
+    member = found.source
+    key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
+    anchor = member[found.anchor]
+    object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
+    rank = np.argsort(object_id, kind="stable")
+    object_id, anchor = object_id[rank], anchor[rank]
+    member_object = np.argsort(rank, kind="stable")[found.object_index]
+
+    stamps = BandStamps(len(anchor), stamp_size)
+    detected = np.zeros((len(anchor), len(BANDS)), dtype=bool)
+    for number, exposure in enumerate(exposures):
+        own = pool.at.rank[member] == number
+        x, y = _project(exposure, pool.at.ra[anchor], pool.at.dec[anchor])
+        x[member_object[own]] = pool.x[member[own]]
+        y[member_object[own]] = pool.y[member[own]]
+        stamps.add_exposure(exposure, number, x, y, config)
+        detected[member_object[own], BAND_INDEX[exposure.header.band]] = True
+    features = stamps.measure(exposures, detected, config)
+
+    flags = stamps.flags()
+    np.bitwise_or.at(flags, member_object, pool.sg_flags[member])
+    for number, exposure in enumerate(exposures):
+        if exposure.catalog_made:
+            flags[member_object[pool.at.rank[member] == number]] |= int(SgFlag.STAGE_CATALOG)
+    flags[_blended(pool, anchor, member, member_object, config)] |= int(SgFlag.BLENDED)
+    snr = np.sinh(features[:, :, FEATURES.index("snr")])
+    flags[~(snr >= DETECTION_SNR).any(axis=1)] |= int(SgFlag.LOW_SNR)
+    names = np.array([p.exposure_id for p in exposures], dtype=object)
+    members = pa.table(
+        {
+            "exposure_id": pa.array(names[pool.at.rank[member]].tolist(), pa.string()),
+            "row": pool.at.row[member],
+            "object_id": object_id[member_object],
+            "sg_flags": pool.sg_flags[member],
+        }
+    )
+    return TileStamps(
+        object_id=object_id,
+        ra=pool.at.ra[anchor],
+        dec=pool.at.dec[anchor],
+        sg_flags=flags,
+        used=stamps.used,
+        image=stamps.image,
+        valid=stamps.valid,
+        sigma=stamps.sigma,
+        features=features,
+        members=members,
+    )
+
+
+def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
+    """Positions on an exposure's detector, 0-based pixels, of sky positions in the system of its catalogue."""
+    if not len(ra):
+        return np.empty(0), np.empty(0)
+    d_ra, d_dec = exposure.offset_deg
+    x, y = exposure.header.wcs().wcs_world2pix(ra - d_ra / np.cos(np.radians(dec)), dec - d_dec, 0)
+    return np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
+
+
+def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
+    """Objects with a detection of another object within the blending radius of their anchor.
+
+    Detections that several exposures made of one source all belong to its object, so what is left is another.
+    """
+    owner = np.full(len(pool.at), -1, dtype=np.int64)
+    owner[member] = member_object
+    tree = cKDTree(unit_vectors(pool.at.ra, pool.at.dec))
+    points = unit_vectors(pool.at.ra[anchor], pool.at.dec[anchor])
+    near = tree.query_ball_point(points, chord(config.blend_radius_arcsec), return_sorted=True)
+    return np.array(
+        [k for k, others in enumerate(near) if (owner[others] != k).any()],
+        dtype=np.int64,
+    )

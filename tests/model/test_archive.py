@@ -1,0 +1,166 @@
+"""Export, load and score: an untrained network with the shipped architecture is enough."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sgclassify.model.contract import ModelContract
+from sgclassify.model.dataset import Sample
+from sgclassify.model.export import export
+from sgclassify.model.network import FusionNetwork
+from sgclassify.model.runtime import load
+from sgclassify.model.train import Trained
+from sgclassify.stages.errors import ModelError
+from sgclassify.stages.measure import FEATURES
+
+SIZE = 32
+
+
+def sample(n, seed=0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, 7, len(FEATURES))).astype(np.float32)
+    features[rng.random(features.shape) < 0.1] = np.nan
+    valid = rng.random((n, 7, SIZE, SIZE)) > 0.05
+    valid[rng.random((n, 7)) < 0.3] = False
+    return Sample(
+        image=rng.normal(0, 0.02, (n, 7, SIZE, SIZE)).astype(np.float16),
+        valid=valid,
+        sigma=np.full((n, 7), 0.02, np.float32),
+        features=features,
+        table=pa.table({"object_id": np.arange(n)}),
+    )
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.manual_seed(3)
+    trained = Trained(FusionNetwork(SIZE), 1.5, 0.25, SIZE, {}, [], {"training": 0})
+    contract = export(trained, sample(20), "0" * 64, path)
+    return path, contract
+
+
+def score(classifier, data):
+    return classifier.score_arrays(data.image.astype(np.float32), data.valid, data.sigma, data.features)
+
+
+def test_archive_carries_its_contract(archive):
+    path, contract = archive
+    classifier = load(path)
+    assert classifier.contract == contract
+    assert classifier.contract.temperature == 1.5
+    assert path.stat().st_size < 64e6
+    assert ModelContract.from_json(contract.to_json()) == contract
+
+
+def test_probability_does_not_depend_on_its_batch(archive):
+    classifier = load(archive[0], batch_size=16)
+    data = sample(37, seed=5)
+    whole = score(classifier, data)
+    assert ((whole >= 0) & (whole <= 1)).all()
+    order = np.random.default_rng(1).permutation(37)
+    np.testing.assert_array_equal(score(classifier, data.take(order)), whole[order])
+    np.testing.assert_array_equal(score(classifier, data.take(order[:5])), whole[order[:5]])
+
+
+def test_what_is_not_valid_is_never_looked_at(archive):
+    classifier = load(archive[0])
+    data = sample(8, seed=6)
+    image = data.image.astype(np.float32)
+    image[~data.valid] = 1e4
+    got = classifier.score_arrays(image, data.valid, data.sigma, data.features)
+    np.testing.assert_array_equal(got, score(classifier, data))
+
+
+def test_not_finite_output_is_nan(archive):
+    classifier = load(archive[0])
+    data = sample(3, seed=7)
+    data.sigma[1, :] = np.nan
+    got = score(classifier, data)
+    assert np.isnan(got[1])
+    assert np.isfinite(got[[0, 2]]).all()
+
+
+def test_no_objects(archive):
+    assert len(score(load(archive[0]), sample(0))) == 0
+
+
+def copied(archive, tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(archive[0].read_bytes())
+    return path
+
+
+def test_wrong_checksum_is_refused(archive, tmp_path):
+    path = copied(archive, tmp_path)
+    path.with_name("model.pt.sha256").write_text("0" * 64 + "  model.pt\n")
+    with pytest.raises(ModelError, match="sha256"):
+        load(path)
+
+
+def test_missing_truncated_and_foreign_files_are_refused(archive, tmp_path):
+    with pytest.raises(ModelError, match="no such model"):
+        load(tmp_path / "absent.pt")
+    path = copied(archive, tmp_path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ModelError, match="not a model archive"):
+        load(path)
+    path.write_text("no archive at all")
+    with pytest.raises(ModelError, match="not a model archive"):
+        load(path)
+
+
+def rewritten(archive, tmp_path, name, change):
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(archive[0]) as old, zipfile.ZipFile(path, "w") as new:
+        for item in old.infolist():
+            data = old.read(item)
+            new.writestr(item, change(data) if item.filename.endswith(name) else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"contract_version": 1', b'"contract_version": 9', "version"),
+        (b'"ellipticity"', b'"roundness00"', "features"),
+        (b'"stamp_size": 32', b'"stamp_size":  2', "stamp size"),
+        (b"{", b"[", "contract"),
+    ],
+)
+def test_foreign_contract_is_refused(archive, tmp_path, old, new, message):
+    path = rewritten(archive, tmp_path, "contract.json", lambda data: data.replace(old, new, 1))
+    with pytest.raises(ModelError, match=message):
+        load(path)
+
+
+def test_other_reference_output_is_refused(archive, tmp_path):
+    import io
+
+    def change(data):
+        with np.load(io.BytesIO(data)) as reference:
+            arrays = dict(reference)
+        arrays["p_star"] = arrays["p_star"] + 0.1
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    with pytest.raises(ModelError, match="reference output"):
+        load(rewritten(archive, tmp_path, "reference.npz", change))
+
+
+def test_workers_need_neither_torchvision_nor_training_code(archive):
+    code = (
+        "import sys; from sgclassify.model.runtime import load; load(sys.argv[1]); "
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
+        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train', 'sgclassify.model.dataset'))]; "
+        "sys.exit(', '.join(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

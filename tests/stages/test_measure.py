@@ -1,0 +1,155 @@
+"""Measures of synthetic sources whose true moments and flux ratios are known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sgclassify.stages.measure import (
+    FEATURES,
+    MOMENT_SIGMA,
+    RATIO_SIGMAS,
+    REFERENCE_SIGMA,
+    Measured,
+    PointSources,
+    feature_table,
+    measure_stamps,
+    point_sources,
+)
+
+SIZE = 32
+
+
+def gaussian_stamps(x, y, width, flux):
+    axis = np.arange(SIZE)
+    x, y, width, flux = (np.atleast_1d(np.asarray(a, float)) for a in (x, y, width, flux))
+    r2 = (axis[None, None, :] - x[:, None, None]) ** 2 + (axis[None, :, None] - y[:, None, None]) ** 2
+    profile = np.exp(-0.5 * r2 / width[:, None, None] ** 2) / (2 * np.pi * width[:, None, None] ** 2)
+    return (flux[:, None, None] * profile).astype(np.float32)
+
+
+def measure(image, x, y, sigma=1e-3, valid=None, saturated=None):
+    n = len(image)
+    return measure_stamps(
+        image,
+        np.ones(image.shape, bool) if valid is None else valid,
+        np.zeros(image.shape, bool) if saturated is None else saturated,
+        np.full(n, sigma, np.float32),
+        np.broadcast_to(np.asarray(x, float), (n,)).copy(),
+        np.broadcast_to(np.asarray(y, float), (n,)).copy(),
+        4.0,
+    )
+
+
+@given(
+    x=st.floats(14.6, 17.4), y=st.floats(14.6, 17.4), width=st.floats(0.9, 2.5), flux=st.floats(5.0, 500.0)
+)
+@settings(max_examples=40, deadline=None)
+def test_gaussian_source_matches_closed_form(x, y, width, flux):
+    # a Gaussian of width w under a Gaussian weight s: flux s^2/(w^2+s^2), moment 2 w^2 s^2/(w^2+s^2)
+    found = measure(gaussian_stamps(x, y, width, flux), x, y)
+    weighted = {s: flux * s**2 / (s**2 + width**2) for s in (*RATIO_SIGMAS, REFERENCE_SIGMA)}
+    for s in RATIO_SIGMAS[:4]:
+        # sampling of the narrowest weight on whole pixels costs some per mille
+        assert found.ratio[s][0] == pytest.approx(weighted[s] / weighted[REFERENCE_SIGMA], rel=0.02)
+    expected = 2 * width**2 * MOMENT_SIGMA**2 / (width**2 + MOMENT_SIGMA**2)
+    assert found.size[0] == pytest.approx(expected, rel=0.02)
+    assert found.ellipticity[0] < 0.02
+    assert found.x[0] == pytest.approx(x, abs=0.02)
+
+
+@given(dx=st.floats(-0.5, 0.5), dy=st.floats(-0.5, 0.5))
+@settings(max_examples=25, deadline=None)
+def test_bright_source_is_recentred(dx, dy):
+    image = gaussian_stamps(16.0, 15.7, 1.1, 50.0)
+    offset = measure(image, 16.0 + dx, 15.7 + dy)
+    exact = measure(image, 16.0, 15.7)
+    assert offset.size[0] == pytest.approx(exact.size[0], rel=0.02)
+    assert offset.x[0] == pytest.approx(16.0, abs=0.05)
+
+
+@given(k=st.integers(1, 3), flip=st.booleans(), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_features_do_not_depend_on_orientation(k, flip, seed):
+    rng = np.random.default_rng(seed)
+    image = gaussian_stamps(15.5, 15.5, 1.4, 30.0) + rng.normal(0, 0.05, (1, SIZE, SIZE)).astype(np.float32)
+    valid = rng.random(image.shape) > 0.02
+    turned, turned_valid = np.rot90(image, k, axes=(1, 2)), np.rot90(valid, k, axes=(1, 2))
+    if flip:
+        turned, turned_valid = turned[:, :, ::-1], turned_valid[:, :, ::-1]
+    rows = [
+        table(measure(i.copy(), 15.5, 15.5, sigma=0.05, valid=v.copy()), v)
+        for i, v in ((image, valid), (turned, turned_valid))
+    ]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=2e-4, atol=2e-5)
+
+
+def table(measured, valid, psf=None, stars=5.0, fwhm=2.1):
+    n = len(measured.x)
+    locus = psf or {
+        "ratio_0.7": 0.4,
+        "ratio_1.8": 1.4,
+        "ratio_2.7": 1.7,
+        "ratio_4.0": 1.8,
+        "size": 1.5,
+    }
+    return feature_table(
+        measured,
+        np.ones(n, bool),
+        np.full(n, 0.05, np.float32),
+        {name: np.full(n, value) for name, value in locus.items()},
+        np.full(n, stars),
+        np.full(n, fwhm),
+        valid,
+    )
+
+
+def test_unknown_locus_gives_nan_only_where_it_is_needed():
+    image = gaussian_stamps([16.0, 16.0], [16.0, 16.0], [1.0, 2.0], [20.0, 20.0])
+    unknown = PointSources.unknown().measures
+    features = table(measure(image, 16.0, 16.0), np.ones(image.shape, bool), psf=unknown, fwhm=np.nan)
+    missing = {name for name, column in zip(FEATURES, features.T, strict=True) if np.isnan(column).any()}
+    assert missing == {
+        n for n in FEATURES if n.startswith(("excess_", "significance_"))
+    } | {"psf_size", "psf_ratio_2.7", "header_fwhm"}
+
+
+def test_nothing_but_masked_pixels_is_survived():
+    image = np.full((1, SIZE, SIZE), np.nan, np.float32)
+    valid = np.zeros(image.shape, bool)
+    features = table(measure(image, 16.0, 16.0, valid=valid), valid)
+    assert features[0, FEATURES.index("valid_core")] == 0
+    assert features[0, FEATURES.index("valid_stamp")] == 0
+
+
+@given(seed=st.integers(0, 1000), n_stars=st.integers(6, 40), hint=st.sampled_from([np.nan, 2.0, 2.6, 99.0]))
+@settings(max_examples=15, deadline=None)
+def test_point_source_locus_is_found_among_galaxies(seed, n_stars, hint):
+    rng = np.random.default_rng(seed)
+    n_galaxies = 60
+    width = np.concatenate([np.full(n_stars, 0.95), rng.uniform(1.1, 3.0, n_galaxies)])
+    n = len(width)
+    x, y = rng.uniform(15.0, 16.0, n), rng.uniform(15.0, 16.0, n)
+    image = gaussian_stamps(x, y, width, rng.uniform(5, 100, n))
+    image += rng.normal(0, 0.02, image.shape).astype(np.float32)
+    found = point_sources(measure(image, x, y, sigma=0.02), fwhm_px=hint)
+    expected = 2 * 0.95**2 * MOMENT_SIGMA**2 / (0.95**2 + MOMENT_SIGMA**2)
+    assert found.measures["size"] == pytest.approx(expected, rel=0.06)
+    assert found.n_stars >= n_stars // 2
+
+
+def test_no_point_sources_in_an_empty_exposure():
+    image = np.random.default_rng(0).normal(0, 1, (5, SIZE, SIZE)).astype(np.float32)
+    found = point_sources(measure(image, 16.0, 16.0, sigma=1.0), np.nan)
+    assert found.n_stars == 0
+    assert all(np.isnan(value) for value in found.measures.values())
+
+
+def test_concatenate_keeps_order():
+    image = gaussian_stamps([16.0, 16.0, 16.0], [16.0] * 3, [1.0, 1.5, 2.0], [10.0, 20.0, 30.0])
+    whole = measure(image, 16.0, 16.0)
+    parts = Measured.concatenate([measure(image[:1], 16.0, 16.0), measure(image[1:], 16.0, 16.0)])
+    np.testing.assert_array_equal(whole.size, parts.size)
+    for s in RATIO_SIGMAS:
+        np.testing.assert_array_equal(whole.ratio[s], parts.ratio[s])
