@@ -94,8 +94,8 @@ def wcs_header(pointing: Pointing) -> fits.Header:
     Returns
     -------
     astropy.io.fits.Header
-        CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards. The tangent point is that of the focal plane and
-        so lies far outside the detector.
+        CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards. The tangent point is that of the focal
+        plane and so lies far outside the detector.
     """
     x_chip, y_chip = chip_center(pointing.chip)
     ny, nx = pointing.shape

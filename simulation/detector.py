@@ -1,8 +1,8 @@
 """The detector: from a noiseless image to the Level-1 image, weight and flag of one exposure.
 
 Electrons are collected, clipped at the full well and bled along columns, read through one of 16 outputs and
-digitised; then the Level-1 arithmetic of the public CSST pipeline code (csster/csst, inst_corr.py) turns counts
-into electrons a second: ``img = (raw - bias - dark t) / flat * gain / t`` and
+digitised; then the Level-1 arithmetic of the public CSST pipeline code (csster/csst, inst_corr.py) turns
+counts into electrons a second: ``img = (raw - bias - dark t) / flat * gain / t`` and
 ``wht = t^2 / (gain max(data, 0) + read_noise^2)``, 0 where a flag is set.
 """
 

@@ -1,9 +1,9 @@
 """The seven filters of the simulated camera: throughput, zero point, sky, as numbers and as speclite filters.
 
-Sources: ``[V]`` CESS throughput curves of the CSST main-survey camera (pivot wavelength, half-peak range, zero
-point), sim_csst_lens / csster (sky); NUV, u and y sky levels are recalled values. The curves themselves are
-not stored: a top hat with smooth edges between the half-peak wavelengths gives colours that are good to some
-hundredths of a magnitude, which is less than the scatter put on them.
+Sources: ``[V]`` CESS throughput curves of the CSST main-survey camera (pivot wavelength, half-peak range,
+zero point), sim_csst_lens / csster (sky); NUV, u and y sky levels are recalled values. The curves themselves
+are not stored: a top hat with smooth edges between the half-peak wavelengths gives colours that are good to
+some hundredths of a magnitude, which is less than the scatter put on them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ FILTERS: Final[dict[str, Filter]] = {
     "y": Filter(9666.0, (9308.0, 9780.0), 0.37, 23.99, 0.037),
 }
 """Filters by band, in order of wavelength."""
+
+PSF_FAMILIES: Final = ("optical", "moffat", "optical_moffat")
+"""Kinds of PSF: diffraction with aberrations and jitter; a Moffat function; both."""
 
 EDGE_WIDTH_A: Final = 60.0
 """Width of the smooth edges, angstrom."""

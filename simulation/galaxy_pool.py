@@ -2,8 +2,8 @@
 
 Galaxies follow the luminosity functions and spectral coefficients of Herbel et al. 2017 (JCAP 08, 035), the
 values that skypy's own examples use; their spectra are the kcorrect templates that come with skypy. Counts,
-sizes and shapes are *not* taken from here: :mod:`sgclassify.simulation.sky` draws magnitudes from the observed
-number counts and asks this pool for a galaxy of about that magnitude.
+sizes and shapes are *not* taken from here: :mod:`sgclassify.simulation.sky` draws magnitudes from the
+observed number counts and asks this pool for a galaxy of about that magnitude.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Z_RANGE: Final = (0.02, 2.95)
 """Redshifts of the galaxies: below, volumes are negligible; above, the templates end inside the NUV band."""
 
 LAYERS: Final = ((28.5, 0.03), (24.0, 0.5))
-"""(limit of the skypy magnitude, area in deg^2) of the two draws: a deep one, and a wide one for bright galaxies."""
+"""(limit of the skypy magnitude, area in deg^2) of the two draws: a deep one, and a wide one for bright
+galaxies."""
 
 QUASAR_Z: Final = (0.3, 2.9)
 """Redshifts of the quasars."""
@@ -39,8 +40,8 @@ QUASAR_LINES: Final = (
     (1216.0, 92.0, 20.0), (1549.0, 24.0, 15.0), (1908.0, 21.0, 24.0), (2800.0, 32.0, 35.0),
     (4861.0, 46.0, 40.0), (6565.0, 195.0, 47.0),
 )  # fmt: skip
-"""Rest wavelength, equivalent width, width (sigma), all in angstrom, of the broad emission lines (Vanden Berk et
-al. 2001, composite of SDSS quasars)."""
+"""Rest wavelength, equivalent width, width (sigma), all in angstrom, of the broad emission lines (Vanden
+Berk et al. 2001, composite of SDSS quasars)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ def igm_dimming(redshift: Array, wavelength_a: Array) -> Array:
     Returns
     -------
     ndarray, float64, shape (n, m)
-        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441, 18).
+        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441,
+        18).
     """
     blueward = wavelength_a < 1215.67 * (1 + redshift)
     return np.where(blueward, 1.086 * 0.0036 * (wavelength_a / 1215.67) ** 3.46, 0.0)
@@ -167,10 +169,13 @@ def galaxy_pool() -> Pool:
     from astropy.cosmology import FlatLambdaCDM
     from astropy.modeling.models import Exponential1D, Linear1D
 
-    galaxies, spectrum, _ = _import_skypy()
-    names = register_speclite()
+    galaxies, spectrum, photometry = _import_skypy()
+    templates = spectrum.kcorrect
     cosmology = FlatLambdaCDM(H0=70.0, Om0=0.3)
-    z_grid = np.linspace(*Z_RANGE, 60)
+    z_grid = np.linspace(*Z_RANGE, 100)
+    # Magnitudes of the templates by redshift, once for all draws: a spectrum is a sum of templates.
+    table = photometry.mag_ab(templates.wavelength, templates.templates, register_speclite(), redshift=z_grid)
+    fluxes = 10 ** (-0.4 * table)
     redshifts, mags = [], []
     with _legacy_seed(POOL_SEED):
         for limit, area in LAYERS:
@@ -182,14 +187,18 @@ def galaxy_pool() -> Pool:
                 coefficients = spectrum.dirichlet_coefficients(
                     z, kind.alpha0, kind.alpha1, weight=kind.weight
                 )
-                mass = spectrum.kcorrect.stellar_mass(coefficients, absolute_b, "bessell-B")
-                mags.append(
-                    spectrum.kcorrect.apparent_magnitudes(
-                        coefficients, z, names, cosmology, stellar_mass=mass, resolution=70
-                    )
-                )
+                mass = templates.stellar_mass(coefficients, absolute_b, "bessell-B")
+                flux = np.einsum("nt,ntb->nb", coefficients * mass[:, None], _at(fluxes, z_grid, z))
+                mags.append(cosmology.distmod(z).value[:, None] - 2.5 * np.log10(flux))
                 redshifts.append(z)
     return _sorted_pool(np.concatenate(redshifts), np.concatenate(mags))
+
+
+def _at(table: Array, grid: Array, z: Array) -> Array:
+    place = np.interp(z, grid, np.arange(len(grid), dtype=np.float64))
+    low = np.minimum(place.astype(int), len(grid) - 2)
+    part = (place - low).reshape(-1, *[1] * (table.ndim - 1))
+    return np.asarray(table[low] * (1 - part) + table[low + 1] * part)
 
 
 def _sorted_pool(redshift: Array, mags: Array) -> Pool:
@@ -236,19 +245,11 @@ def quasar_pool(size: int = 2000) -> Pool:
     table = photometry.mag_ab(wavelength * units.angstrom, np.array(spectra) * unit, names, redshift=z_grid)
     redshift = rng.uniform(*QUASAR_Z, size)
     slope = np.clip(rng.normal(-1.56, 0.3, size), slopes[0], slopes[-1])
-    mags = _bilinear(
-        table, np.interp(redshift, z_grid, np.arange(80.0)), np.interp(slope, slopes, np.arange(4.0))
-    )
+    by_slope = _at(table, z_grid, redshift)
+    place = np.interp(slope, slopes, np.arange(float(len(slopes))))
+    low = np.minimum(place.astype(int), len(slopes) - 2)
+    rows, part = np.arange(size), (place - low)[:, None]
+    mags = by_slope[rows, low] * (1 - part) + by_slope[rows, low + 1] * part
     mags += rng.normal(0.0, 0.04, mags.shape)
     mags += 20.0 - mags[:, [BAND_INDEX["i"]]]
-    pool = _sorted_pool(redshift, mags)
-    return Pool(pool.redshift, pool.mags)
-
-
-def _bilinear(table: Array, row: Array, column: Array) -> Array:
-    r = np.minimum(row.astype(int), table.shape[0] - 2)
-    c = np.minimum(column.astype(int), table.shape[1] - 2)
-    u, v = (row - r)[:, None], (column - c)[:, None]
-    low = table[r, c] * (1 - v) + table[r, c + 1] * v
-    high = table[r + 1, c] * (1 - v) + table[r + 1, c + 1] * v
-    return np.asarray(low * (1 - u) + high * u, dtype=np.float64)
+    return _sorted_pool(redshift, mags)

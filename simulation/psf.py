@@ -6,27 +6,37 @@ renderer as its Fourier transform on the grid of a stamp. A source takes the nod
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
 import galsim
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from sgclassify.simulation.filters import FILTERS
 from sgclassify.stages.bands import PIXEL_SCALE
 
 Array = npt.NDArray[np.float64]
 
-FAMILIES: Final = ("optical", "moffat", "optical_moffat")
-"""Kinds of PSF: diffraction with aberrations and jitter; a Moffat function; diffraction and a Moffat function."""
+MOFFAT_BETAS: Final = (2.5, 3.5)
+"""Exponents of the Moffat function, either side of the 3 that stands in for this telescope: their transforms
+have closed forms, others take GalSim ten to fifty times as long."""
 
 MIRROR_DIAMETER_M: Final = 2.0
 REFERENCE_WAVELENGTH_NM: Final = 632.8
 """Wavelength at which wavefront errors are given."""
 
 OVERSAMPLING: Final = 2
-"""Samples a pixel in the renderer: the light beyond 1 cycle a pixel is below a percent after jitter and pixel."""
+"""Samples a pixel in the renderer: the light beyond 1 cycle a pixel is below a percent after jitter and
+pixel."""
+
+BASE_SIZE: Final = 64
+"""Stamp size, pixels, whose transform GalSim computes; those of its divisors are taken from it."""
+
+WINDOW_SIGMA_PX: Final = 1.5
+"""Width of the window under which the centroid of a PSF is measured, pixels."""
 
 GSPARAMS: Final = galsim.GSParams(folding_threshold=5e-3, maxk_threshold=2e-3)
 
@@ -38,7 +48,7 @@ class PsfModel:
     Attributes
     ----------
     family : str
-        One of ``FAMILIES``.
+        One of ``PSF_FAMILIES``.
     band : str
         Band; sets the wavelength.
     jitter_arcsec : float
@@ -46,8 +56,8 @@ class PsfModel:
     moffat_fwhm_arcsec, moffat_beta : float
         Moffat part, where the family has one.
     aberrations : ndarray, float64, shape (12, 3)
-        Zernike coefficients 0..11 (Noll), waves at ``REFERENCE_WAVELENGTH_NM``: mean over the detector, and slopes
-        along x and y from its centre to its edge.
+        Zernike coefficients 0..11 (Noll), waves at ``REFERENCE_WAVELENGTH_NM``: mean over the detector, and
+        slopes along x and y from its centre to its edge.
     shear : ndarray, float64, shape (2, 3)
         Reduced shear (g1, g2) of the Moffat part: mean and slopes.
     nodes : int
@@ -76,8 +86,8 @@ def draw_psf(
     families : tuple of str
         Families to choose from.
     quality : float
-        0 for the sharpest to 1 for the widest PSF that the simulation knows; shared by the exposures of a field,
-        which scatter about it.
+        0 for the sharpest to 1 for the widest PSF that the simulation knows; shared by the exposures of a
+        field, which scatter about it.
     nodes : int
         Nodes along each axis.
     rng : numpy.random.Generator
@@ -97,13 +107,15 @@ def draw_psf(
     aberrations[4, 0] += rng.normal(0.0, 0.015)  # focus drift of this exposure
     shear = np.concatenate([rng.normal(0.0, 0.02, (2, 1)), rng.normal(0.0, 0.01, (2, 2))], axis=1)
     family = str(rng.choice(families))
-    jitter = 0.043 + 0.025 * quality + rng.normal(0.0, 0.002)
+    jitter = 0.047 + 0.022 * quality + rng.normal(0.0, 0.002)
     if family == "moffat":
         width, jitter = 0.105 + 0.075 * quality, 0.02
     else:
         width = 0.035 + 0.025 * quality
         jitter -= 0.006 * (family == "optical_moffat")
-    return PsfModel(family, band, max(jitter, 0.02), width, rng.uniform(2.5, 4.5), aberrations, shear, nodes)
+    return PsfModel(
+        family, band, max(jitter, 0.02), width, float(rng.choice(MOFFAT_BETAS)), aberrations, shear, nodes
+    )
 
 
 class PsfField:
@@ -121,19 +133,25 @@ class PsfField:
         self.model = model
         self.shape = shape
         self._profiles: dict[int, Any] = {}
+        self._centroids: dict[int, tuple[float, float]] = {}
         self._fourier: dict[tuple[int, int], npt.NDArray[np.complex64]] = {}
 
     def node_at(self, x: Array, y: Array) -> npt.NDArray[np.int64]:
         """Number of the node next to each position (0-based pixels; outside positions take the border's)."""
         n = self.model.nodes
-        column = np.clip((np.asarray(x) + 0.5) * n / self.shape[1], 0, n - 1).astype(np.int64)
-        row = np.clip((np.asarray(y) + 0.5) * n / self.shape[0], 0, n - 1).astype(np.int64)
+        column = np.clip(np.nan_to_num((x + 0.5) * n / self.shape[1]), 0, n - 1).astype(np.int64)
+        row = np.clip(np.nan_to_num((y + 0.5) * n / self.shape[0]), 0, n - 1).astype(np.int64)
         return row * n + column
 
     def profile(self, node: int) -> Any:
-        """GalSim profile of a node, pixel response included, centred on its centroid, flux 1; lengths in arcsec."""
+        """GalSim profile of a node, pixel response included, centred on its centroid, flux 1; lengths in
+        arcsec."""
+        x, y = self._centroid(node)
+        return self._built(node).shift(-x * PIXEL_SCALE, -y * PIXEL_SCALE)
+
+    def _built(self, node: int) -> Any:
         if node not in self._profiles:
-            self._profiles[node] = _centred(self._build(node))
+            self._profiles[node] = self._build(node)
         return self._profiles[node]
 
     def _build(self, node: int) -> Any:
@@ -173,13 +191,28 @@ class PsfField:
         """
         key = (node, size)
         if key not in self._fourier:
-            m = OVERSAMPLING * size
-            step = 2 * np.pi / (size * PIXEL_SCALE)
-            image = self.profile(node).drawKImage(nx=m, ny=m, scale=step).array
-            half = np.zeros((m, m // 2 + 1), dtype=np.complex64)
-            half[:, : m // 2] = np.fft.ifftshift(image, axes=0)[:, m // 2 :]
-            self._fourier[key] = half
+            if size < BASE_SIZE and BASE_SIZE % size == 0:
+                # A smaller stamp has the same frequencies, further apart.
+                step = BASE_SIZE // size
+                self._fourier[key] = np.ascontiguousarray(self.fourier(node, BASE_SIZE)[::step, ::step])
+            else:
+                x, y = self._centroid(node)
+                rows, columns = waves(size)
+                shift = np.exp(1j * np.float32(y) * rows) * np.exp(1j * np.float32(x) * columns)
+                self._fourier[key] = _half_plane(self._built(node), size) * shift
         return self._fourier[key]
+
+    def _centroid(self, node: int) -> tuple[float, float]:
+        # Coma moves the light off the nominal position; astrometry is calibrated on the light, so it is
+        # undone.
+        if node not in self._centroids:
+            rows, columns = waves(BASE_SIZE)
+            middle = BASE_SIZE / 2
+            centred = np.exp(-1j * middle * rows) * np.exp(-1j * middle * columns)
+            side = OVERSAMPLING * BASE_SIZE
+            image = scipy.fft.irfft2(_half_plane(self._built(node), BASE_SIZE) * centred, (side, side))
+            self._centroids[node] = _windowed_centroid(image)
+        return self._centroids[node]
 
     def fwhm_px(self) -> float:
         """Full width at half maximum at the middle of the detector, pixels, pixel response included."""
@@ -205,9 +238,45 @@ def fwhm_px(profile: Any) -> float:
     return float(2 * np.sqrt(area / np.pi) / fine)
 
 
-def _centred(profile: Any) -> Any:
-    # Coma moves the light off the nominal position; astrometry is calibrated on the light, so move it back.
-    image = profile.drawImage(nx=64, ny=64, scale=PIXEL_SCALE / 2, method="no_pixel").array.astype(np.float64)
-    axis = (np.arange(64) - 31.5) * PIXEL_SCALE / 2
-    total = image.sum()
-    return profile.shift(-float(image.sum(0) @ axis / total), -float(image.sum(1) @ axis / total))
+@functools.lru_cache(maxsize=16)
+def waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Angular frequencies of the half plane of a stamp, radians a pixel.
+
+    Parameters
+    ----------
+    size : int
+        Side of the stamp, pixels, sampled ``OVERSAMPLING`` times a pixel.
+
+    Returns
+    -------
+    rows : ndarray, float32, shape (m, 1)
+        Along y, with m = OVERSAMPLING * size.
+    columns : ndarray, float32, shape (1, m // 2 + 1)
+        Along x.
+    """
+    side, step = OVERSAMPLING * size, 1.0 / OVERSAMPLING
+    rows = 2 * np.pi * scipy.fft.fftfreq(side, step)
+    columns = 2 * np.pi * scipy.fft.rfftfreq(side, step)
+    return rows.astype(np.float32)[:, None], columns.astype(np.float32)[None, :]
+
+
+def _half_plane(profile: Any, size: int) -> npt.NDArray[np.complex64]:
+    m = OVERSAMPLING * size
+    image = profile.drawKImage(nx=m, ny=m, scale=2 * np.pi / (size * PIXEL_SCALE)).array
+    half = np.zeros((m, m // 2 + 1), dtype=np.complex64)
+    half[:, : m // 2] = np.fft.ifftshift(image, axes=0)[:, m // 2 :]
+    return half
+
+
+def _windowed_centroid(image: npt.NDArray[np.float32]) -> tuple[float, float]:
+    # Offset of the light from the middle, pixels, under a Gaussian window that follows it.
+    side = image.shape[0]
+    axis = (np.arange(side) - side / 2) / OVERSAMPLING
+    x = y = 0.0
+    for _ in range(8):
+        across, along = (np.exp(-0.5 * ((axis - centre) / WINDOW_SIGMA_PX) ** 2) for centre in (y, x))
+        weighted = image * across[:, None] * along[None, :]
+        total = weighted.sum()
+        x += 2 * float(weighted.sum(0) @ (axis - x) / total)
+        y += 2 * float(weighted.sum(1) @ (axis - y) / total)
+    return x, y

@@ -1,10 +1,11 @@
 """Draw sources on a detector: the noiseless image of one exposure.
 
 A profile convolved with the PSF is a product of Fourier transforms, so a stamp is one product and one inverse
-transform. GalSim gives the transform of the PSF (once a node and stamp size) and that of a round Sersic profile
-of unit half-light radius (once an index, tabulated); an ellipse is the round profile at a sheared wave vector.
-This is what ``galsim.Convolve(...).drawImage(method="no_pixel")`` does, without building GalSim objects for every
-source: ten times faster, and equal to it within the accuracy asked of either (a test compares them).
+transform. GalSim gives the transform of the PSF (once a node and stamp size) and that of a round Sersic
+profile of unit half-light radius (once an index, tabulated); an ellipse is the round profile at a sheared
+wave vector. This is what ``galsim.Convolve(...).drawImage(method="no_pixel")`` does, without building GalSim
+objects for every source: ten times faster, and equal to it within the accuracy asked of either (a test
+compares them).
 """
 
 from __future__ import annotations
@@ -19,17 +20,14 @@ import numpy.typing as npt
 import scipy.fft
 from scipy.special import gamma, gammaincinv
 
-from sgclassify.simulation.psf import OVERSAMPLING, PsfField
-from sgclassify.simulation.sky import I_BAND, Sources
+from sgclassify.simulation.psf import OVERSAMPLING, PsfField, waves
+from sgclassify.simulation.sky import I_BAND, SERSIC_GRID, Sources
 from sgclassify.stages.bands import BAND_INDEX
 
 Array = npt.NDArray[np.float64]
 
-SIZES: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+SIZES: Final = (16, 32, 64, 128, 256, 512)
 """Sides of the stamps, pixels."""
-
-SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])
-"""Sersic indices that are drawn; a source takes the nearest one."""
 
 FAINTEST_SNR: Final = 0.2
 """A source with less than this signal-to-noise ratio in the band is not drawn."""
@@ -152,7 +150,8 @@ def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> n
 def _half_sizes(sky: Scene, noise: float) -> Array:
     threshold = EDGE_LEVEL * noise
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        # The wings of a diffraction-limited PSF fall with the third power of the radius from 0.04 at 2.2 pixels.
+        # The wings of a diffraction-limited PSF fall with the third power of the radius from 0.04 at 2.2
+        # pixels.
         wings = 2.2 * np.cbrt(0.04 * sky.flux / threshold)
         n = np.where(np.isnan(sky.bulge_fraction), sky.sersic_n, 1.0 + 2.0 * sky.bulge_fraction)
         b = gammaincinv(2 * n, 0.5)
@@ -162,26 +161,16 @@ def _half_sizes(sky: Scene, noise: float) -> Array:
         major = np.linalg.norm(sky.shape, ord=2, axis=(1, 2))
         galaxy = np.minimum(reach, 12.0) * major
     extended = np.where(sky.point, 0.0, np.nan_to_num(galaxy))
-    return np.clip(np.maximum(wings, 4.0) + extended, 8.0, SIZES[-1] / 2)
-
-
-@functools.lru_cache(maxsize=len(SIZES))
-def _waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    # Angular frequencies, radians a pixel, of the rows and columns of the half plane.
-    side = OVERSAMPLING * size
-    step = 1.0 / OVERSAMPLING
-    rows = 2 * np.pi * scipy.fft.fftfreq(side, step)
-    columns = 2 * np.pi * scipy.fft.rfftfreq(side, step)
-    return rows.astype(np.float32)[:, None], columns.astype(np.float32)[None, :]
+    return np.asarray(np.clip(np.maximum(wings, 4.0) + extended, 8.0, SIZES[-1] / 2))
 
 
 def _phase(size: int, x: float, y: float) -> npt.NDArray[np.complex64]:
-    rows, columns = _waves(size)
+    rows, columns = waves(size)
     return np.asarray(np.exp(-1j * np.float32(y) * rows) * np.exp(-1j * np.float32(x) * columns))
 
 
 def _galaxy_transform(size: int, shape: Array, sersic_n: float, bulge: float) -> npt.NDArray[np.float32]:
-    rows, columns = _waves(size)
+    rows, columns = waves(size)
     (a, b), (c, d) = shape.astype(np.float32)
     # |shape^T k|^2 for k = (columns, rows).
     square = (a * columns + c * rows) ** 2 + (b * columns + d * rows) ** 2
@@ -202,7 +191,8 @@ DISK_SIZE: Final = 1.15
 _EXPONENTIAL: Final = int(np.flatnonzero(SERSIC_GRID == 1.0)[0])
 _DE_VAUCOULEURS: Final = int(np.flatnonzero(SERSIC_GRID == 4.0)[0])
 
-# The transform is tabulated evenly in log(1 + k^2): fine where it bends, and no search is needed to look it up.
+# The transform is tabulated evenly in log(1 + k^2): fine where it bends, and no search is needed to look it
+# up.
 _TABLE_SIZE: Final = 4096
 _TABLE_TOP: Final = 14.0
 
@@ -213,7 +203,7 @@ def _sersic_table(index: int) -> npt.NDArray[np.float32]:
     k = np.sqrt(np.expm1(np.linspace(0.0, _TABLE_TOP, _TABLE_SIZE)))
     coarse = np.concatenate([np.linspace(0.0, 1.0, 40)[:-1], np.geomspace(1.0, k[-1], 300)])
     values = [profile.kValue(float(one), 0.0).real for one in coarse]
-    return np.interp(k, coarse, values).astype(np.float32)
+    return np.asarray(np.interp(k, coarse, values), dtype=np.float32)
 
 
 def _sersic_transform(square: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Simulate fields: draw the sky, expose every band, write Level-1 files and truth.
 
-Field ``k`` depends on the configuration, its seed and ``k`` alone: not on how many fields are made, by how many
-processes, or in which order.
+Field ``k`` depends on the configuration, its seed and ``k`` alone: not on how many fields are made, by how
+many processes, or in which order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from astropy.wcs import WCS
 from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE, Pointing, jacobian, shifted, wcs_header
 from sgclassify.simulation.catalog import make_catalog
 from sgclassify.simulation.detector import DetectorModel, expose
-from sgclassify.simulation.filters import FILTERS
-from sgclassify.simulation.psf import FAMILIES, PsfField, draw_psf
+from sgclassify.simulation.filters import FILTERS, PSF_FAMILIES
+from sgclassify.simulation.psf import PsfField, draw_psf
 from sgclassify.simulation.render import render, scene
 from sgclassify.simulation.sky import SkyModel, Sources, draw_sources, truth_table
 from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
@@ -72,7 +72,8 @@ class SimulationConfig:
     read_noise : pair of float
         Electrons; drawn for each exposure.
     zero_point_scatter : float
-        Largest departure of an exposure's zero point from the nominal one, mag; the header tells the true one.
+        Largest departure of an exposure's zero point from the nominal one, mag; the header tells the true
+        one.
     zero_point_error : float
         Standard deviation of the error of the zero point in the header, mag.
     astrometric_error : pair of float
@@ -80,10 +81,15 @@ class SimulationConfig:
     dither_arcsec : float
         Largest offset of an exposure from the centre of its field along each axis.
     distortion_share, mirrored_share, compressed_share, variant_share, satellite_share : float
-        Share of the exposures with a distorted (TPV) WCS, with an image of the other parity, with tile-compressed
-        images, with the older names and keywords, with a satellite trail.
+        Share of the exposures with a distorted (TPV) WCS, with an image of the other parity, with
+        tile-compressed images, with the older names and keywords, with a satellite trail.
+    detection_sigma : pair of float
+        Detection threshold of the CAT files, in standard deviations of the smoothed image; drawn for each
+        exposure.
     catalogs : bool
         Whether CAT files are written.
+    detector : DetectorModel
+        The detector.
     """
 
     seed: int = 1
@@ -98,9 +104,9 @@ class SimulationConfig:
     ebv: Span = (0.0, 0.1)
     dec_range: Span = (-75.0, 75.0)
     sky_scale: Span = (1.0, 1.9)
-    psf_families: tuple[str, ...] = FAMILIES
+    psf_families: tuple[str, ...] = PSF_FAMILIES
     psf_quality: Span = (0.0, 1.0)
-    psf_nodes: int = 4
+    psf_nodes: int = 3
     read_noise: Span = (4.7, 5.5)
     zero_point_scatter: float = 0.1
     zero_point_error: float = 0.01
@@ -111,6 +117,7 @@ class SimulationConfig:
     compressed_share: float = 0.0
     variant_share: float = 0.0
     satellite_share: float = 0.03
+    detection_sigma: Span = (2.7, 3.5)
     catalogs: bool = True
     detector: DetectorModel = field(default_factory=DetectorModel)
 
@@ -118,9 +125,9 @@ class SimulationConfig:
         unknown = [band for band in self.bands if band not in FILTERS]
         if unknown or not self.bands:
             raise ValueError(f"bands must be some of {', '.join(BANDS)}, not {', '.join(unknown) or 'none'}")
-        families = [name for name in self.psf_families if name not in FAMILIES]
+        families = [name for name in self.psf_families if name not in PSF_FAMILIES]
         if families or not self.psf_families:
-            raise ValueError(f"PSF families must be some of {', '.join(FAMILIES)}")
+            raise ValueError(f"PSF families must be some of {', '.join(PSF_FAMILIES)}")
         if min(self.detector_shape) < 16 or any(
             a > b for a, b in zip(self.detector_shape, REAL_SHAPE, strict=True)
         ):
@@ -203,7 +210,8 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
             images.append(run.make(sources, model, folder))
     record = {
         "config": config.digest(), "field": field_index, "seed": config.seed, "n_sources": len(sources),
-        "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll, "psf_quality": quality,
+        "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll,
+        "psf_quality": quality,
     }  # fmt: skip
     _write_text(folder / "field.json", json.dumps(record, indent=1) + "\n")
     return FieldResult(field_index, folder, tuple(images), truth, len(sources))
@@ -326,10 +334,11 @@ class _Exposure:
             variant=bool(rng.random() < config.variant_share),
         )
         catalog = None
+        threshold = float(rng.uniform(*config.detection_sigma))
         if config.catalogs:
             catalog = make_catalog(
                 level1, WCS(header), zero_point=claimed_zero_point, fwhm_px=labels.fwhm_px,
-                exposure_time=detector.exposure_time, config=StageConfig(),
+                exposure_time=detector.exposure_time, config=StageConfig(detect_threshold_sigma=threshold),
             )  # fmt: skip
         return write_exposure(folder, labels, level1, catalog, header, detector)
 

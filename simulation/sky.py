@@ -33,6 +33,9 @@ COMPACT_SHARE: Final = (0.01, 0.03)
 """Share of galaxies with a half-light radius below 0.08 arcsec, drawn for each field."""
 
 SERSIC_QUANTILES: Final = ((0.0, 0.16, 0.5, 0.84, 1.0), (0.4, 0.73, 1.42, 4.4, 5.8))
+SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])
+"""Sersic indices that are drawn: the renderer tabulates one profile for each."""
+
 AXIS_RATIO_QUANTILES: Final = ((0.0, 0.05, 0.5, 0.95, 1.0), (0.15, 0.25, 0.56, 0.90, 1.0))
 
 STAR_COUNT_I: Final = np.array([14.0, 16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0])
@@ -115,9 +118,9 @@ class Sources:
     redshift : ndarray, float64
         0 for stars.
     r50, sersic_n, axis_ratio, position_angle, bulge_fraction : ndarray, float64
-        Half-light radius (arcsec, geometric mean of the axes), Sersic index, axis ratio, position angle (radians,
-        north through east) and, for galaxies of a bulge and a disk, the bulge's share of the i light. NaN where
-        it does not apply.
+        Half-light radius (arcsec, geometric mean of the axes), Sersic index, axis ratio, position angle
+        (radians, north through east) and, for galaxies of a bulge and a disk, the bulge's share of the i
+        light. NaN where it does not apply.
     system : ndarray, int64
         Index of the primary for the two stars of a binary, else -1.
     separation : ndarray, float64
@@ -204,8 +207,8 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     r50, sersic_n, axis_ratio, position_angle, bulge = (np.concatenate([column, blank]) for column in shape)
     return Sources(
         ra, dec, np.repeat(["galaxy", "star", "qso"], [n_galaxies, n_stars, n_quasars]), mags,
-        np.concatenate([galaxy_z, np.zeros(n_stars), quasar_z]), r50, sersic_n, axis_ratio, position_angle, bulge,
-        system, pair_separation,
+        np.concatenate([galaxy_z, np.zeros(n_stars), quasar_z]), r50, sersic_n, axis_ratio, position_angle,
+        bulge, system, pair_separation,
     )  # fmt: skip
 
 
@@ -220,11 +223,12 @@ def _star_magnitudes(n_classified: float, limit: float, rng: np.random.Generator
     to_limit = 10 ** np.interp(limit, STAR_COUNT_I, log_n)
     per_classified = to_limit / 10 ** np.interp(CLASSIFIED_I, STAR_COUNT_I, log_n)
     n = rng.poisson(n_classified * per_classified)
-    return np.interp(np.log10(rng.uniform(STAR_COUNT_N[0], to_limit, n)), log_n, STAR_COUNT_I)
+    return np.asarray(np.interp(np.log10(rng.uniform(STAR_COUNT_N[0], to_limit, n)), log_n, STAR_COUNT_I))
 
 
 def _quasar_magnitudes(n: int, rng: np.random.Generator) -> Array:
-    # Counts rise by 0.3 dex a magnitude to i = 20 and much less below; a flat slope of 0.15 from 18 serves both.
+    # Counts rise by 0.3 dex a magnitude to i = 20 and much less below; a flat slope of 0.15 from 18 serves
+    # both.
     slope = 0.15
     return np.asarray(np.log10(rng.uniform(10 ** (slope * 18.0), 10 ** (slope * CLASSIFIED_I), n)) / slope)
 
@@ -269,10 +273,11 @@ def _galaxy_shapes(mag_i: Array, rng: np.random.Generator) -> tuple[Array, ...]:
     compact = rng.random(n) < rng.uniform(*COMPACT_SHARE)
     r50 = np.where(compact, rng.uniform(0.02, 0.08, n), np.clip(r50, 0.02, 5.0))
     levels, values = SERSIC_QUANTILES
-    sersic_n = np.exp(np.interp(rng.random(n), levels, np.log(values)))
+    drawn_n = np.exp(np.interp(rng.random(n), levels, np.log(values)))
+    sersic_n = SERSIC_GRID[np.abs(np.log(drawn_n[:, None] / SERSIC_GRID)).argmin(axis=1)]
     axis_ratio = np.interp(rng.random(n), *AXIS_RATIO_QUANTILES)
     position_angle = rng.uniform(0.0, np.pi, n)
-    bulge = np.where(rng.random(n) < 0.5, np.clip((sersic_n - 0.7) / 4.0, 0.02, 0.9), np.nan)
+    bulge = np.where(rng.random(n) < 0.5, np.clip((drawn_n - 0.7) / 4.0, 0.02, 0.9), np.nan)
     return r50, sersic_n, axis_ratio, position_angle, bulge
 
 
@@ -328,8 +333,8 @@ def truth_table(sources: Sources, field_index: int) -> pa.Table:
     -------
     pyarrow.Table
         Columns ``object_id``, ``ra``, ``dec``, ``true_class``, ``redshift``, ``r50_arcsec``, ``sersic_n``,
-        ``mag_<band>``; extra: ``axis_ratio``, ``bulge_fraction``, ``blended``, ``binary``, ``system_id`` (-1 for
-        singles) and ``pair_separation_arcsec``. NaN where a value does not apply.
+        ``mag_<band>``; extra: ``axis_ratio``, ``bulge_fraction``, ``blended``, ``binary``, ``system_id`` (-1
+        for singles) and ``pair_separation_arcsec``. NaN where a value does not apply.
     """
     base = field_index * 10_000_000
     system = np.where(sources.system >= 0, base + sources.system, -1)

@@ -43,8 +43,8 @@ class ExposureLabels:
     compressed : bool
         Whether the images are tile-compressed (``.fits.fz``).
     variant : bool
-        Whether the other spelling of the keywords (ZP for CCDZP, GAIN1 for GAIN01, RDNOISE1 for RDNOIS01) and the
-        older lower-case file names are used.
+        Whether the other spelling of the keywords (ZP for CCDZP, GAIN1 for GAIN01, RDNOISE1 for RDNOIS01)
+        and the older lower-case file names are used.
     """
 
     obsid: str
@@ -131,7 +131,8 @@ def _primary(labels: ExposureLabels, wcs: fits.Header, detector: DetectorModel, 
     hdu.header.update({
         "TELESCOP": "CSST", "INSTRUME": "MSC", "OBSID": labels.obsid, "OBSTYPE": "SIM",
         "DATE-OBS": labels.start.isoformat(timespec="seconds"), "EXPTIME": detector.exposure_time,
-        "DETECTOR": f"CHIP{labels.chip:02d}", "RA_OBJ": wcs["CRVAL1"], "DEC_OBJ": wcs["CRVAL2"], "FILEKIND": kind,
+        "DETECTOR": f"CHIP{labels.chip:02d}", "RA_OBJ": wcs["CRVAL1"], "DEC_OBJ": wcs["CRVAL2"],
+        "FILEKIND": kind,
     })  # fmt: skip
     return hdu
 
