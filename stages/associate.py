@@ -1,9 +1,9 @@
 """Association of the detections of all exposures into objects, on the whole sky or one tile at a time.
 
-The exposures are taken in order of their rank (deepest band first). The detections of one exposure are matched
-one to one, nearest pair first, to the anchors of the objects found so far; what stays without a partner becomes
-an object of its own, with itself as anchor. So every detection is in exactly one object, an object has at most
-one detection of an exposure, and no member is farther than the radius from its anchor.
+The exposures are taken in order of their rank (deepest band first). The detections of one exposure are
+matched one to one, nearest pair first, to the anchors of the objects found so far; what stays without a
+partner becomes an object of its own, with itself as anchor. So every detection is in exactly one object, an
+object has at most one detection of an exposure, and no member is farther than the radius from its anchor.
 
 Two detections can influence each other only through a chain of steps no longer than the radius. A tile's
 objects are therefore those of the whole sky as soon as all chains that leave the tile end inside of what was
@@ -26,8 +26,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 MAX_PAIRS: Final = 1_000_000
-"""Pairs of positions held in memory at once (some 50 MB). Real catalogues stay below it by orders of magnitude;
-beyond it, pairs are taken in shells of separation."""
+"""Pairs of positions held in memory at once (some 50 MB). Real catalogues stay far below it; beyond it, pairs
+are taken in shells of separation."""
 
 # Separations are compared in whole micro-arcseconds: far below any centroid error, and far above the rounding
 # of the last bit, which may differ between processors and must not decide between two partners.
@@ -139,8 +139,8 @@ def associate(
     radius_arcsec : float
         Largest distance between a member and its anchor.
     row : array_like of int64, shape (n,), optional
-        Number of the detection within its exposure: tells apart detections of one exposure at exactly the same
-        position. Without it the result may depend on the order in which such detections are listed.
+        Number of the detection within its exposure: tells apart detections of one exposure at exactly the
+        same position. Without it the result may depend on the order in which such detections are listed.
 
     Returns
     -------
@@ -226,8 +226,8 @@ def closed_components(
     members : ndarray of bool, shape (n,)
         Detections in the tile, and those that chains of steps no longer than the radius connect to them.
     closed : bool
-        True if all of them keep more than the radius away from the border of the loaded cone: then no detection
-        outside of it can change the tile's objects.
+        True if all of them keep more than the radius away from the border of the loaded cone: then no
+        detection outside of it can change the tile's objects.
     """
     inside = healpix.tile_of(positions.ra, positions.dec, order) == pixel
     members = chained(positions.ra, positions.dec, inside, radius_arcsec)
@@ -255,8 +255,8 @@ def objects_of_tile(
         The tile.
     load : callable
         ``load(margin_arcsec)`` returns at least all detections, of all exposures, for which
-        ``healpix.near_tile(ra, dec, order, pixel, margin_arcsec)`` holds. Called again with twice the margin as
-        long as a chain of detections leads out of what is loaded.
+        ``healpix.near_tile(ra, dec, order, pixel, margin_arcsec)`` holds. Called again with twice the margin
+        as long as a chain of detections leads out of what is loaded.
     radius_arcsec : float
         Match radius.
     margin_arcsec : float, optional
@@ -303,7 +303,7 @@ def _positions(ra: ArrayLike, dec: ArrayLike, rank: ArrayLike, row: ArrayLike | 
 def _places(ra: Floats, dec: Floats) -> tuple[Floats, Ints]:
     """Unit vectors (p, 3) of the different positions, and which of them each detection has.
 
-    A tree over points that coincide degenerates to a list, hence places rather than detections in all searches.
+    A tree over points that coincide degenerates to a list: hence all searches are among places.
     """
     different, place = np.unique(ra + 1j * dec, return_inverse=True)
     return healpix.unit_vectors(different.real, different.imag), place.astype(np.int64).reshape(ra.shape)

@@ -1,7 +1,7 @@
 """HEALPix tiles (nested scheme): index of a position, cone around a tile, neighbours, tiles under a polygon.
 
-A thin layer over ``cdshealpix``. A position belongs to the tile that the HATS spatial index (order 29) puts it
-in, so that the tile of an object is always the partition its row is written to.
+A thin layer over ``cdshealpix``. A position belongs to the tile that the HATS spatial index (order 29) puts
+it in, so that the tile of an object is always the partition its row is written to.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def polygon_tiles(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64
     Parameters
     ----------
     ra, dec : array_like of float64, shape (n,)
-        Corners in order around the polygon, ICRS, degrees; sides are great circles. The polygon is the smaller
-        of the two parts of the sphere, and may hold a pole or cross right ascension 0.
+        Corners in order around the polygon, ICRS, degrees; sides are great circles. The polygon is the
+        smaller of the two parts of the sphere, and may hold a pole or cross right ascension 0.
     order : int
         HEALPix order of the tiles.
 

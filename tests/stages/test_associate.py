@@ -1,4 +1,4 @@
-"""Association: one-to-one, within the radius, the same whatever the order of the input and the cut into tiles."""
+"""Association: one-to-one, within the radius, the same for any order of the input and any cut into tiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def offset(ra: float, dec: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndar
 
 
 def sky(seed: int, n: int = 60, exposures: int = 5) -> SkyPositions:
-    """A clumpy field: sources seen several times, chains with steps below the radius, coincident detections."""
+    """A clumpy field: sources seen several times, chains with steps below the radius, coincidences."""
     rng = np.random.default_rng(seed)
     ra, dec = FIELDS[seed % len(FIELDS)]
     spread = float(rng.choice([0.5, 3.0, 20.0]))

@@ -1,0 +1,222 @@
+"""Registry of the product's columns, and the VOParquet metadata that describe them.
+
+VOParquet 1.0 (IVOA Note) stores a VOTable without data in the footer of a Parquet file: one FIELD per column,
+with unit, UCD and description.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from astropy import units
+
+CLASSES: Final = ("star", "galaxy")
+"""Values of ``sg_class``, in the order of its dictionary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a product.
+
+    Attributes
+    ----------
+    name : str
+    type : pyarrow.DataType or None
+        None for columns of the input, which keep the type they come with.
+    unit : str
+        VOUnit; empty for numbers without unit.
+    ucd : str
+        UCD1+; empty where none fits.
+    description : str
+    length : int
+        Longest text of a string column.
+    """
+
+    name: str
+    type: pa.DataType | None
+    unit: str
+    ucd: str
+    description: str
+    length: int = 0
+
+
+_P_STAR: Final = Column(
+    "p_star",
+    pa.float32(),
+    "",
+    "stat.probability;src.class.starGalaxy",
+    "calibrated probability that the object is a star; null where not scored",
+)
+_P_GALAXY: Final = Column(
+    "p_galaxy",
+    pa.float32(),
+    "",
+    "stat.probability;src.class.starGalaxy",
+    "calibrated probability that the object is a galaxy, 1 - p_star; null where not scored",
+)
+_SG_CLASS: Final = Column(
+    "sg_class",
+    pa.dictionary(pa.int8(), pa.string()),
+    "",
+    "src.class.starGalaxy",
+    "the more probable class, star or galaxy; null where not scored",
+    max(map(len, CLASSES)),
+)
+_SG_FLAGS: Final = Column(
+    "sg_flags", pa.int32(), "", "meta.code.qual", "quality bit mask; 0 = nothing to remark"
+)
+_N_BANDS: Final = Column(
+    "n_bands", pa.int8(), "", "meta.number;instr.bandpass", "number of bands that the probabilities rest on"
+)
+_BANDS: Final = Column(
+    "bands",
+    pa.string(),
+    "",
+    "meta.id;instr.bandpass",
+    "bands that the probabilities rest on, in order of wavelength, separated by commas",
+    len("NUV,u,g,r,i,z,y"),
+)
+_SCORES: Final = (_P_STAR, _P_GALAXY, _SG_CLASS, _SG_FLAGS, _N_BANDS, _BANDS)
+
+OBJECT_COLUMNS: Final = (
+    Column("object_id", pa.int64(), "", "meta.id;meta.main", "identifier of the object"),
+    Column("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension of the anchor detection, ICRS"),
+    Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination of the anchor detection, ICRS"),
+    *_SCORES,
+    Column(
+        "_healpix_29", pa.int64(), "", "pos.healpix", "HEALPix index of the position, order 29, nested scheme"
+    ),
+)
+"""Columns of the object catalogue, in their order."""
+
+DETECTION_COLUMNS: Final = (
+    Column(
+        "object_id",
+        pa.int64(),
+        "",
+        "meta.id.parent",
+        "identifier of the object that the detection belongs to; null for a row without a usable position",
+    ),
+    *_SCORES,
+)
+"""Columns appended to the rows of an input catalogue, in their order."""
+
+INPUT_COLUMNS: Final = {
+    column.name.lower(): column
+    for column in (
+        Column("objID", None, "", "meta.id;meta.main", "identifier of the detection in its catalogue"),
+        Column("X", None, "pix", "pos.cartesian.x;instr.det", "column, 1-based FITS pixels"),
+        Column("Y", None, "pix", "pos.cartesian.y;instr.det", "row, 1-based FITS pixels"),
+        Column("RA", None, "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
+        Column("DEC", None, "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
+        Column("Flag", None, "", "meta.code.qual", "quality flag of the input catalogue"),
+    )
+}
+"""What is known of columns of input catalogues, by lower-case name."""
+
+VERSION_KEY: Final = "IVOA.VOTable-Parquet.version"
+CONTENT_KEY: Final = "IVOA.VOTable-Parquet.content"
+
+_VOTABLE_TYPES: Final = (
+    (pa.types.is_boolean, "boolean"),
+    (pa.types.is_uint8, "unsignedByte"),
+    (pa.types.is_int8, "short"),
+    (pa.types.is_int16, "short"),
+    (pa.types.is_uint16, "int"),
+    (pa.types.is_int32, "int"),
+    (pa.types.is_integer, "long"),
+    (pa.types.is_float16, "float"),
+    (pa.types.is_float32, "float"),
+    (pa.types.is_float64, "double"),
+)
+
+
+def describe(
+    schema: pa.Schema, columns: Sequence[Column], infos: Mapping[str, str], lengths: Mapping[str, int]
+) -> dict[str, str]:
+    """VOParquet metadata of a table.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        The table as written. Field metadata ``unit`` and ``ucd`` describe columns that are not in `columns`.
+    columns : sequence of Column
+        What is known of some columns, by name.
+    infos : mapping of str to str
+        Facts about the whole table (model, prior), written as INFO.
+    lengths : mapping of str to int
+        Longest text of each string column.
+
+    Returns
+    -------
+    dict of str to str
+        Entries for the key-value metadata of the Parquet file; the same input gives the same text.
+    """
+    known = {column.name: column for column in columns}
+    root = ET.Element("VOTABLE", version="1.4", xmlns="http://www.ivoa.net/xml/VOTable/v1.3")
+    resource = ET.SubElement(root, "RESOURCE", type="results")
+    ET.SubElement(resource, "COOSYS", ID="icrs", system="ICRS")
+    for key in sorted(infos):
+        ET.SubElement(resource, "INFO", name=key, value=infos[key])
+    table = ET.SubElement(resource, "TABLE")
+    for field in schema:
+        column = known.get(field.name) or _input_column(field)
+        attributes = {"name": field.name, **_datatype(field.type, lengths.get(field.name, 0))}
+        if column.unit:
+            attributes["unit"] = column.unit
+        if column.ucd:
+            attributes["ucd"] = column.ucd
+        if column.ucd.startswith("pos.eq."):
+            attributes["ref"] = "icrs"
+        element = ET.SubElement(table, "FIELD", attributes)
+        if column.description:
+            ET.SubElement(element, "DESCRIPTION").text = column.description
+    text = ET.tostring(root, encoding="unicode")
+    return {VERSION_KEY: "1.0", CONTENT_KEY: f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'}
+
+
+def _input_column(field: pa.Field) -> Column:
+    """Description of an input column: from its file where that has one, otherwise from the registry."""
+    registered = INPUT_COLUMNS.get(field.name.lower(), Column(field.name, None, "", "", ""))
+    said = {key.decode(): value.decode("utf-8", "replace") for key, value in (field.metadata or {}).items()}
+    description = said.get("description") or registered.description
+    unit = registered.unit
+    if said.get("unit"):
+        unit = _vounit(said["unit"])
+        if not unit:
+            description = f"{description} (unit: {said['unit']})".strip()
+    return Column(field.name, None, unit, said.get("ucd") or registered.ucd, description)
+
+
+def _vounit(text: str) -> str:
+    """A unit of a FITS header in VOUnit notation; empty if it has none there."""
+    for notation in ("vounit", "fits", "generic"):
+        try:
+            found = units.Unit(text, format=notation, parse_strict="raise")
+            vounit = str(found.to_string("vounit"))
+            units.Unit(vounit, format="vounit", parse_strict="raise")
+        except (ValueError, TypeError):
+            continue
+        return vounit
+    return ""
+
+
+def _datatype(kind: pa.DataType, length: int) -> dict[str, str]:
+    """VOTable datatype and arraysize of an Arrow type."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_fixed_size_list(kind):
+        inner = _datatype(kind.value_type, length)
+        inner_size = f"{inner['arraysize']}x" if "arraysize" in inner else ""
+        return {**inner, "arraysize": f"{inner_size}{kind.list_size}"}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {**_datatype(kind.value_type, length), "arraysize": "*"}
+    for matches, datatype in _VOTABLE_TYPES:
+        if matches(kind):
+            return {"datatype": datatype}
+    # A fixed size, since astropy cannot join texts of variable length with those of the file.
+    return {"datatype": "unicodeChar", "arraysize": str(max(length, 1))}
