@@ -361,13 +361,11 @@ def _wcs_cards(image: Hdu, primary: Hdu, path: Path) -> str:
             raise _bad_wcs(path, f"{key} is {values.get(key)!r}")
     if abs(as_number(values["CRVAL2"])) > 90:
         raise _bad_wcs(path, f"CRVAL2 is {values['CRVAL2']}, no declination")
-    frame = str(values.get("RADESYS") or "ICRS").strip().upper()
-    if frame not in ("ICRS", "FK5") or (
-        frame == "FK5" and as_number(values.get("EQUINOX", 2000.0)) != 2000.0
-    ):
-        raise _bad_wcs(
-            path, f"RADESYS is {frame} {values.get('EQUINOX', '')}; ICRS is needed".replace(" ;", ";")
-        )
+    equinox = as_number(values.get("EQUINOX") or 2000.0)
+    frame = str(values.get("RADESYS") or ("ICRS" if equinox == 2000.0 else "FK5")).strip().upper()
+    # FK5 of J2000 and ICRS agree within 0.02 arcsec; beside RADESYS = ICRS, EQUINOX has no meaning.
+    if frame != "ICRS" and (frame, equinox) != ("FK5", 2000.0):
+        raise _bad_wcs(path, f"RADESYS is {frame}, EQUINOX {equinox:g}; ICRS is needed")
     for k in (1, 2):
         unit = str(values.get(f"CUNIT{k}") or "deg").strip().lower()
         if unit not in ("deg", "degree", "degrees"):

@@ -167,6 +167,7 @@ def test_missing_weight_needs_a_noise_model(make_exposure):
         ({"CUNIT1": "rad"}, "CUNIT1"),
         ({"RADESYS": "FK4"}, "RADESYS"),
         ({"RADESYS": "FK5", "EQUINOX": 1950.0}, "RADESYS"),
+        ({"RADESYS": None, "EQUINOX": 1950.0}, "RADESYS"),
         ({"CD1_1": 0.0}, "WCS"),
         ({"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None}, "neither CD nor CDELT"),
         ({"CD1_1": -0.074, "CD2_2": 0.074}, "WCS"),

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.read.catalog import (
+    Detections,
+    find_column,
+    read_detections,
+    read_table,
+    separation_arcsec,
+)
+from sgclassify.stages.read.header import read_header
+
+CONFIG = StageConfig()
+
+
+def detections(files, config=CONFIG) -> Detections:
+    return read_detections(read_table(files.catalog), read_header(files), config, files.catalog)
+
+
+def fault_of(files) -> str:
+    with pytest.raises(UnusableInputError) as caught:
+        detections(files)
+    assert caught.value.path == str(files.catalog)
+    assert caught.value.advice
+    return caught.value.fault
+
+
+def test_a_good_catalogue(make_exposure, make_columns):
+    columns = make_columns(20)
+    found = detections(make_exposure(columns=columns))
+    assert len(found) == 20
+    np.testing.assert_array_equal(found.x, columns["X"] - 1)
+    np.testing.assert_array_equal(found.y, columns["Y"] - 1)
+    np.testing.assert_array_equal(found.ra, columns["RA"])
+    np.testing.assert_array_equal(found.mag, columns["Mag_Kron"])
+    assert found.usable.all()
+    assert not found.sg_flags.any()
+    kinds = {
+        "x": "f8",
+        "y": "f8",
+        "ra": "f8",
+        "dec": "f8",
+        "sg_flags": "i4",
+        "usable": "?",
+        "flag": "i4",
+        "mag": "f4",
+    }
+    for name, kind in kinds.items():
+        assert getattr(found, name).dtype == np.dtype(kind), name
+
+
+NAMES = {
+    "lower": str.lower,
+    "upper": str.upper,
+    "sextractor": {
+        "objID": "NUMBER",
+        "X": "X_IMAGE",
+        "Y": "Y_IMAGE",
+        "RA": "ALPHA_J2000",
+        "DEC": "DELTA_J2000",
+        "Flag": "FLAGS",
+        "Mag_Kron": "MAG_AUTO",
+    }.get,
+    "windowed": {
+        "objID": "NUMBER",
+        "X": "XWIN_IMAGE",
+        "Y": "YWIN_IMAGE",
+        "RA": "ALPHAWIN_J2000",
+        "DEC": "DELTAWIN_J2000",
+    }.get,
+    "world": {"objID": "NUMBER", "X": "x_image", "Y": "y_image", "RA": "X_WORLD", "DEC": "Y_WORLD"}.get,
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_aliases(make_exposure, make_columns, names):
+    columns = make_columns()
+    columns["Flag"][3] = 16
+    renamed = {NAMES[names](name) or name: values for name, values in columns.items()}
+    found = detections(make_exposure(columns=renamed))
+    np.testing.assert_array_equal(found.x, columns["X"] - 1)
+    np.testing.assert_array_equal(found.dec, columns["DEC"])
+    assert found.flag[3] == 16
+    np.testing.assert_array_equal(found.mag, columns["Mag_Kron"])
+
+
+def test_official_name_is_preferred():
+    table = pa.table({"x_image": [1.0], "x": [2.0], "X": [3.0]})
+    assert find_column(table, "X") == "X"
+    assert find_column(table.drop_columns(["X"]), "X") == "x"
+    assert find_column(table, "RA") is None
+    assert find_column(pa.table({"FWHM": [1.0]}), "fwhm") == "FWHM"
+
+
+def test_ldac_catalogue(make_exposure, make_columns, make_table):
+    files = make_exposure()
+    columns = make_columns(7)
+    head = fits.BinTableHDU.from_columns(
+        [fits.Column("Field Header Card", "2880A", array=np.array(["x" * 2880]))], name="LDAC_IMHEAD"
+    )
+    rows = make_table(columns)
+    rows.name = "LDAC_OBJECTS"
+    fits.HDUList([fits.PrimaryHDU(), head, rows]).writeto(files.catalog, overwrite=True)
+    assert len(detections(files)) == 7
+
+
+def test_no_value(make_exposure, make_columns):
+    columns = make_columns()
+    columns["Mag_Kron"][:4] = [99.0, -9999.0, 90.0, np.nan]
+    columns["X"][0] = columns["DEC"][1] = -9999.0
+    found = detections(make_exposure(columns=columns))
+    assert np.isnan(found.mag[:4]).all()
+    assert np.isfinite(found.mag[4:]).all()
+    assert found.sg_flags[:3].tolist() == [SgFlag.NO_POSITION, SgFlag.NO_POSITION, 0]
+    for name in ("x", "y", "ra", "dec"):
+        assert np.isnan(getattr(found, name)[:2]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X", np.nan),
+        ("X", np.inf),
+        ("X", -2.0),
+        ("Y", 43.6),
+        ("X", 1e300),
+        ("RA", np.nan),
+        ("RA", 361.0),
+        ("RA", -181.0),
+        ("DEC", -91.0),
+        ("DEC", -np.inf),
+    ],
+)
+def test_rows_without_a_position_keep_their_place(make_exposure, make_columns, name, value):
+    columns = make_columns()
+    columns[name][5] = value
+    found = detections(make_exposure(columns=columns))
+    assert found.sg_flags.tolist() == [SgFlag.NO_POSITION if k == 5 else 0 for k in range(12)]
+    assert found.usable.tolist() == [k != 5 for k in range(12)]
+
+
+def test_positions_just_off_the_detector_are_usable(make_exposure, make_columns):
+    files = make_exposure()
+    columns = make_columns()
+    columns["X"][:2] = [-1.4, 52.4]  # 2.4 and 1.9 pixels outside the first and the last pixel's centre
+    columns["RA"], columns["DEC"] = read_header(files).pixel_to_sky(columns["X"] - 1, columns["Y"] - 1)
+    assert detections(make_exposure(columns=columns)).usable.all()
+
+
+@pytest.mark.parametrize(("shift", "agrees"), [(1.9, True), (2.1, False), (3600.0, False)])
+def test_sky_and_pixel_positions_that_differ(make_exposure, make_columns, shift, agrees):
+    columns = make_columns()
+    columns["DEC"][4] += shift / 3600
+    found = detections(make_exposure(columns=columns))
+    assert found.sg_flags[4] == (0 if agrees else SgFlag.POSITION_MISMATCH)
+    assert found.usable[4] == agrees
+    assert np.isfinite(found.x[4])
+
+
+def test_negative_right_ascension_is_the_same_place(make_exposure, make_columns):
+    columns = make_columns()
+    columns["RA"] = columns["RA"] - 360.0
+    assert fault_of(make_exposure(columns=columns)).startswith("12 of 12 rows")
+    files = make_exposure(cards={"CRVAL1": 359.9999}, columns=make_columns())
+    ra, dec = read_header(files).pixel_to_sky(columns["X"] - 1, columns["Y"] - 1)
+    columns["RA"], columns["DEC"] = np.where(ra > 180, ra - 360, ra), dec
+    found = detections(make_exposure(cards={"CRVAL1": 359.9999}, columns=columns))
+    assert found.usable.all()
+    np.testing.assert_allclose(found.ra, ra, rtol=0, atol=1e-9)
+
+
+def test_repeated_identifiers(make_exposure, make_columns):
+    columns = make_columns()
+    columns["objID"][[2, 5, 9]] = 77
+    columns["objID"][[3, 4]] = -9999
+    found = detections(make_exposure(columns=columns))
+    assert np.flatnonzero(found.sg_flags & SgFlag.DUPLICATE_ID).tolist() == [2, 5, 9]
+    assert found.usable.all()
+
+
+def test_text_identifiers(make_exposure, make_columns):
+    columns = make_columns()
+    columns["objID"] = np.array([f"s{k % 11}" for k in range(12)], dtype="S8")
+    found = detections(make_exposure(columns=columns))
+    assert np.flatnonzero(found.sg_flags).tolist() == [0, 11]
+
+
+@pytest.mark.parametrize("name", ["objID", "X", "Y", "RA", "DEC"])
+def test_missing_column(make_exposure, make_columns, name):
+    columns = make_columns()
+    del columns[name]
+    assert fault_of(make_exposure(columns=columns)) == f"missing column {name}"
+
+
+def test_optional_columns_may_be_missing(make_exposure, make_columns):
+    columns = {
+        name: values for name, values in make_columns().items() if name in ("objID", "X", "Y", "RA", "DEC")
+    }
+    found = detections(make_exposure(columns=columns))
+    assert np.isnan(found.mag).all()
+    assert not found.flag.any()
+
+
+@pytest.mark.parametrize("values", [np.full(12, b"12.5"), np.zeros((12, 2))], ids=["text", "vector"])
+def test_column_that_holds_no_numbers(make_exposure, make_columns, values):
+    assert "holds no numbers" in fault_of(make_exposure(columns={**make_columns(), "X": values}))
+
+
+def test_no_rows(make_exposure):
+    assert "no rows" in fault_of(make_exposure(n_rows=0))
+
+
+def test_garbage_rows(make_exposure):
+    assert "100000 rows on 50 x 40 pixels" in fault_of(make_exposure(n_rows=100_000))
+
+
+@pytest.mark.parametrize(("bad", "usable"), [(6, True), (7, False)])
+def test_share_of_bad_rows(make_exposure, make_columns, bad, usable):
+    columns = make_columns()
+    columns["X"][:bad] = np.nan
+    files = make_exposure(columns=columns)
+    if usable:
+        assert detections(files).usable.sum() == 12 - bad
+    else:
+        assert fault_of(files).startswith("7 of 12 rows have no usable position (0 disagree")
+
+
+def test_catalogue_of_another_exposure(make_exposure, make_columns):
+    columns = make_columns()
+    columns["RA"] = columns["RA"] + 1
+    assert "12 disagree with the WCS" in fault_of(make_exposure(columns=columns))
+
+
+def test_own_detections(make_exposure, make_columns):
+    files = make_exposure(kinds="IMG WHT FLG")
+    header = read_header(files)
+    found = read_detections(pa.table(make_columns()), header, CONFIG, files.image)
+    assert set(found.sg_flags.tolist()) == {int(SgFlag.STAGE_CATALOG)}
+    empty = pa.table({name: pa.array([], pa.float64()) for name in ("objID", "X", "Y", "RA", "DEC")})
+    assert len(read_detections(empty, header, CONFIG, files.image)) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda data: b"", "0 bytes"),
+        (lambda data: b"X,Y\n1,2\n", "not a FITS file"),
+        (lambda data: data[:6000], "truncated"),
+        (lambda data: data.replace(b"TFORM2  = 'D", b"TFORM2  = 'E"), "do not add up"),
+        (lambda data: data.replace(b"TFORM2  = 'D", b"TFORM2  = 'Z"), "unknown format"),
+        (lambda data: data.replace(b"TTYPE3  = 'Y", b"TTYPE3  = 'X"), "two columns"),
+        (lambda data: gzip.compress(data)[:-400], "gzip"),
+    ],
+)
+def test_unreadable(make_exposure, damage, fault):
+    files = make_exposure(checksum=False)
+    files.catalog.write_bytes(damage(files.catalog.read_bytes()))
+    assert fault in fault_of(files)
+
+
+def test_no_table(make_exposure):
+    files = make_exposure(compress="GZIP_1")
+    files.catalog.write_bytes(files.image.read_bytes())
+    assert "no binary table" in fault_of(files)
+
+
+def test_compressed_catalogue(make_exposure, make_columns):
+    found = detections(make_exposure(gz="CAT"))
+    np.testing.assert_array_equal(found.x, make_columns()["X"] - 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    ra=st.floats(0, 360),
+    dec=st.floats(-89, 89),
+    step=st.floats(0.001, 1000),
+)
+def test_separation_along_a_meridian(ra, dec, step):
+    other = dec + step / 3600 if dec < 0 else dec - step / 3600
+    found = separation_arcsec(*(np.array([v]) for v in (ra, dec, ra - 360, other)))
+    np.testing.assert_allclose(found, step, rtol=1e-6, atol=1e-6)
