@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,17 +15,28 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles
 from sgclassify.stages.bands import PIXEL_SCALE
+from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
+from sgclassify.stages.publish import (
+    finish_hats,
+    publish_detections,
+    publish_objects,
+    scored_table,
+    write_atomic,
+)
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.tile import TileStamps, extract_tile
 
 if TYPE_CHECKING:
     from sgclassify.model.runtime import Classifier
+    from sgclassify.pipeline.outdir import OutputFolder
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -37,6 +48,19 @@ SAMPLE_SIZE: Final = 200
 """Objects of a tile that its receipt shows for the sky map."""
 
 CHAIN_ARCSEC: Final = 30.0
+
+JOINED: Final = tuple(column.name for column in DETECTION_COLUMNS)
+"""Columns of an object that its detections get."""
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Arrow type of a column once it was written: dictionaries are not kept."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+_NO_MEMBERS: Final = pa.schema(
+    [("row", pa.int64()), *((column.name, _stored(column.type)) for column in DETECTION_COLUMNS)]
+).empty_table()
 
 
 @dataclass(frozen=True)
@@ -122,9 +146,9 @@ def prepare(
 def tile_pad_arcsec(config: StageConfig) -> float:
     """How far beyond its detector an exposure still counts for a tile.
 
-    Catalogue positions may lie off the detector by the tolerances. The rest is for association: what the objects
-    of a tile depend on reaches over its border by chains of neighbours within the match radius; sources would
-    have to stand side by side without a gap for a chain as long as `CHAIN_ARCSEC`.
+    Catalogue positions may lie off the detector by the tolerances. The rest is for association: what the
+    objects of a tile depend on reaches over its border by chains of neighbours within the match radius;
+    sources would have to stand side by side without a gap for a chain as long as `CHAIN_ARCSEC`.
     """
     off_detector = config.position_tolerance_arcsec + config.position_margin_px * PIXEL_SCALE
     return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
@@ -185,27 +209,83 @@ def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
         Probabilities and class are null where an object is not scored, and ``sg_flags`` says why.
     """
     flags = stamps.sg_flags.astype(np.int32)
-    blind = (flags & int(SgFlag.NOT_SCORED)) != 0
-    failed = ~np.isfinite(p_star) & ~blind
-    flags = np.where(failed, flags | int(SgFlag.NOT_FINITE | SgFlag.NOT_SCORED), flags).astype(np.int32)
-    null = blind | failed
-    p_star = np.where(null, np.float32(0), p_star).astype(np.float32)
-    classes = pa.DictionaryArray.from_arrays(
-        pa.array(np.where(p_star >= 0.5, 0, 1).astype(np.int8), mask=null), pa.array(["star", "galaxy"])
+    failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
+    flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)
+    return scored_table(stamps.object_id, stamps.ra, stamps.dec, p_star, flags, stamps.n_bands, stamps.bands)
+
+
+def publish(
+    tile: TilePlan, scored: ScoredTile, objects: Path, members: Path, metadata: Mapping[str, str]
+) -> TileReceipt:
+    """Write the objects of a tile, and in the work folder what the exposures need of them.
+
+    A tile without objects writes no partition.
+    """
+    start = time.monotonic()
+    table = scored.objects
+    publish_objects(tile.order, tile.pixel, table, objects, metadata)
+    write_atomic(member_table(scored), members_path(members, tile), {})
+    p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
+    known = p_star[np.isfinite(p_star)]
+    step = max(1, -(-len(p_star) // SAMPLE_SIZE))
+    n_stars = int(np.count_nonzero(known >= 0.5))
+    return TileReceipt(
+        order=tile.order,
+        pixel=tile.pixel,
+        n_objects=len(p_star),
+        n_stars=n_stars,
+        n_galaxies=len(known) - n_stars,
+        n_not_scored=len(p_star) - len(known),
+        seconds=round(scored.seconds + time.monotonic() - start, 3),
+        histogram=np.histogram(known, bins=np.asarray(HISTOGRAM_EDGES))[0].astype(np.int64),
+        sample_ra=table["ra"].to_numpy()[::step],
+        sample_dec=table["dec"].to_numpy()[::step],
+        sample_p_star=p_star[::step],
     )
+
+
+def member_table(scored: ScoredTile) -> pa.Table:
+    """Every member detection with what its object got: ``exposure_id``, ``row`` and `JOINED`."""
+    object_id = scored.objects["object_id"].to_numpy()
+    order = np.argsort(object_id, kind="stable")
+    place = order[np.searchsorted(object_id, scored.members["object_id"].to_numpy(), sorter=order)]
+    columns = scored.objects.select(JOINED).take(pa.array(place))
     return pa.table(
         {
-            "object_id": stamps.object_id,
-            "ra": stamps.ra,
-            "dec": stamps.dec,
-            "p_star": pa.array(p_star, mask=null),
-            "p_galaxy": pa.array((np.float32(1) - p_star).astype(np.float32), mask=null),
-            "sg_class": classes,
-            "sg_flags": flags,
-            "n_bands": stamps.n_bands,
-            "bands": pa.array(stamps.bands, pa.string()),
+            "exposure_id": scored.members["exposure_id"],
+            "row": scored.members["row"],
+            **{name: columns[name] for name in JOINED},
         }
     )
+
+
+def join(
+    prepared: PreparedExposure, members: Sequence[Path], detections: Path, metadata: Mapping[str, str]
+) -> int:
+    """Write the catalogue of an exposure with the columns of its objects appended; returns the rows scored.
+
+    Parameters
+    ----------
+    prepared : PreparedExposure
+    members : sequence of Path
+        Files of the published tiles that the exposure touches.
+    detections : Path
+        Folder of the product.
+    metadata : mapping of str to str
+        For the key-value metadata of the file.
+    """
+    own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
+    mine = pc.field("exposure_id") == prepared.exposure_id
+    found = [pq.read_table(path, filters=mine, columns=_NO_MEMBERS.column_names) for path in members]
+    scores = pa.concat_tables([_NO_MEMBERS, *found])
+    catalog = pq.read_table(prepared.catalog_path)
+    path = detections / f"{prepared.header.catalog_stem}.parquet"
+    return publish_detections(catalog, scores, path, metadata, own)
+
+
+def finish(folder: OutputFolder, receipts: Sequence[TileReceipt], metadata: Mapping[str, str]) -> None:
+    """Make the published partitions a catalogue; runs in the driver."""
+    finish_hats(folder.objects, [(r.order, r.pixel, r.n_objects) for r in receipts if r.n_objects], metadata)
 
 
 def members_path(folder: Path, tile: TilePlan) -> Path:

@@ -1,0 +1,265 @@
+"""Real Dask processes: what the embedded cluster offers, what is refused, what is noticed when it breaks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgclassify.pipeline.cluster import Cluster, TaskKilledError, open_cluster
+from sgclassify.pipeline.config import RunConfig
+from sgclassify.pipeline.dispatch import dispatch
+from sgclassify.pipeline.record import Failure
+from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
+
+CONFIG = RunConfig(device="cpu", worker_timeout_s=20.0)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with open_cluster(CONFIG, scheduler=None, n_workers=2, scratch=folder / "dask", shared=folder) as opened:
+        yield opened
+
+
+def _submit(cluster: Cluster, function: Any) -> Any:
+    return lambda job: cluster.client.submit(function, job, pure=False, resources=cluster.cpu)
+
+
+def _unusable(job: int) -> int:
+    if job == 1:
+        raise UnusableInputError(f"/{job}.fits", "truncated", "copy it again")
+    return job
+
+
+def _model(job: int) -> int:
+    raise ModelError("another model")
+
+
+def _fail_once(path: str) -> str:
+    marker = Path(path)
+    if not marker.exists():
+        marker.touch()
+        raise OSError("stale handle")
+    return "fine"
+
+
+def _defect(job: int) -> float:
+    return job / 0
+
+
+def _die(job: int) -> int:
+    if job == 0:
+        os._exit(11)
+    return job
+
+
+def _environment(job: int) -> tuple[int, str, str]:
+    return (
+        os.getpid(),
+        os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
+        os.environ.get("OMP_NUM_THREADS", "unset"),
+    )
+
+
+def test_embedded_cluster(cluster: Cluster) -> None:
+    assert cluster.n_slots == 2
+    assert cluster.device == "cpu"
+    assert cluster.address.startswith("tcp://127.0.0.1:")
+    outcomes = dict(dispatch(cluster, range(8), _submit(cluster, _environment), 4))
+    assert len({pid for pid, _, _ in outcomes.values()}) == 2
+    assert os.getpid() not in {pid for pid, _, _ in outcomes.values()}
+    assert {rest for _, *rest in map(list, outcomes.values()) for rest in [tuple(rest)]} == {("", "1")}
+
+
+def test_unusable_input_costs_its_job_only(cluster: Cluster) -> None:
+    outcomes = dict(dispatch(cluster, range(3), _submit(cluster, _unusable), 2))
+    assert outcomes == {0: 0, 1: Failure("/1.fits", "truncated", "copy it again"), 2: 2}
+
+
+def test_model_error_of_a_worker_ends_the_run(cluster: Cluster) -> None:
+    with pytest.raises(ModelError, match="another model"):
+        list(dispatch(cluster, range(3), _submit(cluster, _model), 2))
+
+
+def test_unexpected_error_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    job = str(tmp_path / "tried")
+    assert list(dispatch(cluster, [job], _submit(cluster, _fail_once), 2)) == [(job, "fine")]
+
+
+def test_defect_is_set_aside_with_its_traceback(cluster: Cluster) -> None:
+    ((_, failure),) = dispatch(cluster, [1], _submit(cluster, _defect), 2)
+    assert "ZeroDivisionError" in failure.fault
+    assert "_defect" in failure.traceback
+
+
+def test_error_passes_through_a_chain_of_futures(cluster: Cluster) -> None:
+    def submit(job: int) -> Any:
+        first = cluster.client.submit(_unusable, job, pure=False)
+        return cluster.client.submit(_environment, first, pure=False)
+
+    ((_, failure),) = dispatch(cluster, [1], submit, 2)
+    assert failure == Failure("/1.fits", "truncated", "copy it again")
+
+
+def test_a_job_that_kills_its_worker_is_set_aside(tmp_path: Path) -> None:
+    with open_cluster(
+        CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
+    ) as opened:
+        outcomes = dict(dispatch(opened, range(3), _submit(opened, _die), 1))
+    assert outcomes == {0: Failure.from_error(TaskKilledError()), 1: 1, 2: 2}
+
+
+def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgclassify.pipeline.cluster.count_gpus", lambda: 0)
+    config = replace(CONFIG, device="gpu")
+    with (
+        pytest.raises(ClusterError, match="GPU"),
+        open_cluster(config, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path),
+    ):
+        pass
+
+
+def test_no_scheduler_at_the_address(tmp_path: Path) -> None:
+    config = replace(CONFIG, worker_timeout_s=0.5)
+    with (
+        pytest.raises(ClusterError, match="does not answer"),
+        open_cluster(
+            config, scheduler="tcp://127.0.0.1:9", n_workers=None, scratch=tmp_path, shared=tmp_path
+        ),
+    ):
+        pass
+
+
+def test_address_that_is_none(tmp_path: Path) -> None:
+    config = replace(CONFIG, worker_timeout_s=0.5)
+    with (
+        pytest.raises(ClusterError, match="does not answer"),
+        open_cluster(config, scheduler="nowhere://x", n_workers=None, scratch=tmp_path, shared=tmp_path),
+    ):
+        pass
+
+
+class _Processes:
+    """An outside scheduler and workers, as an operator would start them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[subprocess.Popen[bytes]] = []
+        self._file = folder / "scheduler.json"
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address",
+            "127.0.0.1:0", "--scheduler-file", str(self._file),
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not self._file.exists() or not self._file.stat().st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        import json
+
+        self.address = str(json.loads(self._file.read_text())["address"])
+
+    def worker(self, *options: str) -> subprocess.Popen[bytes]:
+        return self._start(
+            "worker", self.address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard",
+            "--local-directory", str(self.folder / "w"), *options,
+        )  # fmt: skip
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self.running):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[_Processes]:
+    processes = _Processes(tmp_path)
+    yield processes
+    processes.stop()
+
+
+def _sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_outside_cluster_with_and_without_workers(outside: _Processes, tmp_path: Path) -> None:
+    config = replace(CONFIG, worker_timeout_s=1.0)
+    with (
+        pytest.raises(ClusterError, match="no worker came within 1 s"),
+        open_cluster(config, scheduler=outside.address, n_workers=None, scratch=tmp_path, shared=tmp_path),
+    ):
+        pass
+    outside.worker("--resources", "GPU=1")
+    config = replace(CONFIG, device="auto")
+    with open_cluster(
+        config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
+    ) as opened:
+        assert opened.device == "cuda"
+        assert opened.inference == {"GPU": 1}
+        assert opened.cpu == {}
+        assert list(dispatch(opened, [0], _submit(opened, _sleep), 1)) == [(0, 0)]
+    with (
+        pytest.raises(ClusterError, match="does not see"),
+        open_cluster(
+            CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=_here_only(tmp_path)
+        ),
+    ):
+        pass
+
+
+def _here_only(folder: Path) -> Path:
+    """A folder that means something else in another process."""
+    here = folder / "here"
+    here.mkdir()
+    descriptor = os.open(here, os.O_RDONLY)
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+@pytest.mark.slow
+def test_lost_scheduler_is_noticed(outside: _Processes, tmp_path: Path) -> None:
+    outside.worker()
+    with open_cluster(
+        CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
+    ) as opened:
+        future = opened.client.submit(_sleep, 60)
+        outside.scheduler.send_signal(signal.SIGKILL)
+        with pytest.raises(ClusterError, match=r"scheduler is lost|cancelled"):
+            opened.wait_any({future})
+
+
+@pytest.mark.slow
+def test_lost_workers_are_noticed(outside: _Processes, tmp_path: Path) -> None:
+    worker = outside.worker()
+    config = replace(CONFIG, worker_timeout_s=5.0)
+    with open_cluster(
+        config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
+    ) as opened:
+        future = opened.client.submit(_sleep, 60)
+        worker.kill()
+        with pytest.raises(ClusterError, match="no worker is left"):
+            opened.wait_any({future})
+
+
+def test_errors_cross_process_borders() -> None:
+    for error in (UnusableInputError("/a", "b", "c"), TaskKilledError(), ClusterError("x"), ModelError("x")):
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is type(error)
+        assert str(back) == str(error)
+        assert vars(back) == vars(error)

@@ -1,0 +1,350 @@
+"""The driver with fake stages and without processes: outcomes, exit codes, record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sgclassify.pipeline import run as run_module
+from sgclassify.pipeline import tasks
+from sgclassify.pipeline.plan import TilePlan
+from sgclassify.pipeline.progress import Reporter
+from sgclassify.pipeline.record import RunRecord
+from sgclassify.pipeline.run import Options, run
+from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
+from sgclassify.stages.read.header import SlitlessExposureError
+from sgclassify.stages.read.names import ExposureFiles, exposure_stem
+
+
+class _Future:
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.error: BaseException | None = None
+        self.value: Any = None
+        for argument in arguments:
+            if isinstance(argument, _Future) and argument.error is not None:
+                self.error = argument.error
+                return
+        try:
+            self.value = function(*(a.value if isinstance(a, _Future) else a for a in arguments))
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+
+    def cancel(self) -> None:
+        pass
+
+
+class _Cluster:
+    """Does the work at once, in this process."""
+
+    n_slots = 2
+    cpu: dict[str, float] = {}  # noqa: RUF012
+    inference: dict[str, float] = {}  # noqa: RUF012
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.client = self
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, **_: Any) -> _Future:
+        return _Future(function, arguments)
+
+    def wait_any(self, futures: set[Any]) -> set[Any]:
+        return set(futures)
+
+    def outcome(self, future: _Future) -> tuple[Any, BaseException | None, str]:
+        return future.value, future.error, "the traceback"
+
+
+@dataclass
+class Stages:
+    """Fake stages; what is named here goes wrong."""
+
+    slitless: set[str] = field(default_factory=set)
+    bad_header: set[str] = field(default_factory=set)
+    bad_pixels: set[str] = field(default_factory=set)
+    bad_join: set[str] = field(default_factory=set)
+    defect_in_tile: set[int] = field(default_factory=set)
+    error_in_tile: Exception | None = None
+    defect_in_finish: bool = False
+    tile_order: list[int] = field(default_factory=list)
+    finished: int = 0
+
+    def read_header(self, files: ExposureFiles) -> Any:
+        name = exposure_stem(files.image)
+        if name in self.slitless:
+            raise SlitlessExposureError(files.image, "slitless spectrum", "")
+        if name in self.bad_header:
+            raise UnusableInputError(files.image, "no WCS", "calibrate it")
+        key = int(name.removeprefix("e"))
+        return SimpleNamespace(
+            exposure_id=name,
+            catalog_stem=f"{name}_CAT",
+            exposure_key=key,
+            files=files,
+            band="g",
+            notes=("no WHT",),
+        )
+
+    def prepare(self, header: Any, folder: Path, tile_order: int, config: object) -> Any:
+        if header.exposure_id in self.bad_pixels:
+            raise UnusableInputError(header.files.image, "checksum differs", "copy it again")
+        prepared = SimpleNamespace(
+            exposure_id=header.exposure_id,
+            header=header,
+            sha256={str(header.files.image): "00"},
+            n_rows=10,
+            n_usable=9,
+            notes=header.notes,
+        )
+        return prepared, np.array([header.exposure_key, header.exposure_key + 1])
+
+    def extract(self, tile: TilePlan, prepared: Any, stamp_size: int, config: object) -> Any:
+        self.tile_order.append(tile.pixel)
+        if tile.pixel in self.defect_in_tile:
+            raise ZeroDivisionError("x / 0")
+        if self.error_in_tile is not None:
+            raise self.error_in_tile
+        return tile.pixel
+
+    def infer(self, extracted: Any, model: tasks.ModelRef) -> Any:
+        assert model.device == "cpu"
+        return extracted
+
+    def publish(
+        self, tile: TilePlan, scored: Any, objects: Path, members: Path, metadata: dict[str, str]
+    ) -> tasks.TileReceipt:
+        (objects / f"{tile.pixel}.parquet").write_text("x")
+        sample = np.array([tile.pixel], dtype=np.float64)
+        histogram = np.zeros(20, dtype=np.int64)
+        histogram[-1] = 2
+        p_star = np.array([0.99], dtype=np.float32)
+        return tasks.TileReceipt(tile.order, tile.pixel, 4, 2, 1, 1, 0.1, histogram, sample, sample, p_star)
+
+    def join(self, prepared: Any, members: list[Path], detections: Path, metadata: dict[str, str]) -> int:
+        if prepared.exposure_id in self.bad_join:
+            raise ZeroDivisionError("x / 0")
+        return 2 * len(members)
+
+    def finish(self, folder: object, receipts: list[tasks.TileReceipt], metadata: dict[str, str]) -> None:
+        if self.defect_in_finish:
+            raise ZeroDivisionError("x / 0")
+        self.finished = len(receipts)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    fake = Stages()
+
+    @contextmanager
+    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
+        yield _Cluster()
+
+    contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
+    classifier = SimpleNamespace(contract=contract, sha256="ab" * 32)
+    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
+    monkeypatch.setattr(run_module, "read_header", fake.read_header)
+    monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
+    for name in ("prepare", "extract", "infer", "publish", "join", "finish"):
+        monkeypatch.setattr(tasks, name, getattr(fake, name))
+    return fake
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    names = [f"e{k}_IMG.fits" for k in (1, 2, 5)]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    return Options(tmp_path / "list.txt", tmp_path / "out", command=("sgclassify", "run", "<&>"))
+
+
+def _record(options: Options) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((options.output / "run.json").read_text())
+    return record
+
+
+def _outcomes(record: dict[str, Any]) -> dict[str, str]:
+    return {item["id"]: item["outcome"] for item in record["inputs"]}
+
+
+def _run(options: Options) -> RunRecord:
+    return run(options, Reporter())
+
+
+def test_all_done(stages: Stages, options: Options) -> None:
+    assert _run(options).exit_code == 0
+    record = _record(options)
+    assert record["exit_code"] == 0
+    assert record["message"] == ""
+    assert _outcomes(record) == {"e1": "done", "e2": "done", "e5": "done"}
+    first = record["inputs"][0]
+    assert first["band"] == "g"
+    assert (first["rows"], first["usable"], first["scored"]) == (10, 9, 4)
+    assert first["notes"] == ["no WHT"]
+    assert first["files"]["image"].endswith("e1_IMG.fits")
+    assert "fault" not in first
+    assert [tile["pixel"] for tile in record["tiles"]] == [1, 2, 3, 5, 6]
+    assert record["tiles"][1]["exposures"] == ["e1", "e2"]
+    assert record["counts"]["objects"] == 20
+    assert record["counts"]["stars"] == 10
+    assert record["model"]["id"] == "test"
+    assert record["configuration"]["config_version"] == 1
+    assert set(record["timings"]) == {"headers", "cluster", "prepare", "tiles", "detections", "finish"}
+    assert stages.finished == 5
+    assert not (options.output / ".work").exists()
+    assert not (options.output / ".lock").exists()
+    html = (options.output / "report.html").read_text()
+    assert "Everything was done" in html
+    assert "&lt;&amp;&gt;" in html
+    assert "<&>" not in html
+
+
+def test_bad_exposures_are_set_aside_and_touch_no_tile(
+    stages: Stages, options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages.bad_header, stages.bad_pixels = {"e2"}, {"e5"}
+    assert _run(options).exit_code == 3
+    record = _record(options)
+    assert _outcomes(record) == {"e1": "done", "e2": "set_aside", "e5": "set_aside"}
+    assert record["inputs"][1]["fault"] == "no WCS"
+    assert record["inputs"][2]["advice"] == "copy it again"
+    assert record["inputs"][2]["file"].endswith("e5_IMG.fits")
+    assert [tile["pixel"] for tile in record["tiles"]] == [1, 2]
+    for name in ("e2", "e5"):
+        assert sum(f"exposure {name} " in line for line in caplog.messages) == 1
+
+
+def test_missing_file_of_the_list_is_set_aside(stages: Stages, options: Options, tmp_path: Path) -> None:
+    (tmp_path / "e2_IMG.fits").unlink()
+    assert _run(options).exit_code == 3
+    assert _outcomes(_record(options))["e2"] == "set_aside"
+
+
+def test_slitless_is_skipped_and_no_fault(stages: Stages, options: Options) -> None:
+    stages.slitless = {"e5"}
+    assert _run(options).exit_code == 0
+    record = _record(options)
+    assert _outcomes(record)["e5"] == "skipped"
+    assert record["inputs"][2]["fault"] == "slitless spectrum"
+    assert record["counts"]["exposures_skipped"] == 1
+
+
+@pytest.mark.parametrize("where", ["slitless", "bad_header", "bad_pixels"])
+def test_nothing_usable(stages: Stages, options: Options, where: str) -> None:
+    setattr(stages, where, {"e1", "e2", "e5"})
+    assert _run(options).exit_code == 4
+    record = _record(options)
+    assert record["exit_code"] == 4
+    assert "no exposure" in record["message"]
+    assert len(record["inputs"]) == 3
+    assert not (options.output / "objects").exists()
+
+
+def test_nothing_usable_leaves_earlier_products(stages: Stages, options: Options) -> None:
+    assert _run(options).exit_code == 0
+    stages.bad_header = {"e1", "e2", "e5"}
+    assert _run(options).exit_code == 4
+    assert _record(options)["exit_code"] == 0
+    assert (options.output / "objects" / "1.parquet").exists()
+
+
+def test_defect_in_a_tile_is_tried_twice_and_set_aside(stages: Stages, options: Options) -> None:
+    stages.defect_in_tile = {2}
+    assert _run(options).exit_code == 3
+    record = _record(options)
+    assert stages.tile_order.count(2) == 2
+    tile = record["tiles"][1]
+    assert tile["outcome"] == "set_aside"
+    assert "ZeroDivisionError" in tile["fault"]
+    assert tile["traceback"] == "the traceback"
+    assert record["counts"]["tiles_done"] == 4
+    assert record["inputs"][0]["notes"] == ["no WHT", "tile 10/2 was set aside"]
+    assert record["inputs"][0]["scored"] == 2
+    assert _outcomes(record)["e1"] == "done"
+    assert "Tiles set aside" in (options.output / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("error", "code"), [(ModelError("another"), 5), (ClusterError("lost"), 6)])
+def test_errors_that_end_the_run_leave_a_record(
+    stages: Stages, options: Options, error: Exception, code: int
+) -> None:
+    stages.error_in_tile = error
+    assert _run(options).exit_code == code
+    record = _record(options)
+    assert record["exit_code"] == code
+    assert record["message"] == str(error)
+
+
+def test_failed_join_sets_the_exposure_aside(stages: Stages, options: Options) -> None:
+    stages.bad_join = {"e2"}
+    assert _run(options).exit_code == 3
+    assert _outcomes(_record(options)) == {"e1": "done", "e2": "set_aside", "e5": "done"}
+
+
+def test_defect_of_the_driver_leaves_a_record(stages: Stages, options: Options) -> None:
+    stages.defect_in_finish = True
+    with pytest.raises(ZeroDivisionError):
+        _run(options)
+    record = _record(options)
+    assert record["exit_code"] == 1
+    assert "ZeroDivisionError" in record["message"]
+    assert not (options.output / ".lock").exists()
+
+
+def test_model_is_checked_before_anything_is_written(
+    stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise ModelError("no such model")
+
+    monkeypatch.setattr(run_module.runtime, "load", load)
+    with pytest.raises(ModelError):
+        _run(options)
+    assert not options.output.exists()
+
+
+def test_shuffled_tiles(stages: Stages, options: Options, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("config_version = 1\n[run]\ntile_shuffle_seed = 3\n")
+    _run(Options(options.exposure_list, options.output, config=config))
+    assert sorted(stages.tile_order) == [1, 2, 3, 5, 6]
+    assert stages.tile_order != [1, 2, 3, 5, 6]
+    assert [tile["pixel"] for tile in _record(options)["tiles"]] == [1, 2, 3, 5, 6]
+
+
+def test_other_inputs_need_overwrite(stages: Stages, options: Options, tmp_path: Path) -> None:
+    _run(options)
+    other = tmp_path / "other.txt"
+    other.write_text("e1_IMG.fits\n")
+    with pytest.raises(UsageError, match="--overwrite"):
+        _run(Options(other, options.output))
+    assert _run(Options(other, options.output, overwrite=True)).exit_code == 0
+    assert sorted(p.name for p in (options.output / "objects").iterdir()) == ["1.parquet", "2.parquet"]
+    # The same list in another order is the same run.
+    other.write_text("# a comment\n\n./e1_IMG.fits\n")
+    assert _run(Options(other, options.output)).exit_code == 0
+
+
+def test_clash_of_product_names(stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_header(files: ExposureFiles) -> Any:
+        header = Stages().read_header(files)
+        header.catalog_stem = "same_CAT"
+        return header
+
+    monkeypatch.setattr(run_module, "read_header", read_header)
+    assert _run(options).exit_code == 3
+    record = _record(options)
+    assert _outcomes(record) == {"e1": "done", "e2": "set_aside", "e5": "set_aside"}
+    assert "names of those of" in record["inputs"][1]["fault"]
+
+
+def test_work_folder_is_kept_on_demand(stages: Stages, options: Options) -> None:
+    _run(Options(options.exposure_list, options.output, keep_work=True))
+    assert (options.output / ".work" / "members").is_dir()
