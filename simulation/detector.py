@@ -45,9 +45,11 @@ class DetectorModel:
     dark : float
         Electrons a second and pixel.
     full_well : float
-        Electrons.
+        Electrons: what is more spills along the column.
     bias : float
         Counts.
+    converter_limit : float
+        Largest count of the analogue-to-digital converter. With a gain of 1.1 it lies below the full well.
     flat_residual : float
         Standard deviation of the sensitivity of a pixel that the flat field did not correct.
     gain_residual : float
@@ -60,6 +62,8 @@ class DetectorModel:
         Share of hot and warm pixels.
     bad_columns : float
         Mean number of dead columns per 1024 columns.
+    satellite : bool
+        Whether a satellite crosses the detector.
     """
 
     exposure_time: float = 150.0
@@ -68,19 +72,21 @@ class DetectorModel:
     dark: float = 0.02
     full_well: float = 90_000.0
     bias: float = 500.0
+    converter_limit: float = 65_535.0
     flat_residual: float = 0.005
     gain_residual: float = 0.01
     cosmic_rays: float = 1.2
     cosmic_rays_flagged: float = 0.97
     hot_share: float = 1e-4
     warm_share: float = 2e-4
-    bad_columns: float = 0.5
+    bad_columns: float = 2.5
     satellite: bool = False
 
     @property
     def saturate(self) -> float:
         """Level at which a pixel counts as saturated, e-/s."""
-        return 0.98 * self.full_well / self.exposure_time
+        converted = (self.converter_limit - self.bias) * self.gain
+        return 0.97 * min(self.full_well, converted) / self.exposure_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,8 @@ def expose(rate: FloatImage, sky: float, model: DetectorModel, rng: np.random.Ge
     cosmic_rays = _add_cosmic_rays(electrons, flags, model, rng)
     if model.satellite:
         _add_satellite(electrons, flags, sky * time, rng)
-    _bleed(electrons, flags, model.full_well)
+    _bleed(electrons, model.full_well)
+    _flag_saturated(electrons, flags, model.saturate * time)
     _kill_columns(electrons, flags, model, rng)
 
     weight = np.empty(shape, dtype=np.float32)
@@ -156,7 +163,7 @@ def expose(rate: FloatImage, sky: float, model: DetectorModel, rng: np.random.Ge
         strip += rng.normal(0.0, model.read_noise, strip.shape).astype(np.float32)
         strip *= _gain_rows(output_gain, shape, rows)
         counts = np.rint(strip / np.float32(model.gain) + np.float32(model.bias))
-        np.clip(counts, 0, 65535 * 2, out=counts)
+        np.clip(counts, 0, np.float32(model.converter_limit), out=counts)
         data = (counts - np.float32(model.bias)) * np.float32(model.gain) - np.float32(model.dark * time)
         strip[:] = data / np.float32(time)
         weight[rows] = time**2 / (np.maximum(data, 0.0) + np.float32(model.read_noise**2))
@@ -262,7 +269,7 @@ def _add_satellite(electrons: FloatImage, flags: FlagImage, sky: float, rng: np.
         flags[rows][distance < 3 * width] |= np.uint16(InputFlag.SATELLITE)
 
 
-def _bleed(electrons: FloatImage, flags: FlagImage, full_well: float) -> None:
+def _bleed(electrons: FloatImage, full_well: float) -> None:
     """Clip at the full well and pour the excess into the pixels above and below, as far as it goes."""
     ny = electrons.shape[0]
     for x in np.flatnonzero((electrons > full_well).any(axis=0)):
@@ -281,7 +288,10 @@ def _bleed(electrons: FloatImage, flags: FlagImage, full_well: float) -> None:
                     left -= poured
                     at += step
         electrons[:, x] = column
-    full = electrons >= np.float32(0.98 * full_well)
+
+
+def _flag_saturated(electrons: FloatImage, flags: FlagImage, level: float) -> None:
+    full = electrons >= np.float32(level)
     if full.any():
         # The neighbours of a full pixel are not trusted either.
         flags[binary_dilation(full)] |= np.uint16(InputFlag.SATURATED)

@@ -63,7 +63,7 @@ def test_header_says_what_the_contract_asks(field: Path) -> None:
         assert 4.7 <= header.read_noise <= 5.5
         assert 1.6 < header.fwhm_px < 3.0
         assert header.sky_rms > 0
-        assert header.saturate == pytest.approx(0.98 * 90_000 / 150)
+        assert header.saturate == pytest.approx(0.97 * (65_535 - 500) * 1.1 / 150)
         assert not header.notes
         flags = fits.getdata(find_siblings(path).flag, 1)
         assert flags.dtype == np.uint16
