@@ -274,8 +274,9 @@ def finish_hats(
     FileNotFoundError
         If a listed partition has no file.
     """
-    from hats.catalog import CatalogType, PartitionInfo
+    from hats.catalog.catalog_type import CatalogType
     from hats.catalog.dataset.table_properties import TableProperties
+    from hats.catalog.partition_info import PartitionInfo
     from hats.io.parquet_metadata import write_parquet_metadata
     from hats.pixel_math.healpix_pixel import HealpixPixel
 
@@ -299,21 +300,23 @@ def finish_hats(
             schema = schema.with_metadata(_described(schema, OBJECT_COLUMNS, metadata, {}))
             pq.write_metadata(schema, made / "dataset" / "_common_metadata")
             pq.write_metadata(schema, made / "dataset" / "_metadata")
-        info = PartitionInfo.from_healpix(tiles)
-        info.write_to_file(partition_info_file=made / "partition_info.csv")
-        properties = TableProperties(
-            catalog_name=name,
-            catalog_type=CatalogType.OBJECT,
-            total_rows=sum(n_rows for _, _, n_rows in listed),
-            ra_column="ra",
-            dec_column="dec",
-            healpix_column="_healpix_29",
-            healpix_order=INDEX_ORDER,
-            hats_max_rows=max((n_rows for _, _, n_rows in listed), default=0),
-            moc_sky_fraction=float(info.calculate_fractional_coverage()) if tiles else 0.0,
-            hats_builder=f"sgclassify {version('sgclassify')}, hats {version('hats')}",
-            hats_version="v1.0",
-            **{key: metadata[key] for key in sorted(metadata)},
+        PartitionInfo.from_healpix(tiles).write_to_file(partition_info_file=made / "partition_info.csv")
+        properties = TableProperties.model_validate(
+            {
+                "catalog_name": name,
+                "catalog_type": CatalogType.OBJECT,
+                "total_rows": sum(n_rows for _, _, n_rows in listed),
+                "ra_column": "ra",
+                "dec_column": "dec",
+                "healpix_column": "_healpix_29",
+                "healpix_order": INDEX_ORDER,
+                "hats_max_rows": max((n_rows for _, _, n_rows in listed), default=0),
+                "moc_sky_fraction": sum(1 / (12 * 4**order) for order, _, _ in listed),
+                "hats_builder": f"sgclassify {version('sgclassify')}, hats {version('hats')}",
+                "hats_version": "v1.0",
+                # No date of creation: it would be all that differs when the same inputs are run again.
+                **{key: metadata[key] for key in sorted(metadata)},
+            }
         )
         properties.to_properties_file(made)
         # The properties last: with them, the catalogue is one.
@@ -339,7 +342,7 @@ def publish_detections(
     Parameters
     ----------
     catalog : pyarrow.Table
-        Every row and column of the input, in its order. A column that is named like an appended one (in either
+        Every row and column of the input, in its order. A column that is named like an appended one (in any
         case) gets ``_in`` at the end of its name.
     scores : pyarrow.Table
         ``row`` (int64, number of the catalogue row, each at most once) and `DETECTION_COLUMNS`.
@@ -365,7 +368,7 @@ def publish_detections(
     row = scores["row"].to_numpy().astype(np.int64)
     if len(np.unique(row)) != len(row):
         raise ValueError(f"{path.name}: two scores for one row")
-    if len(row) and not (0 <= row.min() and row.max() < n):
+    if len(row) and (row.min() < 0 or row.max() >= n):
         raise ValueError(f"{path.name}: a score for a row that the catalogue does not have")
     source = np.full(n, -1, dtype=np.int64)
     source[row] = np.arange(len(row))
