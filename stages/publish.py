@@ -147,7 +147,7 @@ def scored_table(
     ra, dec : array_like of float64, shape (n,)
         ICRS, degrees.
     p_star : array_like of float32, shape (n,)
-        Probability of a star; nan where it could not be computed, which sets NOT_SCORED.
+        Probability of a star; not finite where it could not be computed, which sets NOT_SCORED.
     sg_flags : array_like of int32, shape (n,)
         A set NOT_SCORED makes the probabilities null whatever `p_star` says.
     n_bands : array_like of int8, shape (n,)
@@ -168,7 +168,7 @@ def scored_table(
     ids = np.asarray(object_id, dtype=np.int64)
     probability = np.asarray(p_star, dtype=np.float32)
     flags = np.asarray(sg_flags, dtype=np.int32)
-    null = np.isnan(probability) | ((flags & SgFlag.NOT_SCORED) != 0)
+    null = ~np.isfinite(probability) | ((flags & SgFlag.NOT_SCORED) != 0)
     probability = np.where(null, np.float32(0.0), probability)
     if not ((probability >= 0.0) & (probability <= 1.0)).all():
         raise ValueError("probabilities must lie within [0, 1]")

@@ -141,7 +141,7 @@ def test_shells_of_separation_change_nothing(seed: int) -> None:
     assert np.array_equal(whole.object_index, shells.object_index)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(SEEDS, st.integers(8, 14), st.floats(0.0, 5.0))
 def test_tiles_together_give_the_objects_of_the_sky(seed: int, order: int, margin: float) -> None:
     at = sky(seed)
@@ -179,7 +179,7 @@ def corner(order: int) -> tuple[float, float]:
     return float(lon.deg[0, 0]), float(lat.deg[0, 0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(SEEDS, st.integers(12, 14))
 def test_a_crowded_strip_across_a_corner_of_tiles(seed: int, order: int) -> None:
     """Chains lead far out of every tile, and what is done at one end decides what happens at the other."""

@@ -41,6 +41,7 @@ def objects(n: int, seed: int = 0, ra: float = 150.0, dec: float = 2.0, spread: 
     rng = np.random.default_rng(seed)
     p_star = rng.random(n, dtype=np.float32)
     p_star[::5] = np.nan
+    p_star[2::9] = np.inf
     return publish.scored_table(
         rng.permutation(n) + (1 << 60),
         (ra + rng.uniform(-spread, spread, n)) % 360.0,
