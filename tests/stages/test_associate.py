@@ -206,19 +206,28 @@ def test_a_crowded_strip_across_a_corner_of_tiles(seed: int, order: int) -> None
     assert set(union) == groups(at, whole.object_index)
 
 
-def test_a_chain_widens_the_margin() -> None:
-    """A chain of 40 arcsec that enters the tile: the first margin does not hold it."""
+@pytest.mark.parametrize("length", range(260, 268))
+def test_the_far_end_of_a_chain_decides(length: int) -> None:
+    """A chain of 39 arcsec is paired off from its far end: one detection more there changes all pairs."""
     order = 12
-    x = np.arange(0.0, 40.0, 0.15)
-    ra, dec = offset(*corner(order), x, np.zeros_like(x))
-    at = SkyPositions(ra, dec, np.arange(len(x)) % 3, np.arange(len(x)))
-    for pixel in np.unique(healpix.tile_of(ra, dec, order)).tolist():
+    x = 0.15 * np.arange(length)[::-1] - 2.0
+    at = SkyPositions(*offset(*corner(order), x, np.zeros(length)), np.arange(length), np.zeros(length, int))
+    union: list[frozenset[tuple[int, int]]] = []
+    margins = []
+    for pixel in np.unique(healpix.tile_of(at.ra, at.dec, order)).tolist():
+
+        def load(margin_arcsec: float, pixel: int = pixel) -> SkyPositions:
+            return at.take(healpix.near_tile(at.ra, at.dec, order, pixel, margin_arcsec))
+
+        objects = objects_of_tile(order, pixel, load, RADIUS)
+        margins.append(objects.margin_arcsec)
+        union += groups(objects.positions, objects.object_index)
         _, closed = closed_components(at, order, pixel, 1e6, RADIUS)
         assert closed
-    margins = [
-        objects_of_tile(order, pixel, lambda _margin: at, RADIUS).margin_arcsec
-        for pixel in np.unique(healpix.tile_of(ra, dec, order)).tolist()
-    ]
+    whole = associate(at.ra, at.dec, at.rank, RADIUS, at.row)
+    assert len(whole.anchor) == -(-length // 2)
+    assert len(union) == len(whole.anchor)
+    assert set(union) == groups(at, whole.object_index)
     assert max(margins) > 2.0
 
 
