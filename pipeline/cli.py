@@ -130,6 +130,9 @@ def run(
         except SgClassifyError as error:
             log.error("%s", error, extra={"exit_code": error.exit_code})
             sys.exit(error.exit_code)
+        except OSError as error:
+            log.exception("the system refused: %s", error)
+            sys.exit(1)
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
             sys.exit(1)

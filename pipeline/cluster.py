@@ -18,7 +18,6 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, wait
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker, NoWorkerError
-from distributed.utils import TimeoutError as DaskTimeoutError
 
 from sgclassify.pipeline.config import RunConfig
 from sgclassify.stages.errors import ClusterError, SgClassifyError
@@ -86,8 +85,8 @@ class Cluster:
         while True:
             try:
                 with self.client.as_current():
-                    return set(wait(futures, timeout=_POLL_S, return_when="FIRST_COMPLETED").done)
-            except DaskTimeoutError:
+                    return set(wait(futures, timeout=_POLL_S, return_when="FIRST_COMPLETED").done)  # type: ignore[no-untyped-call]
+            except TimeoutError:
                 watch.check()
             except (FutureCancelledError, concurrent.futures.CancelledError) as error:
                 self.check_alive()
@@ -111,7 +110,7 @@ class Cluster:
                 trace = "".join(
                     traceback.format_exception(type(error), error, future.traceback(timeout=_POLL_S))
                 )
-            except DaskTimeoutError:
+            except TimeoutError:
                 watch.check()
                 continue
             except (FutureCancelledError, concurrent.futures.CancelledError) as cancelled:
@@ -120,6 +119,15 @@ class Cluster:
             if isinstance(error, NoWorkerError):
                 raise ClusterError(f"{self.address}: {error}")
             return None, TaskKilledError() if isinstance(error, KilledWorker) else error, trace
+
+    def is_fit(self, workers: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether these workers, as the scheduler describes them, can do all the work."""
+        return all(
+            any(
+                all(w.get("resources", {}).get(k, 0) >= v for k, v in needs.items()) for w in workers.values()
+            )
+            for needs in (self.cpu, self.inference)
+        )
 
     def check_alive(self) -> None:
         """Raise `ClusterError` if the scheduler is lost."""
@@ -151,15 +159,15 @@ class _Watch:
     def check(self) -> None:
         """Raise `ClusterError` if the scheduler is lost or there was no worker for too long."""
         self._cluster.check_alive()
-        if workers_of(self._cluster.client):
+        if self._cluster.is_fit(workers_of(self._cluster.client)):
             self._empty_since = None
             return
         now = time.monotonic()
         self._empty_since = self._empty_since if self._empty_since is not None else now
         if now - self._empty_since > self._cluster.timeout_s:
             raise ClusterError(
-                f"{self._cluster.address}: no worker is left since {self._cluster.timeout_s:g} s; look at "
-                "the logs of the workers, start workers, and run again"
+                f"{self._cluster.address}: for {self._cluster.timeout_s:g} s no worker is left that "
+                "offers what the run needs; look at the logs of the workers, start workers, and run again"
             )
 
 
@@ -167,7 +175,7 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
     """Workers of the cluster as the scheduler describes them, by address; none if it does not answer."""
     try:
         info = client.scheduler_info(n_workers=-1)
-    except (OSError, DaskTimeoutError):
+    except OSError:
         return {}
     return dict(info.get("workers", {}))
 
@@ -202,8 +210,8 @@ def open_cluster(
         else:
             address = scheduler
         try:
-            client = Client(address, timeout=config.worker_timeout_s, set_as_default=False)
-        except (OSError, ValueError, DaskTimeoutError) as error:
+            client = Client(address, timeout=config.worker_timeout_s, set_as_default=False)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
             raise ClusterError(
                 f"{address}: the scheduler does not answer ({error}); check the address and that it runs"
             ) from error
@@ -214,8 +222,8 @@ def open_cluster(
 
 def _close(client: Client) -> None:
     try:
-        client.close(timeout=10)
-    except (OSError, DaskTimeoutError) as error:
+        client.close(timeout=10)  # type: ignore[no-untyped-call]
+    except OSError as error:
         log.debug("closing the connection to the scheduler: %s", error)
 
 
@@ -225,7 +233,7 @@ def _embedded(config: RunConfig, n_workers: int | None, scratch: Path) -> Iterat
     n_cpu = n_workers or default_workers()
     n_gpu = count_gpus() if config.device != "cpu" else 0
     with dask.config.set(_EMBEDDED_SETTINGS):
-        cluster = SpecCluster(
+        cluster = SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={
                 "cls": Scheduler,
                 # port 0 also for the HTTP server that a scheduler always has: a fixed one may be taken
@@ -298,7 +306,7 @@ def _wait_for_workers(
     client: Client, count: int, timeout_s: float, address: str
 ) -> dict[str, dict[str, Any]]:
     """Workers of the cluster, once there are at least `count`, or some after the time is over."""
-    with suppress(DaskTimeoutError):
+    with suppress(TimeoutError):
         client.wait_for_workers(count, timeout=timeout_s)
     workers = workers_of(client)
     if not workers:
@@ -363,7 +371,7 @@ def _check_workers(client: Client, address: str, shared: Path) -> None:
     token.write_text(str(os.getpid()))
     try:
         answers: dict[str, Any] = client.run(_inspect, str(token), on_error="return")
-    except (OSError, DaskTimeoutError) as error:
+    except OSError as error:
         raise ClusterError(f"{address}: the workers do not answer ({error})") from error
     finally:
         token.unlink()

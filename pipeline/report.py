@@ -173,7 +173,7 @@ def _sky_map(axes: Any, receipts: Sequence[TileReceipt]) -> None:
 
 def _unwrapped(ra: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Right ascensions without the jump at 360 degrees, where a field lies across it."""
-    centre = np.degrees(np.angle(np.exp(1j * np.radians(ra)).mean()))
+    centre = np.degrees(np.angle(np.exp(1j * np.radians(ra)).mean())) % 360.0
     return np.asarray(centre + (ra - centre + 180.0) % 360.0 - 180.0)
 
 
@@ -186,3 +186,4 @@ def _histogram(axes: Any, receipts: Sequence[TileReceipt]) -> None:
     axes.set_xlabel("p_star")
     axes.set_ylabel("objects")
     axes.set_xlim(0, 1)
+    axes.yaxis.get_major_locator().set_params(integer=True)

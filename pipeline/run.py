@@ -225,8 +225,13 @@ class _Driver:
     def close(self) -> None:
         """Write report and record, and remove the work folder."""
         if self._cleared or not self.folder.has_products:
-            write_report(self.record, self.receipts, self.folder.path / "report.html")
-            self.record.write(self.folder.path / "run.json")
+            try:
+                write_report(self.record, self.receipts, self.folder.path / "report.html")
+            except BaseException as error:
+                self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
+                raise
+            finally:
+                self.record.write(self.folder.path / "run.json")
         else:
             log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
         if not self.options.keep_work:

@@ -54,5 +54,5 @@ class StageConfig:
     deblend_prominence_sigma: float = 3.0
     sky_box_px: int = 128
     blend_radius_arcsec: float = 1.0
-    min_valid_core: float = 0.5
+    min_valid_core: float = 0.3
     core_radius_px: float = 4.0

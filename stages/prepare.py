@@ -141,7 +141,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         if table is None or detections is None:
             table = _detect(pixels, sky, header, config)
             path = header.files.image
-            detections = read_detections(table, header, config, path, stage_catalog=True)
+            detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
         psf = _point_sources(pixels, sky, detections, header, config)
     prepared = PreparedExposure(
@@ -157,7 +157,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         psf=psf,
         notes=tuple(notes + _row_notes(detections)),
     )
-    write_atomic(_detections_table(detections), prepared.detections_path, {})
+    write_atomic(_detections_table(detections, made), prepared.detections_path, {})
     write_atomic(table, prepared.catalog_path, {})
     _write_sky(sky, prepared.sky_path)
     return prepared
@@ -195,7 +195,8 @@ def _row_notes(detections: Detections) -> list[str]:
     return notes
 
 
-def _detections_table(detections: Detections) -> pa.Table:
+def _detections_table(detections: Detections, made: bool) -> pa.Table:
+    flags = detections.sg_flags | (int(SgFlag.STAGE_CATALOG) if made else 0)
     return pa.table(
         {
             "row": pa.array(np.arange(len(detections.x), dtype=np.int64)),
@@ -203,7 +204,7 @@ def _detections_table(detections: Detections) -> pa.Table:
             "y": detections.y,
             "ra": detections.ra,
             "dec": detections.dec,
-            "sg_flags": detections.sg_flags.astype(np.int32),
+            "sg_flags": flags.astype(np.int32),
             "usable": detections.usable,
         }
     )

@@ -164,9 +164,6 @@ def extract_tile(
 
     flags = stamps.flags()
     np.bitwise_or.at(flags, member_object, pool.sg_flags[member])
-    for number, exposure in enumerate(exposures):
-        if exposure.catalog_made:
-            flags[member_object[pool.at.rank[member] == number]] |= int(SgFlag.STAGE_CATALOG)
     flags[_blended(pool, anchor, member, member_object, config)] |= int(SgFlag.BLENDED)
     snr = np.sinh(features[:, :, FEATURES.index("snr")])
     flags[~(snr >= DETECTION_SNR).any(axis=1)] |= int(SgFlag.LOW_SNR)

@@ -129,6 +129,24 @@ def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pass
 
 
+def test_embedded_gpu_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgclassify.pipeline.cluster.count_gpus", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    config = replace(CONFIG, device="auto")
+    with open_cluster(
+        config, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
+    ) as opened:
+        assert opened.device == "cuda"
+        assert opened.n_slots == 1
+        on_gpu = opened.client.submit(_environment, 0, pure=False, resources=opened.inference).result(
+            timeout=20
+        )
+        on_cpu = opened.client.submit(_environment, 0, pure=False, resources=opened.cpu).result(timeout=20)
+    assert on_gpu[1] == "3"
+    assert on_cpu[1] == ""
+    assert on_gpu[0] != on_cpu[0]
+
+
 def test_no_scheduler_at_the_address(tmp_path: Path) -> None:
     config = replace(CONFIG, worker_timeout_s=0.5)
     with (

@@ -160,7 +160,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
         "import sys; from sgclassify.model.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
         " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train', 'sgclassify.model.dataset'))]; "
-        "sys.exit(', '.join(bad))"
+        "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

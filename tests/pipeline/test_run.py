@@ -282,6 +282,21 @@ def test_errors_that_end_the_run_leave_a_record(
     assert record["message"] == str(error)
 
 
+def test_cluster_that_cannot_be_opened_leaves_a_record(
+    stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
+        raise ClusterError("no worker came")
+        yield
+
+    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
+    assert _run(options).exit_code == 6
+    record = _record(options)
+    assert record["message"] == "no worker came"
+    assert set(_outcomes(record).values()) == {"set_aside"}
+
+
 def test_failed_join_sets_the_exposure_aside(stages: Stages, options: Options) -> None:
     stages.bad_join = {"e2"}
     assert _run(options).exit_code == 3

@@ -1,0 +1,229 @@
+"""Prepare exposures and extract tiles: three bands of one scene of Gaussian sources, shifted and rolled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.nddata import Cutout2D
+from astropy.wcs import WCS
+from sgclassify.stages.bands import BAND_INDEX
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.healpix import tile_of
+from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.prepare import nanomaggies_per_count, prepare_exposure
+from sgclassify.stages.read.header import read_header
+from sgclassify.stages.read.pixels import ExposurePixels
+from sgclassify.stages.tile import extract_tile
+
+SHAPE = (160, 192)
+SIZE = 20
+CHIPS = {"g": 8, "i": 7, "y": 6}
+RMS = 0.05
+CONFIG = StageConfig(sky_box_px=64)
+
+
+def sources(n=25, seed=4):
+    """Sky positions (degrees) and fluxes (nanomaggies), none nearer than 1.5" to another."""
+    rng = np.random.default_rng(seed)
+    places = []
+    while len(places) < n:
+        place = rng.uniform(-5.0, 5.0, 2)
+        if all(np.hypot(*(place - other)) > 1.5 for other in places):
+            places.append(place)
+    dx, dy = np.array(places).T / 3600
+    return 150.0 + dx / np.cos(np.radians(2.0)), 2.0 + dy, rng.uniform(0.5, 20.0, n)
+
+
+def scene(make_exposure, band, *, shift=(0.0, 0.0), roll_deg=0.0, flag=None, seen=None, **more):
+    ny, nx = SHAPE
+    angle = np.radians(roll_deg)
+    scale = 0.074 / 3600
+    cards = {
+        "CRPIX1": (nx + 1) / 2 + shift[0],
+        "CRPIX2": (ny + 1) / 2 + shift[1],
+        "CD1_1": -scale * np.cos(angle),
+        "CD1_2": scale * np.sin(angle),
+        "CD2_1": scale * np.sin(angle),
+        "CD2_2": scale * np.cos(angle),
+        "ZP": 25.5,
+    }
+    header = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, **cards}
+    ra, dec, flux = sources()
+    x, y = WCS(header).wcs_world2pix(ra, dec, 0)
+    rng = np.random.default_rng(CHIPS[band])
+    image = 0.3 + rng.normal(0, RMS, SHAPE)
+    yy, xx = np.mgrid[:ny, :nx]
+    for x0, y0, f in zip(x, y, flux * 10 ** (0.4 * 3.0), strict=True):
+        image += f * np.exp(-0.5 * ((xx - x0) ** 2 + (yy - y0) ** 2) / 0.95**2) / (2 * np.pi * 0.95**2)
+    keep = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
+    if seen is not None:
+        keep &= seen
+    columns = {
+        "objID": np.arange(1, keep.sum() + 1, dtype=np.int32),
+        "X": x[keep] + 1,
+        "Y": y[keep] + 1,
+        "RA": ra[keep],
+        "DEC": dec[keep],
+    }
+    return make_exposure(
+        chip=CHIPS[band],
+        shape=SHAPE,
+        image=image.astype(np.float32),
+        flag=flag,
+        cards=cards,
+        columns=columns,
+        obsid=f"1016000000{CHIPS[band]}",
+        **more,
+    )
+
+
+@pytest.fixture
+def three(make_exposure, tmp_path):
+    """Three bands: shifted, rolled by half a turn, and with every second source missing in its catalogue."""
+    flag = np.zeros(SHAPE, np.uint16)
+    flag[::12, :] = 1
+    seen = np.arange(25) % 2 == 0
+    work = tmp_path / "work"
+    work.mkdir()
+    files = [
+        scene(make_exposure, "g", shift=(3.3, -2.6)),
+        scene(make_exposure, "i", roll_deg=180.0, flag=flag),
+        scene(make_exposure, "y", shift=(-4.2, 1.7), roll_deg=30.0, seen=seen, kinds="IMG CAT"),
+    ]
+    return [prepare_exposure(read_header(f), work, CONFIG) for f in files]
+
+
+def tiles_of(prepared, order):
+    ra, dec, _ = sources()
+    return sorted({int(p) for p in tile_of(ra, dec, order)} | {int(p) for p in tile_of([150.0], [2.0], order)})
+
+
+def test_all_bands_of_a_source_become_one_object(three):
+    ra, dec, _ = sources()
+    (pixel,) = tiles_of(three, 8)
+    tile = extract_tile(8, pixel, three, SIZE, CONFIG)
+    assert len(tile) == len(ra)
+    nearest = np.argmin(np.hypot(tile.ra[:, None] - ra, tile.dec[:, None] - dec), axis=1)
+    assert sorted(nearest) == list(range(len(ra)))
+    np.testing.assert_allclose(tile.dec, dec[nearest], atol=1e-7)
+    detected = tile.features[:, :, FEATURES.index("detected")]
+    y = BAND_INDEX["y"]
+    # a source that the y catalogue lacks is still measured in y, at its place by the WCS
+    lacking = tile.used[:, y] & (nearest % 2 == 1)
+    assert lacking.sum() > 5
+    assert (detected[lacking, y] == 0).all()
+    snr = np.sinh(tile.features[lacking, y, FEATURES.index("snr")])
+    assert (snr > 5).all()
+    assert set(tile.bands) <= {"g,i,y", "g,i", "g,y", "i,y", "g", "i", "y"}
+    assert np.isnan(tile.features[:, BAND_INDEX["u"]]).all()
+    assert not tile.valid[:, BAND_INDEX["u"]].any()
+
+
+def test_stamps_are_the_cutouts_of_the_exposure(three):
+    (pixel,) = tiles_of(three, 8)
+    tile = extract_tile(8, pixel, three, SIZE, CONFIG)
+    for prepared in three:
+        band = BAND_INDEX[prepared.header.band]
+        with ExposurePixels(prepared.header) as pixels:
+            window = pixels.window(0, SHAPE[0], 0, SHAPE[1])
+        level, _ = prepared.sky().at(0, SHAPE[0], 0, SHAPE[1])
+        data = (window.image - level) * np.float32(nanomaggies_per_count(prepared.header))
+        x, y = prepared.header.wcs().wcs_world2pix(tile.ra, tile.dec, 0)
+        for k in np.flatnonzero(tile.used[:, band]):
+            image = Cutout2D(data, (x[k], y[k]), SIZE, mode="partial", fill_value=0).data
+            valid = Cutout2D(window.valid.astype(int), (x[k], y[k]), SIZE, mode="partial", fill_value=0).data > 0
+            np.testing.assert_array_equal(tile.valid[k, band], valid)
+            np.testing.assert_array_equal(tile.image[k, band], np.where(valid, image, 0))
+
+
+def test_flags_say_what_is_wrong_with_the_bands(three):
+    (pixel,) = tiles_of(three, 8)
+    tile = extract_tile(8, pixel, three, SIZE, CONFIG)
+    flagged = lambda flag: (tile.sg_flags & int(flag)) != 0  # noqa: E731
+    np.testing.assert_array_equal(flagged(SgFlag.NO_WEIGHT), tile.used[:, BAND_INDEX["y"]])
+    np.testing.assert_array_equal(flagged(SgFlag.FEW_BANDS), tile.n_bands < 3)
+    np.testing.assert_array_equal(flagged(SgFlag.EDGE), ~inside(tile, three))
+    assert flagged(SgFlag.MASKED).any()
+    assert not flagged(SgFlag.BLENDED).any()
+    assert not flagged(SgFlag.STAGE_CATALOG).any()
+
+
+def inside(tile, prepared):
+    whole = np.ones(len(tile), bool)
+    for exposure in prepared:
+        band = BAND_INDEX[exposure.header.band]
+        x, y = exposure.header.wcs().wcs_world2pix(tile.ra, tile.dec, 0)
+        fx, fy = np.ceil(x - SIZE / 2), np.ceil(y - SIZE / 2)
+        fits = (fx >= 0) & (fy >= 0) & (fx + SIZE <= SHAPE[1]) & (fy + SIZE <= SHAPE[0])
+        whole &= fits | ~tile.used[:, band]
+    return whole
+
+
+@pytest.mark.parametrize("order", [12, 14])
+def test_an_object_is_the_same_whatever_the_tiles(three, order):
+    (pixel,) = tiles_of(three, 8)
+    whole = extract_tile(8, pixel, three, SIZE, CONFIG)
+    parts = [extract_tile(order, p, three[::-1], SIZE, CONFIG) for p in tiles_of(three, order)]
+    ids = np.concatenate([p.object_id for p in parts])
+    assert len(set(ids)) == len(ids)
+    rank = np.argsort(ids)
+    np.testing.assert_array_equal(ids[rank], whole.object_id)
+    for name in ("ra", "dec", "sg_flags", "used", "image", "valid", "sigma", "features"):
+        np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts])[rank], getattr(whole, name))
+    rows = sorted(tuple(m.values()) for p in parts for m in p.members.to_pylist())
+    assert rows == sorted(tuple(m.values()) for m in whole.members.to_pylist())
+
+
+def test_every_detection_is_in_exactly_one_object(three):
+    (pixel,) = tiles_of(three, 8)
+    members = extract_tile(8, pixel, three, SIZE, CONFIG).members.to_pylist()
+    keys = [(m["exposure_id"], m["row"]) for m in members]
+    assert len(set(keys)) == len(keys)
+    assert len(keys) == sum(p.n_usable for p in three)
+
+
+def test_missing_catalogue_is_made(make_exposure, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    prepared = prepare_exposure(read_header(scene(make_exposure, "i", kinds="IMG WHT FLG")), work, CONFIG)
+    assert prepared.catalog_made
+    (pixel,) = tiles_of([prepared], 8)
+    tile = extract_tile(8, pixel, [prepared], SIZE, CONFIG)
+    assert len(tile) >= 20
+    assert ((tile.sg_flags & int(SgFlag.STAGE_CATALOG)) != 0).all()
+
+
+def test_an_object_without_valid_pixels_is_not_used(make_exposure, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    flag = np.zeros(SHAPE, np.uint16)
+    flag[:, :96] = 1
+    prepared = prepare_exposure(read_header(scene(make_exposure, "i", flag=flag)), work, CONFIG)
+    (pixel,) = tiles_of([prepared], 8)
+    tile = extract_tile(8, pixel, [prepared], SIZE, CONFIG)
+    blind = ~tile.used.any(axis=1)
+    assert blind.any()
+    assert not blind.all()
+    assert not tile.valid[blind].any()
+    np.testing.assert_array_equal((tile.sg_flags & int(SgFlag.NOT_SCORED)) != 0, blind)
+
+
+def test_the_deeper_of_two_exposures_is_used(make_exposure, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    good = scene(make_exposure, "i", name="CSST_good_{KIND}.fits")
+    rng = np.random.default_rng(0)
+    noisy = (0.3 + rng.normal(0, 5 * RMS, SHAPE)).astype(np.float32)
+    bad = scene(make_exposure, "i", name="CSST_bad_{KIND}.fits")
+    from astropy.io import fits
+
+    with fits.open(bad.image, mode="update") as hdus:
+        hdus[1].data = noisy
+        del hdus[1].header["DATASUM"], hdus[1].header["CHECKSUM"]
+    prepared = [prepare_exposure(read_header(f), work, CONFIG) for f in (bad, good)]
+    (pixel,) = tiles_of(prepared, 8)
+    both = extract_tile(8, pixel, prepared, SIZE, CONFIG)
+    alone = extract_tile(8, pixel, prepared[1:], SIZE, CONFIG)
+    order = np.lexsort((both.ra,)), np.lexsort((alone.ra,))
+    np.testing.assert_array_equal(both.image[order[0]], alone.image[order[1]])
