@@ -224,6 +224,9 @@ class _Driver:
 
     def close(self) -> None:
         """Write report and record, and remove the work folder."""
+        for exposure in self.record.exposures:
+            if exposure.outcome == SET_ASIDE and not exposure.fault:
+                exposure.fault, exposure.advice = "the run ended before this exposure was done", "run again"
         if self._cleared or not self.folder.has_products:
             try:
                 write_report(self.record, self.receipts, self.folder.path / "report.html")

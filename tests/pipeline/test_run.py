@@ -295,6 +295,7 @@ def test_cluster_that_cannot_be_opened_leaves_a_record(
     record = _record(options)
     assert record["message"] == "no worker came"
     assert set(_outcomes(record).values()) == {"set_aside"}
+    assert {item["fault"] for item in record["inputs"]} == {"the run ended before this exposure was done"}
 
 
 def test_failed_join_sets_the_exposure_aside(stages: Stages, options: Options) -> None:

@@ -1,0 +1,163 @@
+"""The functions that run on workers, from stamps to the joined catalogue."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sgclassify.model import runtime
+from sgclassify.pipeline import tasks
+from sgclassify.pipeline.plan import TilePlan
+from sgclassify.pipeline.tasks import ModelRef, ScoredTile, TileReceipt, tile_pad_arcsec
+from sgclassify.stages.config import StageConfig
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.healpix import index29, tile_of_index
+from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.tile import TileStamps
+
+ORDER = 10
+METADATA = {"model_id": "test", "prior_star_fraction": "0.5"}
+
+
+def _stamps(n: int = 5, size: int = 8) -> TileStamps:
+    """Objects around one point; the last but one has no band to be scored on."""
+    flags = np.zeros(n, dtype=np.int32)
+    used = np.zeros((n, 7), dtype=bool)
+    used[:, 2:4] = True
+    if n > 1:
+        flags[-2] = int(SgFlag.NOT_SCORED)
+        used[-2] = False
+    object_id = np.arange(100, 100 + n)
+    members = pa.table(
+        {
+            "exposure_id": pa.array(["e1"] * n + ["e2"] * n, pa.string()),
+            "row": np.concatenate([np.arange(n)[::-1], np.arange(n) + 1]),
+            "object_id": np.concatenate([object_id, object_id]),
+            "sg_flags": np.zeros(2 * n, dtype=np.int32),
+        }
+    )
+    return TileStamps(
+        object_id=object_id,
+        ra=np.linspace(150.0, 150.0001, n),
+        dec=np.full(n, 2.0),
+        sg_flags=flags,
+        used=used,
+        image=np.zeros((n, 7, size, size), dtype=np.float32),
+        valid=np.ones((n, 7, size, size), dtype=bool),
+        sigma=np.ones((n, 7), dtype=np.float32),
+        features=np.zeros((n, 7, len(FEATURES)), dtype=np.float32),
+        members=members,
+    )
+
+
+def _tile() -> TilePlan:
+    (pixel,) = tile_of_index(index29([150.0], [2.0]), ORDER)
+    return TilePlan(ORDER, int(pixel), ("e1", "e2"))
+
+
+P_STAR = np.array([0.9, 0.2, np.nan, 0.7, 0.5], dtype=np.float32)
+
+
+def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
+    table = tasks.object_table(_stamps(), P_STAR).sort_by("object_id").to_pydict()
+    assert table["p_star"] == [pytest.approx(0.9), pytest.approx(0.2), None, None, 0.5]
+    assert table["sg_class"] == ["star", "galaxy", None, None, "star"]
+    assert table["sg_flags"] == [0, 0, int(SgFlag.NOT_SCORED | SgFlag.NOT_FINITE), int(SgFlag.NOT_SCORED), 0]
+    assert table["bands"] == ["g,r", "g,r", "g,r", "", "g,r"]
+
+
+def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: lambda stamps: P_STAR[: len(stamps)])
+    model = ModelRef(None, "00", 64, 1)
+    scored = tasks.infer((_stamps(), 1.0), model)
+    assert scored.objects.num_rows == 5
+    assert scored.seconds >= 1.0
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
+    assert tasks.infer((_stamps(0), 1.0), model).objects.num_rows == 0
+
+
+def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def load(path: Path | None, **options: Any) -> object:
+        calls.append((path, options))
+        return object()
+
+    monkeypatch.setattr(runtime, "load", load)
+    tasks.classifier_of.cache_clear()
+    model = ModelRef(Path("/m.pt"), "ab", 32, 1)
+    assert tasks.classifier_of(model) is tasks.classifier_of(pickle.loads(pickle.dumps(model)))
+    assert calls == [(Path("/m.pt"), {"device": "cpu", "batch_size": 32, "expected_sha256": "ab"})]
+    tasks.classifier_of.cache_clear()
+
+
+def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any]) -> TileReceipt:
+    for name in ("objects", "members", "detections"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    scored = ScoredTile(tasks.object_table(stamps, p_star), stamps.members, 1.0)
+    return tasks.publish(_tile(), scored, tmp_path / "objects", tmp_path / "members", METADATA)
+
+
+def test_publish_and_join(tmp_path: Path) -> None:
+    receipt = _publish(tmp_path, _stamps(), P_STAR)
+    counts = receipt.n_objects, receipt.n_stars, receipt.n_galaxies, receipt.n_not_scored
+    assert counts == (5, 2, 1, 2)
+    assert receipt.histogram.sum() == 3
+    assert len(receipt.sample_ra) == 5
+    assert len(pickle.dumps(receipt)) < 20_000
+
+    catalog = pa.table({"objID": np.arange(7), "Mag_Kron": np.linspace(20, 26, 7)})
+    own = np.zeros(7, dtype=np.int32)
+    own[0] = int(SgFlag.NO_POSITION)
+    pq.write_table(catalog, tmp_path / "catalog.parquet")
+    pq.write_table(pa.table({"sg_flags": own}), tmp_path / "detections.parquet")
+    prepared: Any = SimpleNamespace(
+        exposure_id="e2",
+        header=SimpleNamespace(catalog_stem="e2_CAT"),
+        catalog_path=tmp_path / "catalog.parquet",
+        detections_path=tmp_path / "detections.parquet",
+    )
+    files = [tasks.members_path(tmp_path / "members", _tile())]
+    assert tasks.join(prepared, files, tmp_path / "detections", METADATA) == 3
+    table = pq.read_table(tmp_path / "detections" / "e2_CAT.parquet")
+    assert table.column_names[:3] == ["objID", "Mag_Kron", "object_id"]
+    assert table["object_id"].to_pylist() == [None, 100, 101, 102, 103, 104, None]
+    assert table["p_star"].to_pylist()[1] == pytest.approx(0.9)
+    flags = table["sg_flags"].to_pylist()
+    assert flags[0] == int(SgFlag.NO_POSITION | SgFlag.NOT_SCORED)
+    assert flags[1] == 0
+    assert flags[6] == int(SgFlag.NOT_SCORED)
+
+    assert tasks.join(prepared, [], tmp_path / "detections", METADATA) == 0
+    table = pq.read_table(tmp_path / "detections" / "e2_CAT.parquet")
+    assert table["p_star"].null_count == 7
+    assert all(flag & SgFlag.NOT_SCORED for flag in table["sg_flags"].to_pylist())
+
+
+def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
+    receipt = _publish(tmp_path, _stamps(0), P_STAR[:0])
+    assert receipt.n_objects == 0
+    assert not list((tmp_path / "objects").rglob("*.parquet"))
+    assert tasks.members_path(tmp_path / "members", _tile()).is_file()
+    folder: Any = SimpleNamespace(objects=tmp_path / "objects")
+    tasks.finish(folder, [receipt], METADATA)
+    assert (tmp_path / "objects" / "hats.properties").is_file()
+
+
+def test_large_tile_sends_a_small_receipt(tmp_path: Path) -> None:
+    stamps = _stamps(2000, size=1)
+    receipt = _publish(tmp_path, stamps, np.full(2000, 0.9, dtype=np.float32))
+    assert len(receipt.sample_ra) <= tasks.SAMPLE_SIZE
+    assert len(pickle.dumps(receipt)) < 20_000
+
+
+def test_pad_covers_the_tolerances_of_the_stages() -> None:
+    config = StageConfig()
+    assert tile_pad_arcsec(config) >= config.position_tolerance_arcsec + 2 * config.blend_radius_arcsec
