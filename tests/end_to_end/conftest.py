@@ -1,0 +1,231 @@
+"""Whole runs through the command line, in processes of their own, on a small simulated field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from sgclassify.model import runtime
+from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
+from sgclassify.stages.read.names import find_siblings
+
+FIELD = SimulationConfig(
+    seed=11,
+    detector_shape=(320, 320),
+    mag_limit_i=25.5,
+    exposures_per_band=1,
+    distortion_share=0.4,
+    mirrored_share=0.3,
+    compressed_share=0.4,
+    variant_share=0.4,
+)
+"""Seven bands of 24 x 24 arcsec, some with TPV, compressed, or under the older names."""
+
+TILE_ORDER = 13
+"""Tiles of 26 arcsec, so that even the small field has several."""
+
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+    output: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return dict(json.loads((self.output / "run.json").read_text(encoding="utf-8")))
+
+    @property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Exposures of run.json by their identifier."""
+        return {one["id"]: one for one in self.record["inputs"]}
+
+    def digests(self, part: str = "") -> dict[str, str]:
+        """SHA-256 of every file of objects/ and detections/ (or the named one) by its path."""
+        return {
+            str(path.relative_to(self.output)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for name in ([part] if part else ["objects", "detections"])
+            for path in sorted((self.output / name).rglob("*"))
+            if path.is_file()
+        }
+
+    def leftovers(self) -> list[str]:
+        """Files in the output that are neither a product nor the folder's marker."""
+        if not self.output.is_dir():
+            return []
+        allowed = {".sgclassify", "objects", "detections", "run.json", "report.html"}
+        names = [path.relative_to(self.output) for path in self.output.rglob("*")]
+        return sorted(
+            str(name)
+            for name in names
+            if name.parts[0] not in allowed or name.name.endswith((".tmp", ".part")) or ".finish" in str(name)
+        )
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that choose the model: none, since the shipped one is the default."""
+    if not runtime.default_model().is_file():  # until the trained model is in place
+        return ["--model", str(_untrained(tmp_path_factory.mktemp("model") / "model.pt"))]
+    return []
+
+
+def _untrained(path: Path) -> Path:
+    """Archive of a network with random weights."""
+    import pyarrow as pa
+    import torch
+
+    from sgclassify.model.dataset import Sample
+    from sgclassify.model.export import export
+    from sgclassify.model.network import FusionNetwork
+    from sgclassify.model.train import Trained
+    from sgclassify.stages.measure import FEATURES
+
+    torch.manual_seed(3)
+    rng = np.random.default_rng(0)
+    few = Sample(
+        image=rng.normal(0, 0.02, (20, 7, 32, 32)).astype(np.float16),
+        valid=np.ones((20, 7, 32, 32), dtype=bool),
+        sigma=np.full((20, 7), 0.02, np.float32),
+        features=rng.normal(size=(20, 7, len(FEATURES))).astype(np.float32),
+        table=pa.table({"object_id": np.arange(20)}),
+    )
+    export(Trained(FusionNetwork(32), 1.5, 0.25, 32, {}, [], {"training": 0}), few, "0" * 64, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sgclassify(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """``sgclassify(list, output, *options, **settings)`` runs the command in a process of its own.
+
+    The settings go below [run] of its configuration file.
+    """
+
+    def run(
+        exposure_list: Path, output: Path, *options: str, cwd: Path | None = None, **settings: int
+    ) -> Run:
+        config = tmp_path_factory.mktemp("config") / "run.toml"
+        # Batches are padded to their full size, which the few objects of a tile here need not wait for.
+        chosen = {"tile_order": TILE_ORDER, "batch_size": 16, "device": '"cpu"', **settings}
+        lines = [f"{name} = {value}\n" for name, value in chosen.items()]
+        config.write_text("config_version = 1\n[run]\n" + "".join(lines))
+        given = ["--exposure-list", str(exposure_list), "--output", str(output), "--config", str(config)]
+        workers = [] if "--workers" in options else ["--workers", "1"]
+        done = subprocess.run(
+            [sys.executable, "-m", "sgclassify.pipeline", "run", *given, *model, *workers, *options],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=TIMEOUT_S,
+        )
+        return Run(done.returncode, done.stdout, done.stderr, output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def field(tmp_path_factory: pytest.TempPathFactory) -> FieldResult:
+    """The simulated field; its folder holds its exposures and nothing else that a run reads."""
+    return simulate_field(FIELD, 0, tmp_path_factory.mktemp("simulated"))
+
+
+@pytest.fixture(scope="session")
+def good_list(field: FieldResult) -> Path:
+    """List of the exposures of the field, with relative paths."""
+    path = field.folder / "exposures.txt"
+    path.write_text("".join(f"{image.name}\n" for image in field.images))
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(
+    sgclassify: Callable[..., Run], good_list: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """The run of the field on one worker, with which others are compared."""
+    done = sgclassify(good_list, tmp_path_factory.mktemp("reference") / "output")
+    assert done.code == 0, done.stderr
+    assert sum(tile["n_objects"] > 0 for tile in done.record["tiles"]) > 2
+    return done
+
+
+Level1 = dict[str, fits.HDUList]
+"""Files of an exposure in memory, by kind."""
+
+
+@pytest.fixture(scope="session")
+def clone(field: FieldResult) -> Callable[..., Path]:
+    """``clone(folder, obsid, edit, band="i")`` copies a good exposure under another observation number.
+
+    ``edit`` changes the `Level1` before it is written. The copy sorts before the exposures of the field: it
+    would be the anchor of its objects and so change them all, were it used. Returns its IMG file.
+    """
+
+    def copy(folder: Path, obsid: int, edit: Callable[[Level1], None] | None = None, band: str = "i") -> Path:
+        original = _image_of(field, band)
+        found = find_siblings(original)
+        files = {
+            kind: _uncompressed(path, f"{obsid:011d}")
+            for kind, path in zip(
+                ("IMG", "WHT", "FLG", "CAT"),
+                (found.image, found.weight, found.flag, found.catalog),
+                strict=True,
+            )
+            if path is not None
+        }
+        if edit is not None:
+            edit(files)
+        folder.mkdir(parents=True, exist_ok=True)
+        chip = _chip(original)
+        name = f"CSST_MSC_MS_SIM_20270101000000_20270101000230_{obsid:011d}_{chip}_L1_V01_{{}}.fits"
+        for kind, hdus in files.items():
+            hdus.writeto(folder / name.format(kind), checksum=True)
+        return folder / name.format("IMG")
+
+    return copy
+
+
+def _image_of(field: FieldResult, band: str) -> Path:
+    for image in field.images:
+        with fits.open(image) as hdus:
+            if hdus[1].header["FILTER"] == band:
+                return image
+    raise LookupError(band)
+
+
+def _chip(image: Path) -> str:
+    with fits.open(image) as hdus:
+        return str(hdus[0].header["DETECTOR"]).removeprefix("CHIP")
+
+
+def _uncompressed(path: Path, obsid: str) -> fits.HDUList:
+    """The HDUs of a file in memory, as plain ones."""
+    with fits.open(path, memmap=False) as hdus:
+        primary = fits.PrimaryHDU(header=hdus[0].header.copy())
+        header = hdus[1].header.copy()
+        for key in ("CHECKSUM", "DATASUM", "BZERO", "BSCALE"):
+            header.remove(key, ignore_missing=True)
+        kind = fits.BinTableHDU if isinstance(hdus[1], fits.BinTableHDU) else fits.ImageHDU
+        data = np.array(hdus[1].data)
+    extension = kind(data, header)
+    for hdu in (primary, extension):
+        if "OBSID" in hdu.header:
+            hdu.header["OBSID"] = obsid
+    return fits.HDUList([primary, extension])

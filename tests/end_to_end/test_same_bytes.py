@@ -1,0 +1,99 @@
+"""The products depend on the inputs alone: not on their order, nor on how the work is shared out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_order_of_list_and_of_tiles(
+    sgclassify: Callable[..., Any], reference: Any, field: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    roundabout = [field.folder / ".." / field.folder.name / image.name for image in reversed(field.images)]
+    listed = tmp_path / "reversed.txt"
+    listed.write_text("# the other way round\n\n" + "\n".join(map(str, roundabout)))
+    done = sgclassify(
+        Path("../reversed.txt"),
+        tmp_path / "output",
+        cwd=tmp_path / "elsewhere",
+        tile_shuffle_seed=7,
+        window=1,
+    )
+    assert done.code == 0, done.stderr
+    assert done.digests() == reference.digests()
+
+
+def test_number_of_workers_and_tiles_in_flight(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, tmp_path: Path
+) -> None:
+    done = sgclassify(good_list, tmp_path / "output", "--workers", "2", window=4)
+    assert done.code == 0, done.stderr
+    assert done.digests() == reference.digests()
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """Address of a scheduler with two workers, in processes of their own, as an operator starts them."""
+    file = tmp_path / "scheduler.json"
+    quiet = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    running = [
+        _dask("scheduler", "--host", "127.0.0.1", "--port", "0", *quiet, "--scheduler-file", str(file))
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not (file.exists() and file.stat().st_size):
+            assert time.monotonic() < deadline, "the scheduler did not start"
+            time.sleep(0.1)
+        address = str(json.loads(file.read_text())["address"])
+        for number in range(2):
+            local = ["--local-directory", str(tmp_path / f"worker{number}")]
+            options = ["--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *quiet, *local]
+            running.append(_dask("worker", address, *options))
+        yield address
+    finally:
+        for process in reversed(running):
+            process.kill()
+            process.wait()
+
+
+def _dask(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dask", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_scheduler_of_others(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, scheduler: str, tmp_path: Path
+) -> None:
+    done = sgclassify(good_list, tmp_path / "output", "--scheduler", scheduler, "--workers", "2")
+    assert done.code == 0, done.stderr
+    assert done.digests() == reference.digests()
+
+
+def test_size_of_tiles_changes_the_layout_only(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, tmp_path: Path
+) -> None:
+    done = sgclassify(good_list, tmp_path / "output", tile_order=10)
+    assert done.code == 0, done.stderr
+    assert len(done.record["tiles"]) < len(reference.record["tiles"])
+    assert _rows(done) == _rows(reference)
+    assert done.digests("detections") == reference.digests("detections")
+
+
+def _rows(run: Any) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    parts = [
+        pq.read_table(path, partitioning=None) for path in (run.output / "objects").rglob("Npix=*.parquet")
+    ]
+    return list(pa.concat_tables(parts).sort_by("object_id").to_pylist())
