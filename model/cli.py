@@ -18,7 +18,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def _log() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
 
 
 @click.command("dataset")
@@ -37,7 +39,12 @@ def dataset(output: Path, fields: int, seed: int, stamp_size: int, processes: in
     _log()
     log = logging.getLogger("sgclassify.dataset")
     manifest = make_dataset(
-        output, fields, seed, stamp_size, processes, lambda done, total: log.info("field %d of %d", done, total)
+        output,
+        fields,
+        seed,
+        stamp_size,
+        processes,
+        lambda done, total: log.info("field %d of %d", done, total),
     )
     counts = [shard["counts"] for shard in manifest["shards"].values()]
     for name in ("star", "galaxy", "qso", "spurious"):
@@ -46,11 +53,15 @@ def dataset(output: Path, fields: int, seed: int, stamp_size: int, processes: in
 
 @click.command("train")
 @click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
-@click.option("--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the model.")
+@click.option(
+    "--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the model."
+)
 @click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--batch-size", type=click.IntRange(2), default=96, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--max-minutes", type=float, default=math.inf, help="Stop after the epoch that passes this time.")
+@click.option(
+    "--max-minutes", type=float, default=math.inf, help="Stop after the epoch that passes this time."
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
 def train(
     data: Path, output: Path, epochs: int, batch_size: int, device: str, max_minutes: float, resume: bool

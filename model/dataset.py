@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -25,10 +26,13 @@ from sgclassify.pipeline.plan import make_plan
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.tile import TileStamps, extract_tile
+
+logger = logging.getLogger(__name__)
 
 MATCH_RADIUS_ARCSEC = 2 * PIXEL_SCALE
 TILE_ORDER = 10
@@ -51,8 +55,8 @@ class Sample:
     sigma : ndarray of float32, shape (n, 7)
     features : ndarray of float32, shape (n, 7, n_features)
     table : pyarrow.Table
-        Columns ``field``, ``object_id``, ``ra``, ``dec``, ``sg_flags``, ``n_bands``, ``snr``, ``blended`` and the truth:
-        ``true_class`` (``spurious`` where nothing matches), magnitudes, redshift, size.
+        Columns ``field``, ``object_id``, ``ra``, ``dec``, ``sg_flags``, ``n_bands``, ``snr``, ``blended`` and the
+        truth: ``true_class`` (``spurious`` where nothing matches), magnitudes, redshift, size.
     """
 
     image: npt.NDArray[np.float16]
@@ -125,7 +129,13 @@ def extract_field(list_path: Path, work_dir: Path, stamp_size: int, config: Stag
     listed = parse_list(list_path)
     if listed.problems:
         raise listed.problems[0]
-    prepared = [prepare_exposure(read_header(files), work_dir, config) for files in listed.files]
+    prepared = []
+    for files in listed.files:
+        try:
+            prepared.append(prepare_exposure(read_header(files), work_dir, config))
+        except UnusableInputError as error:
+            # as in a run: an exposure that cannot be used (no detection in NUV, say) costs only itself
+            logger.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
     tiles = make_plan([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
     return [

@@ -139,7 +139,8 @@ def as_text(rows: list[dict[str, Any]]) -> str:
         cells = [f"{row['band']} {row['low']:.1f}-{row['high']:.1f}".rjust(13)]
         for name in CLASSES:
             r = row[name]
-            text = f"{100 * r['share']:.2f} % [{100 * r['low']:.1f}, {100 * r['high']:.1f}] of {r['n']}" if r["n"] else "-"
+            interval = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+            text = f"{100 * r['share']:.2f} % {interval} of {r['n']}" if r["n"] else "-"
             cells.append(text.rjust(30))
         lines.append(" ".join(cells))
     return "\n".join(lines)

@@ -26,7 +26,7 @@ def _archive(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **reference)
     extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
-    torch.jit.save(network, str(path), _extra_files=extra)  # type: ignore[no-untyped-call]
+    torch.jit.save(network, str(path), _extra_files=extra)
 
 
 def export(trained: Trained, sample: Sample, training_set_id: str, path: Path) -> ModelContract:

@@ -153,7 +153,7 @@ def load(
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
             module = torch.jit.load(str(path), map_location=where, _extra_files=extra)  # type: ignore[no-untyped-call]
             contract = ModelContract.from_json(_text(extra[CONTRACT_FILE]))
-            module = torch.jit.freeze(module.float().eval())  # type: ignore[no-untyped-call]
+            module = torch.jit.freeze(module.float().eval())
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
     classifier = Classifier(module, contract, sha256, where, batch_size)

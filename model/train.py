@@ -242,7 +242,8 @@ def train(
 
     network = FusionNetwork(stamp_size)
     fit_normalization(network, train_set, rows)
-    network.to(where, memory_format=torch.channels_last)
+    network.to(where)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -281,7 +282,7 @@ def train(
                 nn.functional.cross_entropy(image, target) + nn.functional.cross_entropy(sequence, target)
             )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
             schedule.step()

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles
+from sgclassify.stages.atomic import write_atomic
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
@@ -29,7 +30,6 @@ from sgclassify.stages.publish import (
     publish_detections,
     publish_objects,
     scored_table,
-    write_atomic,
 )
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.tile import TileStamps, extract_tile

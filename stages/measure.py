@@ -147,7 +147,7 @@ def _squared_radius(x: F64, y: F64, size: int) -> F64:
     )
 
 
-def _sum(values: F64) -> F64:
+def _sum(values: F64 | Bool) -> F64:
     return np.asarray(values.sum(axis=(1, 2)), dtype=np.float64)
 
 

@@ -5,12 +5,11 @@ The same table gives the same bytes, wherever and whenever it is written.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from sgclassify.stages.atomic import storable, sync, write_atomic
 from sgclassify.stages.columns import (
     CLASSES,
     DETECTION_COLUMNS,
@@ -33,100 +33,8 @@ from sgclassify.stages.healpix import INDEX_ORDER, index29, tile_of_index
 
 log = logging.getLogger(__name__)
 
-ROW_GROUP_ROWS: Final = 131_072
-"""Rows of a row group. Fixed, as it decides about the bytes."""
-
 NULL_TEXT: Final = len("None")
 """What astropy shows for a null text; a shorter column would cut it off."""
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that takes its final name when the block ends well, and vanishes when it does not.
-
-    Parameters
-    ----------
-    path : Path
-        Final name; its folder is made if need be. A file of that name is replaced.
-
-    Yields
-    ------
-    Path
-        Hidden name in the same folder, ending on ``.part``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        _sync(part)
-        os.replace(part, path)  # noqa: PTH105 - the one call that everything here is about
-    finally:
-        part.unlink(missing_ok=True)
-    # Some file systems cannot sync a folder; the file itself is safe by then.
-    with contextlib.suppress(OSError):
-        _sync(path.parent)
-
-
-def write_atomic_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all.
-
-    Parameters
-    ----------
-    data : bytes
-    path : Path
-        Final name.
-    """
-    with atomic_path(path) as part:
-        part.write_bytes(data)
-
-
-def write_atomic_text(text: str, path: Path) -> None:
-    """Write a UTF-8 text file whole or not at all.
-
-    Parameters
-    ----------
-    text : str
-    path : Path
-        Final name.
-    """
-    write_atomic_bytes(text.encode("utf-8"), path)
-
-
-def write_atomic(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a Parquet file whole or not at all, always with the same bytes for the same table.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Written as it is, in its order, but for dictionary columns: they are stored as plain columns with
-        Parquet's own dictionary encoding, since astropy cannot read Arrow's.
-    path : Path
-        Final name.
-    metadata : mapping of str to str
-        Key-value metadata of the file, added to those of the table's schema.
-
-    Raises
-    ------
-    OSError
-        If the file read back does not hold what was written.
-    """
-    table = _storable(table, metadata)
-    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    with atomic_path(path) as part:
-        pq.write_table(
-            table,
-            part,
-            row_group_size=ROW_GROUP_ROWS,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=texts,
-            write_page_checksum=True,
-            version="2.6",
-        )
-        footer = pq.read_metadata(part)
-        names = footer.schema.to_arrow_schema().names
-        if footer.num_rows != table.num_rows or names != table.column_names:
-            raise OSError(f"{path}: {footer.num_rows} rows read back of {table.num_rows} written")
 
 
 def scored_table(
@@ -324,8 +232,8 @@ def finish_hats(
         for file in files:
             final = root / file.relative_to(made)
             final.parent.mkdir(parents=True, exist_ok=True)
-            _sync(file)
-            os.replace(file, final)  # noqa: PTH105
+            sync(file)
+            os.replace(file, final)  # noqa: PTH105 - one way of replacing, here and in atomic
     finally:
         shutil.rmtree(made)
 
@@ -440,7 +348,7 @@ def _typed(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 def _empty_objects() -> pa.Schema:
     """Schema of the object catalogue as it is stored."""
     table = pa.schema([(c.name, c.type) for c in OBJECT_COLUMNS]).empty_table()
-    return _storable(table, {}).schema
+    return storable(table, {}).schema
 
 
 def _indexed(table: pa.Table) -> pa.Table:
@@ -468,22 +376,6 @@ def _described(
     return {**metadata, **texts, **describe(schema, columns, metadata, lengths)}
 
 
-def _storable(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
-    """The table in one piece, without Arrow dictionaries, its metadata sorted: so its bytes are settled."""
-    fields, arrays = [], []
-    for field, values in zip(table.schema, table.columns, strict=True):
-        if pa.types.is_dictionary(field.type):
-            field, values = field.with_type(field.type.value_type), values.cast(field.type.value_type)
-        fields.append(field)
-        arrays.append(values)
-    everything = {
-        **{k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()},
-        **metadata,
-    }
-    schema = pa.schema(fields, metadata={key: everything[key] for key in sorted(everything)})
-    return pa.table(arrays, schema=schema).combine_chunks()
-
-
 def _remove_strays(root: Path, keep: set[Path]) -> None:
     """Remove partitions of an earlier run, and what a killed writer left behind."""
     for path in sorted(root.glob("dataset/Norder=*/Dir=*/*")):
@@ -491,12 +383,3 @@ def _remove_strays(root: Path, keep: set[Path]) -> None:
         if stray or path.suffix == ".part":
             log.warning("removed %s: not a part of this catalogue", path)
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

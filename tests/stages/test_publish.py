@@ -19,7 +19,7 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages import healpix, publish
+from sgclassify.stages import atomic, healpix, publish
 from sgclassify.stages.columns import DETECTION_COLUMNS, INPUT_COLUMNS, OBJECT_COLUMNS
 from sgclassify.stages.flags import SgFlag
 
@@ -348,15 +348,15 @@ def test_a_product_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(target, name, broken)
             with pytest.raises(OSError, match="disk full"):
-                publish.write_atomic(table, path, {})
+                atomic.write_atomic(table, path, {})
         assert contents(tmp_path) == {}
-    publish.write_atomic(table, path, {"k": "v"})
+    atomic.write_atomic(table, path, {"k": "v"})
     before = contents(tmp_path)
     assert list(before) == ["deep/x.parquet"]
     # A failed attempt to replace it leaves the old one.
     monkeypatch.setattr(pq, "write_table", half)
     with pytest.raises(OSError, match="disk full"):
-        publish.write_atomic(pa.table({"a": [9]}), path, {})
+        atomic.write_atomic(pa.table({"a": [9]}), path, {})
     assert contents(tmp_path) == before
 
 
@@ -364,13 +364,13 @@ def test_what_is_read_back_must_be_what_was_written(tmp_path: Path, monkeypatch:
     write_table = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda table, *a, **k: write_table(table.slice(1), *a, **k))
     with pytest.raises(OSError, match="2 rows read back of 3"):
-        publish.write_atomic(pa.table({"a": [1, 2, 3]}), tmp_path / "x.parquet", {})
+        atomic.write_atomic(pa.table({"a": [1, 2, 3]}), tmp_path / "x.parquet", {})
     assert contents(tmp_path) == {}
 
 
 def test_plain_files(tmp_path: Path) -> None:
-    publish.write_atomic_text("Größe", tmp_path / "a" / "x.txt")
-    publish.write_atomic_bytes(b"\0\1", tmp_path / "y")
+    atomic.write_atomic_text("Größe", tmp_path / "a" / "x.txt")
+    atomic.write_atomic_bytes(b"\0\1", tmp_path / "y")
     assert contents(tmp_path) == {"a/x.txt": "Größe".encode(), "y": b"\0\1"}
     # Readable by whom the user's umask allows, unlike files from the tempfile module.
     umask = os.umask(0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
+
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
