@@ -273,6 +273,7 @@ def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> 
             "local_directory": str(scratch),
             "memory_limit": _memory_limit(),
             "silence_logs": logging.CRITICAL,
+            "preload": ["sgclassify.pipeline.worker"],
         },
     }
 

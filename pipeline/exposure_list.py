@@ -17,6 +17,7 @@ from sgclassify.stages.read.names import (
     file_kind,
     find_siblings,
     has_fits_extension,
+    is_utf8,
 )
 
 CSV_COLUMNS: Final = ("image", "weight", "flag", "catalog")
@@ -158,6 +159,11 @@ def _image_fault(image: Path) -> UnusableInputError | None:
     kind = file_kind(image)
     if kind not in (None, "IMG"):
         return UnusableInputError(image, f"is a {kind} file", "list the IMG file of the exposure instead")
+    if not is_utf8(image.name):
+        # Products get the names of their exposures, and Parquet knows only UTF-8.
+        return UnusableInputError(
+            image, "the name of the file is not UTF-8", "rename the files of the exposure"
+        )
     return None
 
 

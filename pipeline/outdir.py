@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from sgclassify.stages.errors import UsageError
+from sgclassify.stages.read.names import is_utf8
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,10 @@ class OutputFolder:
             log.warning("%s could not be removed: %s", self.work, error)
 
     def _check_owner(self) -> None:
+        if not is_utf8(str(self.path)):
+            raise UsageError(
+                f"{str(self.path)!r}: the path is not UTF-8, which Parquet needs; choose another with --output"
+            )
         if not self.path.exists():
             return
         if not self.path.is_dir():

@@ -34,6 +34,9 @@ class TilePlan:
     pixel: int
     exposures: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"tile {self.order}/{self.pixel}"
+
 
 def make_plan(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: float) -> list[TilePlan]:
     """Distribute exposures over sky tiles.

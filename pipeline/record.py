@@ -46,7 +46,12 @@ class Failure:
             return cls(str(getattr(error, "path", "")), str(error.fault), str(getattr(error, "advice", "")))
         trace = trace or "".join(traceback.format_exception(error))
         fault = f"unexpected {type(error).__name__}: {error}"
-        return cls("", fault, "see the traceback in run.json and report it", trace)
+        advice = (
+            "look after disk, network and permissions, and run again"
+            if isinstance(error, OSError)
+            else "see the traceback in run.json and report it"
+        )
+        return cls("", fault, advice, trace)
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.fault}" if self.file else self.fault
@@ -202,8 +207,12 @@ def software() -> dict[str, str]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is complete under its name or not there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        # The names of files may hold bytes that are no UTF-8, which Python carries as lone surrogates.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

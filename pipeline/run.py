@@ -227,18 +227,23 @@ class _Driver:
         for exposure in self.record.exposures:
             if exposure.outcome == SET_ASIDE and not exposure.fault:
                 exposure.fault, exposure.advice = "the run ended before this exposure was done", "run again"
-        if self._cleared or not self.folder.has_products:
-            try:
-                write_report(self.record, self.receipts, self.folder.path / "report.html")
-            except BaseException as error:
-                self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
-                raise
-            finally:
-                self.record.write(self.folder.path / "run.json")
-        else:
-            log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
-        if not self.options.keep_work:
-            self.folder.remove_work()
+        try:
+            if self._cleared or not self.folder.has_products:
+                self._write_report_and_record()
+            else:
+                log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
+        finally:
+            if not self.options.keep_work:
+                self.folder.remove_work()
+
+    def _write_report_and_record(self) -> None:
+        try:
+            write_report(self.record, self.receipts, self.folder.path / "report.html")
+        except BaseException as error:
+            self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
+            raise
+        finally:
+            self.record.write(self.folder.path / "run.json")
 
     def _require(self, exposures: Sequence[object]) -> None:
         if not exposures:

@@ -70,6 +70,9 @@ class PreparedExposure:
     psf: PointSources
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return str(self.header)
+
     @property
     def exposure_id(self) -> str:
         """Unique key of the exposure in a run."""

@@ -110,6 +110,9 @@ class ExposureHeader:
     date_obs: str
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"exposure {self.exposure_id}"
+
     @property
     def exposure_key(self) -> int:
         """42-bit hash of `exposure_id`, from which object identifiers are made."""

@@ -75,6 +75,11 @@ def has_fits_extension(name: str) -> bool:
     return _EXTENSION.search(name) is not None
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be written as UTF-8; Python carries bytes that cannot as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def parse_name(path: str | Path) -> ExposureName | None:
     """Take a CSST file name apart.
 

@@ -37,6 +37,8 @@ TILE_ORDER = 13
 
 TIMEOUT_S = 300
 
+Watch = Callable[[subprocess.Popen[str]], None]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -115,11 +117,16 @@ def _untrained(path: Path) -> Path:
 def sgclassify(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """``sgclassify(list, output, *options, **settings)`` runs the command in a process of its own.
 
-    The settings go below [run] of its configuration file.
+    The settings go below [run] of its configuration file; ``watch`` is called with the process while it runs.
     """
 
     def run(
-        exposure_list: Path, output: Path, *options: str, cwd: Path | None = None, **settings: int
+        exposure_list: Path,
+        output: Path,
+        *options: str,
+        cwd: Path | None = None,
+        watch: Watch | None = None,
+        **settings: int,
     ) -> Run:
         config = tmp_path_factory.mktemp("config") / "run.toml"
         # Batches are padded to their full size, which the few objects of a tile here need not wait for.
@@ -128,15 +135,21 @@ def sgclassify(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
         config.write_text("config_version = 1\n[run]\n" + "".join(lines))
         given = ["--exposure-list", str(exposure_list), "--output", str(output), "--config", str(config)]
         workers = [] if "--workers" in options else ["--workers", "1"]
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "sgclassify.pipeline", "run", *given, *model, *workers, *options],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=TIMEOUT_S,
         )
-        return Run(done.returncode, done.stdout, done.stderr, output)
+        try:
+            if watch is not None:
+                watch(process)
+            stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+        return Run(process.returncode, stdout, stderr, output)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,43 @@ def test_scheduler_of_others(
     done = sgclassify(good_list, tmp_path / "output", "--scheduler", scheduler, "--workers", "2")
     assert done.code == 0, done.stderr
     assert done.digests() == reference.digests()
+
+
+def test_killed_run_leaves_whole_files_and_is_run_again(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+
+    def kill_after_a_tile(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None and not list(output.glob("objects/dataset/*/*/Npix=*.parquet")):
+            time.sleep(0.02)
+        process.kill()
+
+    killed = sgclassify(good_list, output, watch=kill_after_a_tile)
+    assert killed.code == -signal.SIGKILL
+    expected = reference.digests()
+    assert killed.digests()
+    for name, digest in killed.digests().items():
+        assert expected[name] == digest
+    again = sgclassify(good_list, output)
+    assert again.code == 0, again.stderr
+    assert again.digests() == expected
+    assert again.leftovers() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_cleans_up(
+    sgclassify: Callable[..., Any], good_list: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    def interrupt_at_work(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None and not (tmp_path / "output" / ".work" / "exposures").exists():
+            time.sleep(0.02)
+        process.send_signal(number)
+
+    done = sgclassify(good_list, tmp_path / "output", watch=interrupt_at_work)
+    assert done.code == 128 + number, done.stderr
+    assert done.leftovers() == []
+    assert "SystemExit" in done.record["message"]
 
 
 def test_size_of_tiles_changes_the_layout_only(

@@ -72,7 +72,7 @@ def test_relative_to_the_list_and_not_to_the_working_folder(tmp_path, monkeypatc
 
 NAMES = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/"), min_size=1, max_size=12
-).filter(lambda name: name.strip() == name and not name.startswith("#") and len(name.encode()) < 60)
+).filter(lambda name: name.strip() == name and not name.startswith(("#", ".")) and len(name.encode()) < 60)
 
 
 @settings(max_examples=40, deadline=None)
@@ -217,3 +217,11 @@ def test_csv_problems(tmp_path):
 def test_malformed_csv(tmp_path, text):
     with pytest.raises(UsageError, match="exposure list"):
         parse_list(write(tmp_path, text, "list.csv"))
+
+
+def test_name_that_is_not_utf8(tmp_path):
+    touch(tmp_path, "a_IMG.fits", os.fsdecode(b"Sternw\xe4rte_IMG.fits"))
+    found = parse_list(write(tmp_path, ".\n"))
+    assert [files.image.name for files in found.files] == ["a_IMG.fits"]
+    (problem,) = found.problems
+    assert problem.fault == "the name of the file is not UTF-8"

@@ -137,3 +137,10 @@ def test_lock_of_another_host_is_respected(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / LOCK).exists()
+
+
+def test_path_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xe4")
+    with pytest.raises(UsageError, match="not UTF-8"), OutputFolder(path, "key", overwrite=False):
+        pass
+    assert not path.exists()

@@ -20,6 +20,7 @@ from sgclassify.pipeline.record import (
     Failure,
     RunRecord,
     TileRecord,
+    write_text,
 )
 from sgclassify.pipeline.report import render
 from sgclassify.pipeline.tasks import TileReceipt
@@ -123,3 +124,9 @@ def test_pictures_leave_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     render(_record(tmp_path), [_receipt([10.0, 10.1, 10.2])])
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path: Path) -> None:
+    write_text(tmp_path / "report.html", "Sternw\udce4rte")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "Sternw\\udce4rte"
+    assert len(list(tmp_path.iterdir())) == 1
