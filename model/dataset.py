@@ -30,13 +30,13 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
-from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
 
 logger = logging.getLogger(__name__)
 
 MATCH_RADIUS_ARCSEC = 2 * PIXEL_SCALE
 TILE_ORDER = 10
-PAD_ARCSEC = 5.0
+PAD_ARCSEC = CHAIN_ARCSEC + 5.0
 SPLITS = ("validation", "calibration", "test")
 """Fields 0, 1 and 2 of every ten, in this order; the other seven are for training."""
 

@@ -23,8 +23,6 @@ class StampNormalizer(nn.Module):
     core flux, which shows the profile whatever the brightness; and the validity mask.
     """
 
-    core: Tensor
-
     def __init__(self, stamp_size: int) -> None:
         super().__init__()
         axis = torch.arange(stamp_size, dtype=torch.float32) - (stamp_size - 1) / 2
@@ -74,9 +72,6 @@ class SequenceEncoder(nn.Module):
 
     Each step holds a band's standardised features (0 where missing) and which of them are missing.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, n_features: int, hidden: int, width: int) -> None:
         super().__init__()

@@ -22,7 +22,9 @@ from sgclassify.stages.measure import FEATURES
 
 logger = logging.getLogger(__name__)
 
-OPTIONAL_FEATURES = ("header_fwhm", "psf_stars")
+BATCH_NORM_SAMPLE = 6_000
+"""Objects that the statistics of the final weights are measured on."""
+
 PSF_FEATURES = tuple(name for name in FEATURES if name.startswith(("psf_", "excess_", "significance_")))
 
 
@@ -178,6 +180,30 @@ def fit_temperature(logits: Tensor, label: Tensor) -> float:
     return float(log_t.detach().exp())
 
 
+def _estimate_batch_norm(
+    network: FusionNetwork, sample: Sample, rows: npt.NDArray[np.int64], recipe: Recipe, device: torch.device
+) -> None:
+    """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics."""
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    network.train()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    few = np.random.default_rng(recipe.seed).permutation(rows)[:BATCH_NORM_SAMPLE]
+    with torch.no_grad():
+        for first in range(0, len(few), recipe.batch_size):
+            index = few[first : first + recipe.batch_size]
+            # a batch of one has no variance
+            if len(index) > 1:
+                batch = augment(tensors(sample, index, torch.device("cpu")), recipe, generator)
+                network(*(t.to(device) for t in batch))
+    for layer, value in zip(layers, momentum, strict=True):
+        layer.momentum = value
+    network.eval()
+
+
 def _batches(
     index: npt.NDArray[np.int64], size: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.int64]]:
@@ -320,6 +346,7 @@ def train(
             logger.info("stopping after %.0f minutes", (time.monotonic() - began) / 60)
             break
     average.load_state_dict(best[1])
+    _estimate_batch_norm(average, train_set, rows, recipe, where)
     calibration_label = torch.from_numpy(labels_of(calibration_set)[calibration_rows])
     logits = predict(average, calibration_set, calibration_rows, where)[0]
     return Trained(

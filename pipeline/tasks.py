@@ -32,7 +32,7 @@ from sgclassify.stages.publish import (
     scored_table,
 )
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
 
 if TYPE_CHECKING:
     from sgclassify.model.runtime import Classifier
@@ -46,8 +46,6 @@ HISTOGRAM_EDGES: Final[tuple[float, ...]] = tuple(k / 20 for k in range(21))
 
 SAMPLE_SIZE: Final = 200
 """Objects of a tile that its receipt shows for the sky map."""
-
-CHAIN_ARCSEC: Final = 30.0
 
 JOINED: Final = tuple(column.name for column in DETECTION_COLUMNS)
 """Columns of an object that its detections get."""

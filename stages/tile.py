@@ -29,6 +29,10 @@ Bool = npt.NDArray[np.bool_]
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
 
+CHAIN_ARCSEC = 30.0
+"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
+given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
+
 ROW_BITS = 21
 """Bits of ``object_id`` that hold the anchor's catalogue row; the other 42 hold the key of its exposure."""
 
@@ -92,7 +96,12 @@ class _Pool:
     sg_flags: npt.NDArray[np.int32]
 
     def load(self, margin_arcsec: float) -> SkyPositions:
-        """All there is, whatever the margin: the exposures were chosen by it."""
+        """All there is: the exposures were chosen with a margin of `CHAIN_ARCSEC`."""
+        if margin_arcsec > CHAIN_ARCSEC:
+            raise ValueError(
+                f"detections within the match radius of each other form a chain of more than {CHAIN_ARCSEC / 2:.0f}"
+                " arcsec; a catalogue of this tile is not one of separate sources"
+            )
         return self.at
 
 

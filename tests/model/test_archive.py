@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
 from sgclassify.model.contract import ModelContract
 from sgclassify.model.dataset import Sample
 from sgclassify.model.export import export
@@ -162,5 +163,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
         " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train', 'sgclassify.model.dataset'))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,84 @@
+"""Figures of a run against truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from sgclassify.model.cli import evaluate as evaluate_command
+from sgclassify.model.evaluate import evaluate, recall
+from sgclassify.stages.bands import BANDS
+
+
+@given(n=st.integers(1, 400), share=st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_interval_is_clopper_pearson(n, share):
+    right = round(share * n)
+    found = recall(right, n)
+    expected = binomtest(right, n).proportion_ci(0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert found.share == right / n
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Eight objects: stars 0-2 (one called a galaxy), galaxies 3-6 (one not scored), a quasar."""
+    ra = 10 + np.arange(8) / 1000
+    p_star = [0.9, 0.8, 0.2, 0.1, 0.2, 0.4, None, 0.95]
+    magnitude = np.array([19.0, 21.0, 21.0, 19.0, 21.0, 21.0, 21.0, 21.0])
+    folder = tmp_path / "run" / "objects" / "dataset" / "Norder=10" / "Dir=0"
+    folder.mkdir(parents=True)
+    objects = pa.table(
+        {
+            "ra": ra,
+            "dec": np.zeros(8),
+            "p_star": pa.array(p_star, pa.float32()),
+            "p_galaxy": pa.array([None if p is None else 1 - p for p in p_star], pa.float32()),
+            "sg_flags": pa.array([0] * 8, pa.int32()),
+            "n_bands": pa.array([7] * 8, pa.int8()),
+        }
+    )
+    pq.write_table(objects, folder / "Npix=1.parquet")
+    truth = pa.table(
+        {
+            "ra": ra[::-1],
+            "dec": np.zeros(8),
+            "true_class": ["qso"] + ["galaxy"] * 4 + ["star"] * 3,
+            "blended": [False] * 6 + [True, False],
+        }
+        | {f"mag_{band}": magnitude[::-1] for band in BANDS}
+    )
+    pq.write_table(truth, tmp_path / "truth.parquet")
+    return tmp_path / "run", tmp_path / "truth.parquet"
+
+
+def test_recall_by_magnitude(run):
+    whole, bright, faint = evaluate(*run, "i", (18.0, 20.0, 22.0), unblended=False)
+    assert (whole["star"]["right"], whole["star"]["n"]) == (2, 3)
+    # what was not scored is in neither number
+    assert (whole["galaxy"]["right"], whole["galaxy"]["n"]) == (3, 3)
+    assert (bright["star"]["n"], faint["star"]["n"]) == (1, 2)
+    assert faint["star"]["share"] == 0.5
+
+
+def test_blended_objects_can_be_left_out(run):
+    whole, *_ = evaluate(*run, "i", (18.0, 22.0), unblended=True)
+    assert whole["star"]["n"] == 2
+
+
+def test_command_prints_a_table_and_names_what_is_missing(run, tmp_path):
+    done = CliRunner().invoke(
+        evaluate_command, ["--run", str(run[0]), "--truth", str(run[1]), "--json", str(tmp_path / "x.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "66.67 %" in done.output
+    assert (tmp_path / "x.json").is_file()
+    wrong = CliRunner().invoke(evaluate_command, ["--run", str(tmp_path), "--truth", str(run[1])])
+    assert wrong.exit_code != 0
+    assert "no object catalogue" in wrong.output
