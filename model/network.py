@@ -34,7 +34,7 @@ class StampNormalizer(nn.Module):
         data = torch.where(valid, image, torch.zeros_like(image))
         noise = sigma.clamp(min=1e-12)[:, :, None, None]
         significance = data / noise
-        flux = (significance * self.core).sum(dim=(2, 3), keepdim=True).clamp(min=20.0)
+        flux = (significance * self.core).sum(dim=(2, 3), keepdim=True).clamp(min=20.0)  # type: ignore[operator]
         profile = (10.0 * significance / flux).clamp(-1.0, 5.0)
         return torch.cat([torch.asinh(0.5 * significance) * 0.5, profile, mask], dim=1)
 
@@ -84,7 +84,7 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         missing = torch.isnan(features)
-        z = ((torch.nan_to_num(features) - self.mean) / self.std).clamp(-8.0, 8.0)
+        z = ((torch.nan_to_num(features) - self.mean) / self.std).clamp(-8.0, 8.0)  # type: ignore[operator]
         z = torch.where(missing, torch.zeros_like(z), z)
         step = self.embed(torch.cat([z, missing.to(z.dtype)], dim=2)) + self.position
         out, (last, _) = self.lstm(step)
