@@ -295,6 +295,7 @@ def train(
         # seeded by epoch, so that a resumed training sees what an undisturbed one would
         rng = np.random.default_rng((recipe.seed, epoch))
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        torch.manual_seed(recipe.seed * 100_019 + epoch)  # of the dropout
         network.train()
         total, count = 0.0, 0
         for index in _batches(rows, recipe.batch_size, rng):
