@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/sgclassify simulate --output $(DEMO)/field --seed 7 --size 1024 1024
 	$(BIN)/sgclassify run --exposure-list $(DEMO)/field/exposures.txt --output $(DEMO)/output
-	$(BIN)/sgclassify evaluate --run $(DEMO)/output --truth $(DEMO)/field/field00000/truth.parquet --unblended
+	$(BIN)/sgclassify evaluate --run $(DEMO)/output --truth $(DEMO)/field/field_00000/truth.parquet --unblended
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

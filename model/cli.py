@@ -85,21 +85,43 @@ def train(
 
 
 @click.command("evaluate")
-@click.option("--run", "run_dir", type=FOLDER, required=True, help="Output folder of `sgclassify run`.")
-@click.option("--truth", type=FILE, required=True, help="Truth table (Parquet) of the field.")
+@click.option("--run", "run_dir", type=FOLDER, help="Output folder of `sgclassify run`; with --truth.")
+@click.option("--truth", type=FILE, help="Truth table (Parquet) of the field.")
+@click.option("--data", type=FOLDER, help="Instead of a run: folder that `sgclassify dataset` filled.")
+@click.option(
+    "--part",
+    type=click.Choice(("validation", "calibration", "test")),
+    default="validation",
+    show_default=True,
+)
+@click.option("--model", type=FILE, help="Model archive to score --data with. [default: the shipped one]")
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
 @click.option("--json", "json_path", type=FILE, help="Write the figures here as well.")
 def evaluate(
-    run_dir: Path, truth: Path, band: str, edges: str, unblended: bool, json_path: Path | None
+    run_dir: Path | None,
+    truth: Path | None,
+    data: Path | None,
+    part: str,
+    model: Path | None,
+    band: str,
+    edges: str,
+    unblended: bool,
+    json_path: Path | None,
 ) -> None:
-    """Compare a run with truth: recall of stars and galaxies with 95 % intervals, by magnitude."""
-    from sgclassify.model.evaluate import as_text
-    from sgclassify.model.evaluate import evaluate as run_evaluation
+    """Compare probabilities with truth: recall of stars and galaxies with 95 % intervals, by magnitude."""
+    from sgclassify.model.evaluate import as_text, evaluate_part
+    from sgclassify.model.evaluate import evaluate as evaluate_run
 
     try:
-        rows = run_evaluation(run_dir, truth, band, tuple(float(e) for e in edges.split(",")), unblended)
+        bins = tuple(float(e) for e in edges.split(","))
+        if data is not None and run_dir is None and truth is None:
+            rows = evaluate_part(data, part, model, band, bins, unblended)
+        elif data is None and run_dir is not None and truth is not None:
+            rows = evaluate_run(run_dir, truth, band, bins, unblended)
+        else:
+            raise click.UsageError("give --run and --truth, or --data")
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(as_text(rows))

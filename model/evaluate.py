@@ -14,8 +14,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from scipy.stats import beta
 
-from sgclassify.model.dataset import match_truth
+from sgclassify.model.dataset import match_truth, read_shard
+from sgclassify.model.runtime import load
 from sgclassify.stages.errors import UsageError
+from sgclassify.stages.flags import SgFlag
 
 CLASSES = ("star", "galaxy")
 
@@ -86,7 +88,7 @@ def recalls(table: pa.Table, keep: npt.NDArray[np.bool_]) -> dict[str, Recall]:
 def evaluate(
     run_dir: Path, truth_path: Path, band: str, edges: tuple[float, ...], unblended: bool
 ) -> list[dict[str, Any]]:
-    """Recall of stars and galaxies, overall and by magnitude.
+    """Recall of stars and galaxies in the products of a run, overall and by magnitude.
 
     Parameters
     ----------
@@ -106,12 +108,40 @@ def evaluate(
     list of dict
         One row for each interval of magnitude.
     """
-    truth = pq.read_table(truth_path)
-    table = labelled(read_objects(run_dir), truth)
-    magnitude = table[f"mag_{band}"].to_numpy(zero_copy_only=False)
-    clean = np.ones(len(magnitude), dtype=bool)
-    if unblended:
-        clean = ~blended(table)
+    return by_magnitude(labelled(read_objects(run_dir), pq.read_table(truth_path)), band, edges, unblended)
+
+
+def evaluate_part(
+    data_dir: Path, part: str, model: Path | None, band: str, edges: tuple[float, ...], unblended: bool
+) -> list[dict[str, Any]]:
+    """The same for one part (validation, calibration, test) of a training set, scored here by a model.
+
+    Raises
+    ------
+    UsageError
+        If the folder has no shards of that part.
+    """
+    paths = sorted((data_dir / part).glob("*.parquet"))
+    if not paths:
+        raise UsageError(f"{data_dir / part}: no shards here; make them with `sgclassify dataset`")
+    classifier = load(model)
+    tables = []
+    for path in paths:
+        sample = read_shard(path)
+        p_star = classifier.score_arrays(
+            sample.image.astype(np.float32), sample.valid, sample.sigma, sample.features
+        )
+        blind = ~sample.valid.any(axis=(1, 2, 3)) | ~np.isfinite(p_star)
+        tables.append(sample.table.append_column("p_star", pa.array(p_star, mask=blind)))
+    return by_magnitude(pa.concat_tables(tables), band, edges, unblended)
+
+
+def by_magnitude(
+    table: pa.Table, band: str, edges: tuple[float, ...], unblended: bool
+) -> list[dict[str, Any]]:
+    """Recall in each interval of magnitude, the whole range first."""
+    magnitude = table[f"mag_{band}"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    clean = ~blended(table) if unblended else np.ones(len(magnitude), dtype=bool)
     rows = []
     for low, high in [(edges[0], edges[-1]), *itertools.pairwise(edges)]:
         keep = clean & (magnitude >= low) & (magnitude < high)
@@ -126,9 +156,7 @@ def evaluate(
 def blended(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Which rows are blended, by the truth where it says so, else by ``sg_flags``."""
     if "blended" in table.column_names:
-        return np.asarray(table["blended"].to_numpy(zero_copy_only=False), dtype=bool)
-    from sgclassify.stages.flags import SgFlag
-
+        return np.asarray(table["blended"].fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
     return np.asarray((table["sg_flags"].to_numpy() & int(SgFlag.BLENDED)) != 0)
 
 

@@ -156,6 +156,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "unknown filter": Fault("IMG", "unknown FILTER 'Ks'", edit=cards(FILTER="Ks")),
     "no WCS": Fault("IMG", "WCS", edit=no_wcs),
     "singular WCS": Fault("IMG", "WCS", edit=scale_wcs(1.0, singular=True)),
+    "WCS of zeros": Fault("IMG", "WCS", edit=scale_wcs(0.0)),
     "WCS of an absurd scale": Fault("IMG", "WCS", edit=scale_wcs(3600.0)),
     "WCS of an absurd place": Fault("IMG", "WCS", edit=cards(CRVAL2=123.4)),
     "image of nan": Fault("IMG", "nan", edit=pixels("IMG", lambda a: np.full_like(a, np.nan))),
