@@ -35,7 +35,7 @@ FIELD = SimulationConfig(
 TILE_ORDER = 13
 """Tiles of 26 arcsec, so that even the small field has several."""
 
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 Watch = Callable[[subprocess.Popen[str]], None]
 
