@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from sgclassify.model import runtime
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
 from sgclassify.stages.read.names import find_siblings
 
@@ -82,39 +81,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that choose the model: none, since the shipped one is the default."""
-    if not runtime.default_model().is_file():  # until the trained model is in place
-        return ["--model", str(_untrained(tmp_path_factory.mktemp("model") / "model.pt"))]
-    return []
-
-
-def _untrained(path: Path) -> Path:
-    """Archive of a network with random weights."""
-    import pyarrow as pa
-    import torch
-
-    from sgclassify.model.dataset import Sample
-    from sgclassify.model.export import export
-    from sgclassify.model.network import FusionNetwork
-    from sgclassify.model.train import Trained
-    from sgclassify.stages.measure import FEATURES
-
-    torch.manual_seed(3)
-    rng = np.random.default_rng(0)
-    few = Sample(
-        image=rng.normal(0, 0.02, (20, 7, 32, 32)).astype(np.float16),
-        valid=np.ones((20, 7, 32, 32), dtype=bool),
-        sigma=np.full((20, 7), 0.02, np.float32),
-        features=rng.normal(size=(20, 7, len(FEATURES))).astype(np.float32),
-        table=pa.table({"object_id": np.arange(20)}),
-    )
-    export(Trained(FusionNetwork(32), 1.5, 0.25, 32, {}, [], {"training": 0}), few, "0" * 64, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def sgclassify(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+def sgclassify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """``sgclassify(list, output, *options, **settings)`` runs the command in a process of its own.
 
     The settings go below [run] of its configuration file; ``watch`` is called with the process while it runs.
@@ -136,7 +103,7 @@ def sgclassify(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
         given = ["--exposure-list", str(exposure_list), "--output", str(output), "--config", str(config)]
         workers = [] if "--workers" in options else ["--workers", "1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "sgclassify.pipeline", "run", *given, *model, *workers, *options],
+            [sys.executable, "-m", "sgclassify.pipeline", "run", *given, *workers, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

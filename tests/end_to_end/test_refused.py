@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sgclassify.model.runtime import default_model
 from sgclassify.pipeline.cli import main
 
 
 @pytest.fixture
-def refuse(model: list[str], good_list: Path, tmp_path: Path) -> Callable[..., Result]:
+def refuse(good_list: Path, tmp_path: Path) -> Callable[..., Result]:
     """Run the command in this process; every option has a default that is fine."""
 
     def run(**options: object) -> Result:
         given = {"exposure-list": good_list, "output": tmp_path / "output", **options}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        return CliRunner().invoke(main, ["run", *([] if "model" in options else model), *words])
+        return CliRunner().invoke(main, ["run", *words])
 
     return run
 
@@ -125,9 +126,9 @@ def test_configuration(refuse: Callable[..., Result], tmp_path: Path, text: str,
 
 
 @pytest.mark.parametrize("fault", ["missing", "garbage", "truncated", "altered"])
-def test_model(refuse: Callable[..., Result], a_model: Path, tmp_path: Path, fault: str) -> None:
+def test_model(refuse: Callable[..., Result], tmp_path: Path, fault: str) -> None:
     archive = tmp_path / "model.pt"
-    content = a_model.read_bytes()
+    content = default_model().read_bytes()
     if fault == "garbage":
         archive.write_bytes(b"no archive")
     elif fault == "truncated":
@@ -139,14 +140,6 @@ def test_model(refuse: Callable[..., Result], a_model: Path, tmp_path: Path, fau
     assert done.exit_code == 5, done.output
     assert str(archive) in done.output
     assert not (tmp_path / "output").exists()
-
-
-@pytest.fixture
-def a_model(model: list[str]) -> Path:
-    """A model archive that is fine."""
-    from sgclassify.model.runtime import default_model
-
-    return Path(model[1]) if model else default_model()
 
 
 def test_scheduler_that_is_not_there(refuse: Callable[..., Result], tmp_path: Path) -> None:

@@ -111,9 +111,11 @@ def test_unknown_locus_gives_nan_only_where_it_is_needed():
     unknown = PointSources.unknown().measures
     features = table(measure(image, 16.0, 16.0), np.ones(image.shape, bool), psf=unknown, fwhm=np.nan)
     missing = {name for name, column in zip(FEATURES, features.T, strict=True) if np.isnan(column).any()}
-    assert missing == {
-        n for n in FEATURES if n.startswith(("excess_", "significance_"))
-    } | {"psf_size", "psf_ratio_2.7", "header_fwhm"}
+    assert missing == {n for n in FEATURES if n.startswith(("excess_", "significance_"))} | {
+        "psf_size",
+        "psf_ratio_2.7",
+        "header_fwhm",
+    }
 
 
 def test_nothing_but_masked_pixels_is_survived():
