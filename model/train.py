@@ -124,8 +124,10 @@ def fit_normalization(network: FusionNetwork, sample: Sample, index: npt.NDArray
     mean = np.nansum(features, axis=0) / np.maximum(count, 1)
     variance = np.nansum((features - mean) ** 2, axis=0) / np.maximum(count, 1)
     encoder = network.sequence_encoder
-    encoder.mean.copy_(torch.from_numpy(mean))
-    encoder.std.copy_(torch.from_numpy(np.where(variance > 1e-12, np.sqrt(variance), 1.0)))
+    deviation = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+    buffers = dict(encoder.named_buffers(recurse=False))
+    buffers["mean"].copy_(torch.from_numpy(mean))
+    buffers["std"].copy_(torch.from_numpy(deviation))
 
 
 def _decayed(network: nn.Module, average: nn.Module, decay: float) -> None:
@@ -269,7 +271,7 @@ def train(
     network = FusionNetwork(stamp_size)
     fit_normalization(network, train_set, rows)
     network.to(where)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
