@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 import threading
@@ -52,6 +53,9 @@ _DECODING_ERRORS = (
     CfitsioException,
 )
 """What astropy was seen to raise on damaged tiles; its decoders do not share a base class."""
+
+_FAULTS_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)
+"""System errors of a seek to where only a damaged tile descriptor can point; None is astropy's own OSError."""
 
 _OPENING = threading.Lock()
 """Held while warnings are filtered: the filters belong to the process, not to the thread."""
@@ -309,7 +313,7 @@ def _decoding(path: Path) -> Iterator[None]:
         with np.errstate(all="ignore"):
             yield
     except _DECODING_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in _FAULTS_OF_THE_FILE:
             raise  # the disk's or the network's fault, which may pass
         text = " ".join(str(error).split())
         raise UnusableInputError(path, f"compressed image cannot be decoded ({text})", RECOPY) from error
