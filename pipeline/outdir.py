@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.read.names import is_utf8
 
@@ -139,7 +140,7 @@ class OutputFolder:
             )
 
     def _mark(self) -> None:
-        _write_text(self.path / MARKER, json.dumps({"format": 1, "run_key": self._run_key}) + "\n")
+        write_atomic_text(json.dumps({"format": 1, "run_key": self._run_key}) + "\n", self.path / MARKER)
 
     def _check_key(self) -> None:
         if not self.has_products:
@@ -163,12 +164,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+from sgclassify.stages.atomic import write_atomic_bytes
 
 RECORD_VERSION: Final = 1
 DONE: Final = "done"
@@ -206,13 +207,5 @@ def software() -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is complete under its name or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        # The names of files may hold bytes that are no UTF-8, which Python carries as lone surrogates.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The names of files may hold bytes that are no UTF-8, which Python carries as lone surrogates.
+    write_atomic_bytes(text.encode("utf-8", "backslashreplace"), path)

@@ -27,6 +27,7 @@ from sgclassify.simulation.psf import PsfField, draw_psf
 from sgclassify.simulation.render import render, scene
 from sgclassify.simulation.sky import SkyModel, Sources, draw_sources, truth_table
 from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
+from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 
@@ -213,7 +214,7 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
         "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll,
         "psf_quality": quality,
     }  # fmt: skip
-    _write_text(folder / "field.json", json.dumps(record, indent=1) + "\n")
+    write_atomic_text(json.dumps(record, indent=1) + "\n", folder / "field.json")
     return FieldResult(field_index, folder, tuple(images), truth, len(sources))
 
 
@@ -269,7 +270,9 @@ def simulate(
                 raise
     results.sort(key=lambda result: result.index)
     lines = [str(image.relative_to(out_dir)) for result in results for image in result.images]
-    _write_text(out_dir / "exposures.txt", "# one exposure a line\n" + "".join(f"{line}\n" for line in lines))
+    write_atomic_text(
+        "# one exposure a line\n" + "".join(f"{line}\n" for line in lines), out_dir / "exposures.txt"
+    )
     return results
 
 
@@ -382,9 +385,3 @@ def _finished(folder: Path, config: SimulationConfig, field_index: int) -> Field
     if not all(path.is_file() for path in (*images, truth)):
         return None
     return FieldResult(field_index, folder, images, truth, int(values["n_sources"]), made=False)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -225,7 +225,7 @@ def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple
     good = detections.usable
     if not good.any():
         return 0.0, 0.0
-    ra, dec = header.wcs().all_pix2world(detections.x[good], detections.y[good], 0)
+    ra, dec = header.pixel_to_sky(detections.x[good], detections.y[good])
     d_ra = (detections.ra[good] - ra + 180.0) % 360.0 - 180.0
     return float(np.median(d_ra * np.cos(np.radians(dec)))), float(np.median(detections.dec[good] - dec))
 

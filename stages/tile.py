@@ -201,11 +201,8 @@ def extract_tile(
 
 def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
     """Positions on an exposure's detector, 0-based pixels, of sky positions in the system of its catalogue."""
-    if not len(ra):
-        return np.empty(0), np.empty(0)
     d_ra, d_dec = exposure.offset_deg
-    x, y = exposure.header.wcs().wcs_world2pix(ra - d_ra / np.cos(np.radians(dec)), dec - d_dec, 0)
-    return np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
+    return exposure.header.sky_to_pixel(ra - d_ra / np.cos(np.radians(dec)), dec - d_dec)
 
 
 def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
