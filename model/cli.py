@@ -26,10 +26,13 @@ def _log() -> None:
 @click.command("dataset")
 @click.option("--output", type=FOLDER, required=True, help="Folder for the shards and the manifest.")
 @click.option("--fields", type=click.IntRange(1), default=60, show_default=True, help="Fields to simulate.")
+@click.option(
+    "--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set."
+)
 @click.option("--seed", type=int, default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-def dataset(output: Path, fields: int, seed: int, stamp_size: int, processes: int) -> None:
+def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int, processes: int) -> None:
     """Make training data: simulated exposures taken through the stages of a run, matched to truth.
 
     Goes on where it stopped. A smaller set is a prefix of a larger one.
@@ -38,14 +41,18 @@ def dataset(output: Path, fields: int, seed: int, stamp_size: int, processes: in
 
     _log()
     log = logging.getLogger("sgclassify.dataset")
-    manifest = make_dataset(
-        output,
-        fields,
-        seed,
-        stamp_size,
-        processes,
-        lambda done, total: log.info("field %d of %d", done, total),
-    )
+    try:
+        manifest = make_dataset(
+            output,
+            fields,
+            seed,
+            stamp_size,
+            processes,
+            shifted,
+            lambda done, total: log.info("field %d of %d", done, total),
+        )
+    except (SgClassifyError, OSError) as error:
+        raise click.ClickException(str(error)) from error
     counts = [shard["counts"] for shard in manifest["shards"].values()]
     for name in ("star", "galaxy", "qso", "spurious"):
         click.echo(f"{name:>9} {sum(c[name] for c in counts):>8}")

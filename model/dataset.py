@@ -10,15 +10,17 @@ import json
 import logging
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from astropy.io import fits
 from scipy.spatial import cKDTree
 
 from sgclassify.pipeline.exposure_list import parse_list
@@ -26,11 +28,14 @@ from sgclassify.pipeline.plan import make_plan
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
-from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.errors import UnusableInputError, UsageError
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
+
+if TYPE_CHECKING:
+    from sgclassify.simulation.simulate import FieldResult
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,16 @@ TILE_ORDER = 10
 PAD_ARCSEC = CHAIN_ARCSEC + 5.0
 SPLITS = ("validation", "calibration", "test")
 """Fields 0, 1 and 2 of every ten, in this order; the other seven are for training."""
+
+PARTS = ("training", *SPLITS, "shifted")
+"""Folders of a data set. The shifted test comes from another simulation (other PSFs, brighter sky, more compact
+galaxies) that training never sees."""
+
+CATALOG_COLUMNS = (
+    "Class_Star", "Spread_Model", "SpreadErr_Model", "Mag_PSF", "Mag_Model", "MagErr_Model", "Mag_Kron", "MagErr_Kron",
+    "FWHM", "A", "B", "E", "R50", "Mu_Max", "Mag_Aper1", "MagErr_Aper1", "Mag_Aper3", "MagErr_Aper3", "Flag",
+)  # fmt: skip
+"""What is kept of SExtractor's and PSFEx's catalogues, for the baselines. The network never reads it."""
 
 TRUTH_COLUMNS = ("true_class", "redshift", "r50_arcsec", "sersic_n", *(f"mag_{band}" for band in BANDS))
 
@@ -54,15 +69,22 @@ class Sample:
     valid : ndarray of bool, shape (n, 7, size, size)
     sigma : ndarray of float32, shape (n, 7)
     features : ndarray of float32, shape (n, 7, n_features)
+    psf : ndarray of float16, shape (n, 7, size, size)
+        PSF at the source's place; all 0 where unknown.
+    catalog : ndarray of float32, shape (n, 7, len(CATALOG_COLUMNS))
+        SExtractor's measurements in each band; nan where it was not run or did not find the object.
     table : pyarrow.Table
-        Columns ``field``, ``object_id``, ``ra``, ``dec``, ``sg_flags``, ``n_bands``, ``snr``, ``blended`` and the
-        truth: ``true_class`` (``spurious`` where nothing matches), magnitudes, redshift, size.
+        Columns ``field``, ``object_id``, ``ra``, ``dec``, ``sg_flags``, ``n_bands``, ``snr``, ``blended``,
+        ``star_density`` (stars of i < 25 per arcmin^2), ``roll_deg`` and the truth: ``true_class`` (``spurious`` where
+        nothing matches), magnitudes, redshift, size.
     """
 
     image: npt.NDArray[np.float16]
     valid: npt.NDArray[np.bool_]
     sigma: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
+    psf: npt.NDArray[np.float16]
+    catalog: npt.NDArray[np.float32]
     table: pa.Table
 
     def __len__(self) -> int:
@@ -75,6 +97,8 @@ class Sample:
             self.valid[index],
             self.sigma[index],
             self.features[index],
+            self.psf[index],
+            self.catalog[index],
             self.table.take(index),
         )
 
@@ -102,16 +126,11 @@ def match_truth(
     ndarray of int64, shape (n,)
         Row of the truth table; -1 where nothing matches.
     """
-
-    def vectors(a: Any, d: Any) -> npt.NDArray[np.float64]:
-        a, d = np.radians(np.asarray(a, float)), np.radians(np.asarray(d, float))
-        return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
-
     match = np.full(len(ra), -1, dtype=np.int64)
     if not len(ra) or not truth.num_rows:
         return match
-    tree = cKDTree(vectors(ra, dec))
-    points = vectors(truth["ra"].to_numpy(), truth["dec"].to_numpy())
+    tree = cKDTree(_unit_vectors(ra, dec))
+    points = _unit_vectors(truth["ra"].to_numpy(), truth["dec"].to_numpy())
     magnitudes = np.stack([truth[f"mag_{band}"].to_numpy(zero_copy_only=False) for band in BANDS])
     brightness = np.nanmin(np.where(np.isfinite(magnitudes), magnitudes, 99.0), axis=0)
     radius = np.radians(radius_arcsec / 3600.0)
@@ -143,14 +162,38 @@ def extract_field(list_path: Path, work_dir: Path, stamp_size: int, config: Stag
     ]
 
 
-def field_table(field: int, tiles: list[TileStamps], truth: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-    """Join the tiles of one field with its truth; the arrays are in the order of the table."""
+def field_table(
+    field: int,
+    tiles: list[TileStamps],
+    truth: pa.Table,
+    catalogs: list[tuple[str, pa.Table]],
+    record: dict[str, Any],
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Join the tiles of one field with its truth and with SExtractor's catalogues.
+
+    Parameters
+    ----------
+    field : int
+    tiles : list of TileStamps
+    truth : pyarrow.Table
+    catalogs : list of (str, pyarrow.Table)
+        Band and SExtractor's table of each exposure; may be empty.
+    record : dict
+        What the simulator says of the field: ``star_density``, ``roll_deg``.
+
+    Returns
+    -------
+    table : pyarrow.Table
+    arrays : dict of str to ndarray
+        In the order of the table.
+    """
     ra = np.concatenate([t.ra for t in tiles])
     dec = np.concatenate([t.dec for t in tiles])
     arrays = {
         name: np.concatenate([getattr(t, name) for t in tiles])
-        for name in ("image", "valid", "sigma", "features")
+        for name in ("image", "valid", "sigma", "features", "psf")
     }
+    arrays["catalog"] = catalog_columns(ra, dec, catalogs)
     match = match_truth(ra, dec, truth)
     found = pa.array(np.where(match >= 0, match, 0), mask=match < 0)
     columns: dict[str, Any] = {
@@ -164,10 +207,32 @@ def field_table(field: int, tiles: list[TileStamps], truth: pa.Table) -> tuple[p
             np.sinh(arrays["features"][:, :, FEATURES.index("snr")]).astype(np.float32).ravel(), len(BANDS)
         ),
     }
+    columns |= {name: np.full(len(ra), record[name]) for name in ("star_density", "roll_deg")}
     for name in (*TRUTH_COLUMNS, *(n for n in ("blended", "binary") if n in truth.column_names)):
         column = truth[name].combine_chunks().take(found)
         columns[name] = column.fill_null("spurious") if name == "true_class" else column
     return pa.table(columns), arrays
+
+
+def catalog_columns(ra: Any, dec: Any, catalogs: list[tuple[str, pa.Table]]) -> npt.NDArray[np.float32]:
+    """SExtractor's measurements of each object, by position, shape (n, 7, len(CATALOG_COLUMNS))."""
+    result = np.full((len(ra), len(BANDS), len(CATALOG_COLUMNS)), np.nan, dtype=np.float32)
+    radius = np.radians(MATCH_RADIUS_ARCSEC / 3600.0)
+    points = _unit_vectors(ra, dec)
+    for band, table in catalogs:
+        if not table.num_rows:
+            continue
+        distance, row = cKDTree(_unit_vectors(table["RA"].to_numpy(), table["DEC"].to_numpy())).query(points)
+        here = (distance < radius) & ~np.isfinite(result[:, BANDS.index(band)]).any(axis=1)
+        for k, name in enumerate(CATALOG_COLUMNS):
+            values = table[name].cast(pa.float32()).to_numpy(zero_copy_only=False)
+            result[here, BANDS.index(band), k] = values[row[here]]
+    return result
+
+
+def _unit_vectors(ra: Any, dec: Any) -> npt.NDArray[np.float64]:
+    a, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
+    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
 
 def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
@@ -183,14 +248,18 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
         ("valid", packed),
         ("sigma", arrays["sigma"]),
         ("features", arrays["features"]),
+        ("psf", arrays["psf"].astype(np.float16)),
+        ("catalog", arrays["catalog"]),
     ):
         table = table.append_column(name, tensor(values))
     write_atomic(table, path, {})
 
 
-def read_shard(path: Path) -> Sample:
-    """Read one shard back."""
+def read_shard(path: Path, labelled_only: bool = False) -> Sample:
+    """Read one shard back; on request only stars and galaxies, which is what trains."""
     table = pq.read_table(path)
+    if labelled_only:
+        table = table.filter(pc.is_in(table["true_class"], pa.array(["star", "galaxy"])))
 
     def tensor(name: str) -> Any:
         return table[name].combine_chunks().to_numpy_ndarray()
@@ -202,55 +271,89 @@ def read_shard(path: Path) -> Sample:
         valid.reshape(image.shape),
         tensor("sigma"),
         tensor("features"),
-        table.drop_columns(["image", "valid", "sigma", "features"]),
+        tensor("psf"),
+        tensor("catalog"),
+        table.drop_columns(["image", "valid", "sigma", "features", "psf", "catalog"]),
     )
 
 
-def read_samples(paths: list[Path]) -> Sample:
+def read_samples(paths: list[Path], labelled_only: bool = False) -> Sample:
     """Read shards into one sample, in the order of the paths."""
-    parts = [read_shard(path) for path in paths]
-    return Sample(
-        np.concatenate([p.image for p in parts]),
-        np.concatenate([p.valid for p in parts]),
-        np.concatenate([p.sigma for p in parts]),
-        np.concatenate([p.features for p in parts]),
-        pa.concat_tables([p.table for p in parts]),
-    )
+    parts = [read_shard(path, labelled_only) for path in paths]
+    names = ("image", "valid", "sigma", "features", "psf", "catalog")
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+    return Sample(*arrays, pa.concat_tables([part.table for part in parts]))
 
 
-def shard_path(data_dir: Path, field: int) -> Path:
-    """Path of a field's shard, which names the part of the data that it belongs to."""
-    return data_dir / split_of(field) / f"field{field:05d}.parquet"
+def shard_path(data_dir: Path, field: int, shifted: bool = False) -> Path:
+    """Path of a field's shard, whose folder is the part of the data that it belongs to."""
+    return data_dir / ("shifted" if shifted else split_of(field)) / f"field{field:05d}.parquet"
 
 
-def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, keep_exposures: bool = False) -> Path:
-    """Simulate one field and write its shard; a shard that is there already is kept."""
+def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: bool = False) -> Path:
+    """Simulate one field and write its shard; a shard that is there already is kept.
+
+    Training shards hold only what matches truth; the others keep the spurious detections. Where SExtractor and PSFEx are
+    installed, they measure the fields of the tests and one in seven of the training fields, for the baselines.
+    """
     # the simulator is an extra: only making data needs it
+    from sgclassify.simulation import sextractor
     from sgclassify.simulation.simulate import simulate_field
-    from sgclassify.simulation.training import training_config
+    from sgclassify.simulation.training import shifted_config, training_config
 
-    path = shard_path(data_dir, field)
+    path = shard_path(data_dir, field, shifted)
     if path.is_file():
         return path
-    scratch = data_dir / "scratch" / f"field{field:05d}"
+    scratch = data_dir / "scratch" / path.parent.name / path.stem
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    result = simulate_field(training_config(seed, field), field, scratch)
+    config = (shifted_config if shifted else training_config)(seed, field)
+    training = path.parent.name == "training"
+    if sextractor.available() and (path.parent.name in ("test", "shifted") or field % 10 == len(SPLITS)):
+        config = replace(config, sextractor_columns=True)
+    result = simulate_field(config, field, scratch)
     list_path = scratch / "list.txt"
     list_path.write_text("".join(f"{Path(image).resolve()}\n" for image in result.images))
     tiles = extract_field(list_path, scratch / "work", stamp_size, StageConfig())
     tiles = [tile for tile in tiles if len(tile)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     if tiles:
-        table, arrays = field_table(field, tiles, pq.read_table(result.truth))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        truth = pq.read_table(result.truth)
+        table, arrays = field_table(
+            field, tiles, truth, _sextractor_tables(result), _field_record(result, truth)
+        )
+        if training:
+            keep = np.flatnonzero(np.array(table["true_class"].to_pylist()) != "spurious")
+            table, arrays = table.take(keep), {name: values[keep] for name, values in arrays.items()}
         write_shard(path, table, arrays)
-    if not keep_exposures:
-        shutil.rmtree(scratch)
+    shutil.rmtree(scratch)
     return path
 
 
+def _field_record(result: FieldResult, truth: pa.Table) -> dict[str, Any]:
+    record = json.loads((result.folder / "field.json").read_text())
+    area = np.pi * (record["sky"]["radius_arcsec"] / 60.0) ** 2
+    bright = (np.array(truth["true_class"].to_pylist()) == "star") & (truth["mag_i"].to_numpy() < 25.0)
+    return {"star_density": float(bright.sum() / area), "roll_deg": float(record["roll_deg"])}
+
+
+def _sextractor_tables(result: FieldResult) -> list[tuple[str, pa.Table]]:
+    tables = []
+    for image in result.images:
+        path = image.with_name(f"{image.name.split('.')[0]}.sextractor.parquet")
+        if path.is_file():
+            tables.append((str(fits.getheader(image, 1)["FILTER"]), pq.read_table(path)))
+    return tables
+
+
 def make_dataset(
-    data_dir: Path, n_fields: int, seed: int, stamp_size: int, processes: int, progress: Any = None
+    data_dir: Path,
+    n_fields: int,
+    seed: int,
+    stamp_size: int,
+    processes: int,
+    n_shifted: int = 0,
+    progress: Any = None,
 ) -> dict[str, Any]:
     """Simulate fields in parallel and write one shard each; goes on where an earlier call stopped.
 
@@ -260,6 +363,8 @@ def make_dataset(
     n_fields : int
         Fields 0 .. n_fields - 1: a smaller set is a prefix of a larger one.
     seed, stamp_size, processes : int
+    n_shifted : int
+        Fields of the shifted test.
     progress : callable, optional
         Called with (fields done, fields in all) after each field.
 
@@ -267,6 +372,11 @@ def make_dataset(
     -------
     dict
         The manifest, also written as ``manifest.json``.
+
+    Raises
+    ------
+    UsageError
+        If the folder was begun with other settings.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -275,22 +385,47 @@ def make_dataset(
         "features": list(FEATURES),
         "stages": asdict(StageConfig()),
     }
+    begun = data_dir / "settings.json"
+    if begun.is_file() and json.loads(begun.read_text()) != settings:
+        raise UsageError(
+            f"{data_dir} was begun with other settings ({begun}); choose another folder, or remove it"
+        )
+    write_atomic_bytes(json.dumps(settings, indent=1, sort_keys=True).encode(), begun)
+    wanted = [(k, False) for k in range(n_fields)] + [(k, True) for k in range(n_shifted)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(make_field, k, seed, data_dir, stamp_size) for k in range(n_fields)]
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            if progress is not None:
-                progress(done, n_fields)
-    shards: dict[str, Any] = {}
-    for field in range(n_fields):
-        path = shard_path(data_dir, field)
-        if not path.is_file():
-            continue
-        classes = pq.read_table(path, columns=["true_class"])["true_class"].to_pylist()
-        shards[str(path.relative_to(data_dir))] = {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "counts": {name: classes.count(name) for name in ("star", "galaxy", "qso", "spurious")},
-        }
-    manifest = {"settings": settings, "n_fields": n_fields, "shards": shards}
+        futures = [pool.submit(make_field, k, seed, data_dir, stamp_size, shifted) for k, shifted in wanted]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(wanted))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    shutil.rmtree(data_dir / "scratch", ignore_errors=True)
+    manifest = {"settings": settings, "n_fields": n_fields, "n_shifted": n_shifted, "shards": {}}
+    for field, shifted in wanted:
+        path = shard_path(data_dir, field, shifted)
+        if path.is_file():
+            manifest["shards"][str(path.relative_to(data_dir))] = _describe_shard(path)
     write_atomic_bytes(json.dumps(manifest, indent=1, sort_keys=True).encode(), data_dir / "manifest.json")
     return manifest
+
+
+def _describe_shard(path: Path) -> dict[str, Any]:
+    """Checksum and contents of a shard: counts by class, and of stars and galaxies by magnitude, redshift and bands."""
+    table = pq.read_table(path, columns=["true_class", "mag_i", "redshift", "n_bands"])
+    kind = np.array(table["true_class"].to_pylist())
+
+    def histogram(name: str, classes: tuple[str, ...], edges: npt.NDArray[np.float64]) -> list[int]:
+        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)[np.isin(kind, classes)]
+        return [int(n) for n in np.histogram(values, edges)[0]]
+
+    return {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "counts": {name: int((kind == name).sum()) for name in ("star", "galaxy", "qso", "spurious")},
+        "stars_by_mag_i_14_to_28": histogram("mag_i", ("star",), np.arange(14.0, 29.0)),
+        "galaxies_by_mag_i_14_to_28": histogram("mag_i", ("galaxy",), np.arange(14.0, 29.0)),
+        "galaxies_by_redshift_0_to_3_in_0.5": histogram("redshift", ("galaxy",), np.arange(0.0, 3.5, 0.5)),
+        "by_n_bands_0_to_7": histogram("n_bands", ("star", "galaxy"), np.arange(9.0)),
+    }

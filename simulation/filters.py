@@ -55,6 +55,9 @@ FILTERS: Final[dict[str, Filter]] = {
 """Filters by band, in order of wavelength."""
 
 PSF_FAMILIES: Final = ("optical", "moffat", "optical_moffat")
+SHIFTED_PSF_FAMILY: Final = "double_gaussian"
+"""A family that no model is trained on: for the shifted test."""
+ALL_PSF_FAMILIES: Final = (*PSF_FAMILIES, SHIFTED_PSF_FAMILY)
 """Kinds of PSF: diffraction with aberrations and jitter; a Moffat function; both."""
 
 EDGE_WIDTH_A: Final = 60.0

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from sgclassify.simulation.filters import FILTERS
+from sgclassify.simulation.filters import FILTERS, SHIFTED_PSF_FAMILY
 from sgclassify.stages.bands import PIXEL_SCALE
 
 Array = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class PsfModel:
     Attributes
     ----------
     family : str
-        One of ``PSF_FAMILIES``.
+        One of ``ALL_PSF_FAMILIES``.
     band : str
         Band; sets the wavelength.
     jitter_arcsec : float
@@ -159,6 +159,13 @@ class PsfField:
         v, u = ((np.array(divmod(node, n)) + 0.5) / n) * 2 - 1
         position = np.array([1.0, u, v])
         parts = [galsim.Pixel(PIXEL_SCALE, gsparams=GSPARAMS)]
+        if model.family == SHIFTED_PSF_FAMILY:
+            g1, g2 = model.shear @ position
+            core = galsim.Gaussian(sigma=model.jitter_arcsec, flux=0.8, gsparams=GSPARAMS)
+            # a wide elongated part, such as charge diffusion and scattering leave
+            halo = galsim.Gaussian(sigma=2.6 * model.jitter_arcsec, flux=0.2, gsparams=GSPARAMS)
+            both = core.shear(g1=2 * g1, g2=2 * g2) + halo.shear(g1=0.15, g2=-0.1)
+            return galsim.Convolve([*parts, both], gsparams=GSPARAMS)
         if model.family != "moffat":
             wavelength = FILTERS[model.band].pivot_a / 10.0
             zernike = (model.aberrations @ position) * (REFERENCE_WAVELENGTH_NM / wavelength)

@@ -39,6 +39,13 @@ BULGE_GRADIENT: Final = 0.25
 """Growth of logit(bulge share) from one band to the next redder one: bulges are redder than disks."""
 
 
+CLUMP_GRADIENT: Final = -0.12
+"""Growth of the logarithm of the share of the clumps from one band to the next redder one."""
+
+CLUMPY_SNR: Final = 5.0
+"""Signal-to-noise ratio above which the clumps of a galaxy are drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """Sources on one detector in one band; one entry a source.
@@ -55,6 +62,10 @@ class Scene:
         Sersic index; share of the bulge in this band (NaN for a single profile).
     shape : ndarray, float64, shape (n, 2, 2)
         Matrix that turns the round profile of unit half-light radius into the source, in pixels.
+    clumpiness : ndarray, float64
+        Share of the light in clumps in this band.
+    texture : ndarray, int64
+        Seed of the places of the clumps.
     """
 
     x: Array
@@ -64,6 +75,8 @@ class Scene:
     sersic_n: Array
     bulge_fraction: Array
     shape: Array
+    clumpiness: Array
+    texture: npt.NDArray[np.int64]
 
 
 def scene(sources: Sources, band: str, x: Array, y: Array, zero_point: float, jacobian: Array) -> Scene:
@@ -98,7 +111,12 @@ def scene(sources: Sources, band: str, x: Array, y: Array, zero_point: float, ja
     on_sky[sources.kind != "galaxy"] = 0.0
     share = np.clip(sources.bulge_fraction, 1e-3, 1 - 1e-3)
     odds = share / (1 - share) * np.exp(BULGE_GRADIENT * (k - I_BAND))
-    return Scene(x, y, flux, sources.kind != "galaxy", sources.sersic_n, odds / (1 + odds), jacobian @ on_sky)
+    # clumps are young: half as much again in NUV, half as much in y
+    clumpiness = np.clip(sources.clumpiness * np.exp(CLUMP_GRADIENT * (k - I_BAND)), 0.0, 0.6)
+    return Scene(
+        x, y, flux, sources.kind != "galaxy", sources.sersic_n, odds / (1 + odds), jacobian @ on_sky, clumpiness,
+        sources.texture,
+    )  # fmt: skip
 
 
 def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> npt.NDArray[np.float32]:
@@ -133,11 +151,18 @@ def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> n
         size = int(sizes[index])
         transform = psf.fourier(int(nodes[index]), size)
         x0, y0 = int(np.floor(sky.x[index])) - size // 2, int(np.floor(sky.y[index])) - size // 2
-        product = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
+        point = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
+        product = point.copy()
         if not sky.point[index]:
             product *= _galaxy_transform(
                 size, sky.shape[index], sky.sersic_n[index], sky.bulge_fraction[index]
             )
+            # clumps show in what is well detected; elsewhere they are not worth their time
+            if sky.clumpiness[index] > 0 and sky.flux[index] > CLUMPY_SNR * 4.0 * noise:
+                share = np.float32(sky.clumpiness[index])
+                clumps = _clump_transform(size, sky.shape[index], int(sky.texture[index]))
+                product *= 1 - share
+                product += share * clumps * point
         side = OVERSAMPLING * size
         fine = scipy.fft.irfft2(product, (side, side), overwrite_x=True)
         stamp = fine[::OVERSAMPLING, ::OVERSAMPLING] * np.float32(sky.flux[index] * OVERSAMPLING**2)
@@ -176,12 +201,52 @@ def _galaxy_transform(size: int, shape: Array, sersic_n: float, bulge: float) ->
     square = (a * columns + c * rows) ** 2 + (b * columns + d * rows) ** 2
     if np.isnan(bulge):
         return _sersic_transform(square, int(np.argmin(np.abs(SERSIC_GRID - sersic_n))))
+    # bulges are rounder than disks: half way to a circle of the same area
     inner = np.float32(BULGE_SIZE**2)
+    around = np.float32(abs(a * d - b * c)) * (rows**2 + columns**2)
     outer = np.float32(DISK_SIZE**2)
     share = np.float32(bulge)
-    return share * _sersic_transform(square * inner, _DE_VAUCOULEURS) + (1 - share) * _sersic_transform(
-        square * outer, _EXPONENTIAL
-    )
+    return share * _sersic_transform(0.5 * (square + around) * inner, _DE_VAUCOULEURS) + (
+        1 - share
+    ) * _sersic_transform(square * outer, _EXPONENTIAL)
+
+
+def clumps(texture: int) -> tuple[Array, Array, Array]:
+    """Places, sizes and shares of the clumps of a galaxy.
+
+    Parameters
+    ----------
+    texture : int
+        Seed.
+
+    Returns
+    -------
+    places : ndarray, float64, shape (m, 2)
+        In the frame of the round profile of unit half-light radius: an exponential disk, a little off centre.
+    sizes : ndarray, float64, shape (m,)
+        Gaussian widths in the same unit.
+    shares : ndarray, float64, shape (m,)
+        They sum to 1.
+    """
+    rng = np.random.default_rng(texture)
+    m = int(rng.integers(2, 16))
+    # an exponential disk of unit half-light radius has a scale length of 1 / 1.678
+    radius = np.minimum(rng.gamma(2.0, 1 / 1.678, m), 3.0)
+    angle = rng.uniform(0, 2 * np.pi, m)
+    offset = rng.normal(0.0, 0.1, 2)
+    places = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1) + offset
+    return places, rng.uniform(0.05, 0.25, m), rng.dirichlet(np.ones(m))
+
+
+def _clump_transform(size: int, shape: Array, texture: int) -> npt.NDArray[np.complex64]:
+    rows, columns = waves(size)
+    places, widths, shares = clumps(texture)
+    x, y = (shape @ places.T).astype(np.float32)
+    # clumps are round on the sky; the exponentials of rows and columns are separate, so their sum is a product
+    width = (widths * np.sqrt(abs(np.linalg.det(shape)))).astype(np.float32)
+    along = np.exp(-1j * rows * y[None, :] - 0.5 * (rows * width[None, :]) ** 2) * shares.astype(np.float32)
+    across = np.exp(-1j * columns.T * x[None, :] - 0.5 * (columns.T * width[None, :]) ** 2)
+    return np.asarray(along.astype(np.complex64) @ across.astype(np.complex64).T)
 
 
 BULGE_SIZE: Final = 0.6

@@ -12,20 +12,21 @@ import json
 import logging
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from sgclassify.simulation import sextractor
 from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE, Pointing, jacobian, shifted, wcs_header
 from sgclassify.simulation.catalog import make_catalog
 from sgclassify.simulation.detector import DetectorModel, expose
-from sgclassify.simulation.filters import FILTERS, PSF_FAMILIES
+from sgclassify.simulation.filters import ALL_PSF_FAMILIES, FILTERS, PSF_FAMILIES
 from sgclassify.simulation.psf import PsfField, draw_psf
 from sgclassify.simulation.render import render, scene
-from sgclassify.simulation.sky import SkyModel, Sources, draw_sources, truth_table
+from sgclassify.simulation.sky import COMPACT_SHARE, SkyModel, Sources, draw_sources, truth_table
 from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
@@ -62,6 +63,12 @@ class SimulationConfig:
         Foreground reddening E(B-V), mag; drawn for each field.
     dec_range : pair of float
         Declinations of the fields, degrees.
+    density : pair of float
+        Galaxies in units of the mean counts; drawn for each field.
+    compact_share : pair of float
+        Range of the share of galaxies with a half-light radius below 0.08 arcsec.
+    exposure_time : pair of float
+        Seconds; drawn for each exposure.
     sky_scale : pair of float
         Sky background in units of the dark sky; drawn for each exposure.
     psf_families : tuple of str
@@ -75,6 +82,12 @@ class SimulationConfig:
     zero_point_scatter : float
         Largest departure of an exposure's zero point from the nominal one, mag; the header tells the true
         one.
+    fwhm_error : float
+        Standard deviation of the relative error of the FWHM in the header.
+    no_fwhm_share : float
+        Share of the exposures whose header has no FWHM.
+    cosmic_rays_flagged : pair of float
+        Share of the cosmic rays that the flag image knows; drawn for each exposure.
     zero_point_error : float
         Standard deviation of the error of the zero point in the header, mag.
     astrometric_error : pair of float
@@ -89,6 +102,10 @@ class SimulationConfig:
         exposure.
     catalogs : bool
         Whether CAT files are written.
+    catalog_program : str
+        ``"photutils"`` (the stage's own detection) or ``"sextractor"``: what makes the CAT files.
+    sextractor_columns : bool
+        Whether ``<IMG stem>.sextractor.parquet``, SExtractor's and PSFEx's measurements, is written beside each IMG.
     detector : DetectorModel
         The detector.
     """
@@ -104,6 +121,9 @@ class SimulationConfig:
     quasar_fraction: Span = (0.005, 0.01)
     ebv: Span = (0.0, 0.1)
     dec_range: Span = (-75.0, 75.0)
+    density: Span = (1.0, 1.0)
+    compact_share: Span = COMPACT_SHARE
+    exposure_time: Span = (150.0, 150.0)
     sky_scale: Span = (1.0, 1.9)
     psf_families: tuple[str, ...] = PSF_FAMILIES
     psf_quality: Span = (0.0, 1.0)
@@ -111,6 +131,9 @@ class SimulationConfig:
     read_noise: Span = (4.7, 5.5)
     zero_point_scatter: float = 0.1
     zero_point_error: float = 0.01
+    fwhm_error: float = 0.03
+    no_fwhm_share: float = 0.0
+    cosmic_rays_flagged: Span = (0.97, 0.97)
     astrometric_error: Span = (0.01, 0.03)
     dither_arcsec: float = 4.0
     distortion_share: float = 0.25
@@ -120,15 +143,19 @@ class SimulationConfig:
     satellite_share: float = 0.03
     detection_sigma: Span = (2.7, 3.5)
     catalogs: bool = True
+    catalog_program: str = "photutils"
+    sextractor_columns: bool = False
     detector: DetectorModel = field(default_factory=DetectorModel)
 
     def __post_init__(self) -> None:
         unknown = [band for band in self.bands if band not in FILTERS]
         if unknown or not self.bands:
             raise ValueError(f"bands must be some of {', '.join(BANDS)}, not {', '.join(unknown) or 'none'}")
-        families = [name for name in self.psf_families if name not in PSF_FAMILIES]
+        families = [name for name in self.psf_families if name not in ALL_PSF_FAMILIES]
         if families or not self.psf_families:
-            raise ValueError(f"PSF families must be some of {', '.join(PSF_FAMILIES)}")
+            raise ValueError(f"PSF families must be some of {', '.join(ALL_PSF_FAMILIES)}")
+        if self.catalog_program not in ("photutils", "sextractor"):
+            raise ValueError(f"catalog_program must be photutils or sextractor, not {self.catalog_program}")
         if min(self.detector_shape) < 16 or any(
             a > b for a, b in zip(self.detector_shape, REAL_SHAPE, strict=True)
         ):
@@ -212,7 +239,7 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
     record = {
         "config": config.digest(), "field": field_index, "seed": config.seed, "n_sources": len(sources),
         "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll,
-        "psf_quality": quality,
+        "psf_quality": quality, "catalog_program": config.catalog_program,
     }  # fmt: skip
     write_atomic_text(json.dumps(record, indent=1) + "\n", folder / "field.json")
     return FieldResult(field_index, folder, tuple(images), truth, len(sources))
@@ -289,6 +316,8 @@ def _draw_model(config: SimulationConfig, rng: np.random.Generator) -> SkyModel:
         binary_fraction=float(rng.uniform(*config.binary_fraction)),
         quasar_fraction=float(rng.uniform(*config.quasar_fraction)),
         ebv=float(rng.uniform(*config.ebv)),
+        density=float(rng.uniform(*config.density)),
+        compact_share=config.compact_share,
     )
 
 
@@ -324,6 +353,7 @@ class _Exposure:
             sources, self.band, np.asarray(x), np.asarray(y), zero_point, jacobian(true_wcs, shape)
         )
         level1 = expose(render(placed, psf, shape, noise), sky, detector, rng)
+        fwhm_px = psf.fwhm_px()
         labels = ExposureLabels(
             obsid=f"{10_800_000_000 + self.field_index * 1000 + self.number}",
             chip=pointing.chip,
@@ -332,15 +362,27 @@ class _Exposure:
             zero_point=claimed_zero_point,
             sky_level=sky,
             sky_rms=noise,
-            fwhm_px=psf.fwhm_px(),
+            fwhm_px=fwhm_px * (1 + float(rng.normal()) * config.fwhm_error),
             compressed=bool(rng.random() < config.compressed_share),
             variant=bool(rng.random() < config.variant_share),
         )
-        catalog = None
+        if rng.random() < config.no_fwhm_share:
+            labels = replace(labels, fwhm_px=float("nan"))
         threshold = float(rng.uniform(*config.detection_sigma))
-        if config.catalogs:
+        extracted = None
+        if config.sextractor_columns or (config.catalogs and config.catalog_program == "sextractor"):
+            extracted = sextractor.extract(
+                level1, header, zero_point=claimed_zero_point, fwhm_px=fwhm_px,
+                exposure_time=detector.exposure_time, saturate=detector.saturate, threshold=threshold,
+                with_psf=config.sextractor_columns,
+            )  # fmt: skip
+        if extracted is not None and config.sextractor_columns:
+            stem = labels.file_name("IMG").split(".")[0]
+            write_table(folder / f"{stem}.sextractor.parquet", extracted)
+        catalog = extracted if config.catalogs and config.catalog_program == "sextractor" else None
+        if config.catalogs and catalog is None:
             catalog = make_catalog(
-                level1, WCS(header), zero_point=claimed_zero_point, fwhm_px=labels.fwhm_px,
+                level1, WCS(header), zero_point=claimed_zero_point, fwhm_px=fwhm_px,
                 exposure_time=detector.exposure_time, config=StageConfig(detect_threshold_sigma=threshold),
             )  # fmt: skip
         return write_exposure(folder, labels, level1, catalog, header, detector)
@@ -366,6 +408,8 @@ class _Exposure:
     def _detector(self) -> DetectorModel:
         values = asdict(self.config.detector)
         values["read_noise"] = float(self.rng.uniform(*self.config.read_noise))
+        values["exposure_time"] = float(self.rng.uniform(*self.config.exposure_time))
+        values["cosmic_rays_flagged"] = float(self.rng.uniform(*self.config.cosmic_rays_flagged))
         values["satellite"] = bool(self.rng.random() < self.config.satellite_share)
         return DetectorModel(**values)
 

@@ -36,6 +36,13 @@ SERSIC_QUANTILES: Final = ((0.0, 0.16, 0.5, 0.84, 1.0), (0.4, 0.73, 1.42, 4.4, 5
 SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])
 """Sersic indices that are drawn: the renderer tabulates one profile for each."""
 
+CLUMPINESS: Final = (-2.0, -0.35)
+"""Decimal logarithm of the share of a galaxy's i light that is in star-forming clumps: from 1 to 45 %, as the clumpy
+galaxies of HST's deep fields have it (Guo et al. 2015, ApJ 800, 39)."""
+
+SMALLEST_CLUMPY: Final = 0.1
+"""Half-light radius (arcsec) below which clumps are not drawn: the camera would not resolve them."""
+
 AXIS_RATIO_QUANTILES: Final = ((0.0, 0.05, 0.5, 0.95, 1.0), (0.15, 0.25, 0.56, 0.90, 1.0))
 
 STAR_COUNT_I: Final = np.array([14.0, 16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0])
@@ -91,6 +98,10 @@ class SkyModel:
         Quasars / (stars + galaxies), brighter than ``CLASSIFIED_I``.
     ebv : float
         Foreground reddening E(B-V), mag.
+    density : float
+        Galaxies in units of the mean counts; stars follow by the star fraction.
+    compact_share : pair of float
+        Range of the share of galaxies with a half-light radius below 0.08 arcsec.
     """
 
     ra: float
@@ -101,6 +112,8 @@ class SkyModel:
     binary_fraction: float
     quasar_fraction: float
     ebv: float
+    density: float = 1.0
+    compact_share: tuple[float, float] = COMPACT_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,10 @@ class Sources:
         Half-light radius (arcsec, geometric mean of the axes), Sersic index, axis ratio, position angle
         (radians, north through east) and, for galaxies of a bulge and a disk, the bulge's share of the i
         light. NaN where it does not apply.
+    clumpiness : ndarray, float64
+        Share of the i light of a galaxy that is in clumps; 0 for the others.
+    texture : ndarray, int64
+        Seed of the places of the clumps.
     system : ndarray, int64
         Index of the primary for the two stars of a binary, else -1.
     separation : ndarray, float64
@@ -137,6 +154,8 @@ class Sources:
     axis_ratio: Array
     position_angle: Array
     bulge_fraction: Array
+    clumpiness: Array
+    texture: npt.NDArray[np.int64]
     system: npt.NDArray[np.int64]
     separation: Array
 
@@ -165,7 +184,7 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     Sources
         Galaxies first, then stars (primaries, then companions), then quasars.
     """
-    area = np.pi * (model.radius_arcsec / 60.0) ** 2
+    area = np.pi * (model.radius_arcsec / 60.0) ** 2 * model.density
     classified_galaxies = galaxy_density(CLASSIFIED_I) * area
     classified_stars = classified_galaxies * model.star_fraction / (1 - model.star_fraction)
     classified_quasars = (classified_galaxies + classified_stars) * model.quasar_fraction
@@ -202,13 +221,16 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
         system[members] = n_galaxies + primary
         pair_separation[members] = separation
     mags = np.concatenate([galaxy_mags, star_mags, companion_mags, quasar_mags]) + EXTINCTION * model.ebv
-    shape = _galaxy_shapes(galaxy_i, rng)
+    shape = _galaxy_shapes(galaxy_i, model.compact_share, rng)
     blank = np.full(n_point, np.nan)
     r50, sersic_n, axis_ratio, position_angle, bulge = (np.concatenate([column, blank]) for column in shape)
+    clumpiness = np.where(r50 > SMALLEST_CLUMPY, 10 ** rng.uniform(*CLUMPINESS, len(r50)), 0.0)
+    clumpiness[sersic_n > 3.0] = 0.0
+    texture = rng.integers(0, 2**31, len(r50))
     return Sources(
         ra, dec, np.repeat(["galaxy", "star", "qso"], [n_galaxies, n_stars, n_quasars]), mags,
         np.concatenate([galaxy_z, np.zeros(n_stars), quasar_z]), r50, sersic_n, axis_ratio, position_angle,
-        bulge, system, pair_separation,
+        bulge, clumpiness, texture, system, pair_separation,
     )  # fmt: skip
 
 
@@ -266,11 +288,13 @@ def _companions(primary_mags: Array, rng: np.random.Generator) -> tuple[Array, A
     return _star_colors(mag_i, rng), separation
 
 
-def _galaxy_shapes(mag_i: Array, rng: np.random.Generator) -> tuple[Array, ...]:
+def _galaxy_shapes(
+    mag_i: Array, compact_share: tuple[float, float], rng: np.random.Generator
+) -> tuple[Array, ...]:
     n = len(mag_i)
     a, b, pivot, scatter = SIZE_RELATION
     r50 = 10 ** (a + b * (mag_i - pivot) + rng.normal(0.0, scatter, n))
-    compact = rng.random(n) < rng.uniform(*COMPACT_SHARE)
+    compact = rng.random(n) < rng.uniform(*compact_share)
     r50 = np.where(compact, rng.uniform(0.02, 0.08, n), np.clip(r50, 0.02, 5.0))
     levels, values = SERSIC_QUANTILES
     drawn_n = np.exp(np.interp(rng.random(n), levels, np.log(values)))

@@ -39,7 +39,7 @@ class ExposureLabels:
     sky_level, sky_rms : float
         Sky background and noise of an empty pixel, e-/s.
     fwhm_px : float
-        FWHM of the PSF, pixels.
+        FWHM of the PSF, pixels; nan leaves the keyword out.
     compressed : bool
         Whether the images are tile-compressed (``.fits.fz``).
     variant : bool
@@ -151,7 +151,8 @@ def _image_cards(
     cards["CRCOUNT"] = cosmic_rays
     cards["SKY_BKG"] = labels.sky_level
     cards["SKY_RMS"] = labels.sky_rms
-    cards["FWHM"] = round(labels.fwhm_px, 3)
+    if np.isfinite(labels.fwhm_px):
+        cards["FWHM"] = round(labels.fwhm_px, 3)
     return cards
 
 

@@ -45,10 +45,12 @@ class BandStamps:
     valid: Bool = field(init=False)
     sigma: F32 = field(init=False)
     exposure: I64 = field(init=False)
+    psf: F32 = field(init=False)
     _saturated: Bool = field(init=False)
     _weight: F64 = field(init=False)
     _x: F64 = field(init=False)
     _y: F64 = field(init=False)
+    _first: F64 = field(init=False)
     _flags: npt.NDArray[np.int32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +58,9 @@ class BandStamps:
         stamp = (*shape, self.size, self.size)
         self.image = np.zeros(stamp, dtype=np.float32)
         self.valid = np.zeros(stamp, dtype=bool)
+        self.psf = np.zeros(stamp, dtype=np.float32)
         self._saturated = np.zeros(stamp, dtype=bool)
+        self._first = np.zeros((*shape, 2), dtype=np.float64)
         self.sigma = np.ones(shape, dtype=np.float32)
         self.exposure = np.full(shape, -1, dtype=np.int64)
         self._weight = np.zeros(shape, dtype=np.float64)
@@ -141,6 +145,7 @@ class BandStamps:
         self._weight[chosen, band] = weight[better]
         self._x[chosen, band] = (x - first_x)[better]
         self._y[chosen, band] = (y - first_y)[better]
+        self._first[chosen, band] = np.stack([first_x, first_y], axis=1)[better]
         self._flags[chosen, band] = flags[better]
 
     def flags(self) -> npt.NDArray[np.int32]:
@@ -152,7 +157,7 @@ class BandStamps:
         return flags
 
     def measure(self, exposures: Sequence[PreparedExposure], detected: Bool, config: StageConfig) -> F32:
-        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band.
+        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band. Fills `psf` too.
 
         Parameters
         ----------
@@ -165,6 +170,8 @@ class BandStamps:
         features = np.full((self.n_objects, len(BANDS), len(FEATURES)), np.nan, dtype=np.float32)
         stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)
         fwhm = np.array([e.header.fwhm_px for e in exposures], dtype=np.float64)
+        # photons: the variance of a pixel grows with its flux by one electron's worth
+        shot = np.array([nanomaggies_per_count(e.header) / e.header.exposure_time for e in exposures])
         locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
         for band in range(len(BANDS)):
             index = np.flatnonzero(self.exposure[:, band] >= 0)
@@ -181,6 +188,14 @@ class BandStamps:
                 config.core_radius_px,
             )
             source = self.exposure[index, band]
+            corner = self._first[index, band]
+            for number in np.unique(source):
+                model = exposures[number].psf_model
+                if model is not None:
+                    own = source == number
+                    x, y = measured.x[own], measured.y[own]
+                    place = corner[own] + np.stack([x, y], axis=1)
+                    self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
             features[index, band] = feature_table(
                 measured,
                 detected[index, band],
@@ -188,6 +203,9 @@ class BandStamps:
                 {name: values[source] for name, values in locus.items()},
                 stars[source],
                 fwhm[source],
+                self.image[index, band],
                 valid,
+                self.psf[index, band],
+                shot[source],
             )
         return features

@@ -24,8 +24,26 @@ REFERENCE_SIGMA: Final = 1.2
 RATIO_SIGMAS: Final = (0.7, 1.8, 2.7, 4.0, 6.0)
 """Sigmas (pixels) of the other weights; their fluxes are given relative to the reference flux."""
 
+WIDENINGS: Final = (1.0, 2.5)
+"""Sigmas (pixels) by which the PSF is widened in the search for extended light."""
+
+PSF_RADIUS: Final = 6.0
+"""Radius (pixels) within which the PSF is fitted to a source."""
+
+PSF_ERROR: Final = 0.03
+"""Error of the empirical PSF relative to its value, for the chi-square of bright sources."""
+
 MOMENT_SIGMA: Final = 1.8
 GAUSSIAN_FWHM: Final = 2.3548
+HINT_WIDTH: Final = 0.35
+"""How far (in the logarithm of the squared width) the point sources may be expected from the FWHM in the header."""
+
+WINGS: Final = 0.15
+"""How much the wings of a telescope's PSF add to the logarithm of its squared width, over the Gaussian of its FWHM."""
+
+FEW_STARS: Final = 5
+"""With fewer point sources the FWHM in the header decides which detections are point sources."""
+
 MIN_PSF_SIZE: Final = 0.7
 """Smallest weighted moment (px^2) of a PSF: that of a Gaussian of 1.5 px FWHM; the camera's is 2 px and wider."""
 WIDE_MOMENT_SIGMA: Final = 3.5
@@ -59,6 +77,13 @@ FEATURES: Final[tuple[str, ...]] = (
     "significance_1.8",
     "significance_2.7",
     "significance_4.0",
+    "psf_flux",
+    "psf_snr",
+    "psf_misfit",
+    "extended_1.0",
+    "extended_2.5",
+    "extended_snr_1.0",
+    "extended_snr_2.5",
     "psf_size",
     "psf_ratio_2.7",
     "psf_stars",
@@ -74,7 +99,11 @@ FEATURES: Final[tuple[str, ...]] = (
 0.05 nanomaggies; ``depth`` AB magnitude of five times the noise of the reference flux, minus 25; ``ratio_s`` flux with
 weight sigma s over the reference flux; ``size`` ``size_wide`` weighted second moment, px^2; ``peak`` brightest
 core pixel over the reference flux; ``excess_*`` the measure minus that of the exposure's point sources;
-``significance_*`` asinh of that difference over its error; ``psf_*`` the exposure's point-source locus;
+``significance_*`` asinh of that difference over its error; ``psf_flux`` asinh of the flux of a PSF fit over 0.05
+nanomaggies, ``psf_snr`` asinh of its signal-to-noise ratio, ``psf_misfit`` asinh of its chi-square, less what is
+expected and over the spread expected; ``extended_s`` flux that must be moved from the PSF into the PSF widened by a
+Gaussian of sigma s pixels, over the flux in all, ``extended_snr_s`` asinh of that flux over its error; ``psf_size``
+``psf_ratio_2.7`` ``psf_stars`` the exposure's point-source locus;
 ``header_fwhm`` FWHM of the header, px; ``annulus`` flux between 8 and 14 px over the total flux; ``valid_*`` shares of
 valid pixels; ``saturated_core`` share of saturated pixels in the core.
 """
@@ -123,6 +152,15 @@ class Measured:
     valid_core: F64
     valid_stamp: F64
     saturated_core: F64
+
+    def take(self, index: npt.NDArray[np.int64]) -> Measured:
+        """The measures of an index array of stamps, in its order."""
+        columns = {
+            field.name: getattr(self, field.name)[index]
+            for field in dataclasses.fields(self)
+            if field.name != "ratio"
+        }
+        return Measured(ratio={s: values[index] for s, values in self.ratio.items()}, **columns)
 
     @classmethod
     def concatenate(cls, parts: list[Measured]) -> Measured:
@@ -239,8 +277,8 @@ def measure_stamps(
     )
 
 
-def point_sources(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> PointSources:
-    """Find the point-source locus among the detections of one exposure.
+def point_source_members(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> npt.NDArray[np.int64]:
+    """Find the point sources among the detections of one exposure.
 
     Point sources share one size while galaxies spread over many, so the locus is the densest place of the
     log-size distribution, and among places nearly as dense the smallest. The header's FWHM is a hint only.
@@ -256,8 +294,8 @@ def point_sources(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> 
 
     Returns
     -------
-    PointSources
-        `PointSources.unknown` where fewer than two detections qualify.
+    ndarray of int64
+        Indices into `measured`; empty where fewer than two detections qualify (one where the header has a FWHM).
     """
     good = (measured.snr >= min_snr) & (measured.valid_core > 0.97) & (measured.saturated_core == 0)
     # a bright neighbour inside the stamp moves every measure
@@ -265,8 +303,10 @@ def point_sources(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> 
     # sharper than any PSF: a cosmic ray or a hot pixel
     good &= measured.size > MIN_PSF_SIZE
     index = np.flatnonzero(good)
-    if index.size < 2:
-        return PointSources.unknown()
+    none = np.zeros(0, dtype=np.int64)
+    hinted = 1.0 < fwhm_px < 6.0
+    if index.size < (1 if hinted else 2):
+        return none
     if index.size > 2000:
         index = index[np.argsort(-measured.snr[index], kind="stable")[:2000]]
     # the moment without its weight (exact for a Gaussian), since under the weight all large sources look alike
@@ -274,20 +314,107 @@ def point_sources(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> 
     log_size = np.log(size / np.maximum(2.0 * MOMENT_SIGMA**2 - size, 0.05) / 2.0)
     # width of the locus: noise of the size at the faint end, PSF variation over the field at the bright end
     width = 0.03 + 2.0 / measured.snr[index]
-    density = np.exp(-0.5 * ((log_size[:, None] - log_size[None, :]) / width[None, :]) ** 2).sum(axis=1)
-    if 1.0 < fwhm_px < 6.0:
-        expected = 2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0)
-        density *= np.exp(-0.5 * ((log_size - expected) / 0.6) ** 2)
+    # bright detections are stars more often, and tell the PSF better
+    vote = np.sqrt(np.minimum(measured.snr[index], 1000.0))
+    distance = (log_size[:, None] - log_size[None, :]) / width[None, :]
+    density = (vote * np.exp(-0.5 * distance**2)).sum(axis=1)
+    expected = (
+        2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0) + WINGS if hinted else np.nan
+    )
+    if hinted:
+        density *= np.exp(-0.5 * ((log_size - expected) / HINT_WIDTH) ** 2)
     dense = density >= 0.5 * density.max()
     centre = log_size[dense].min()
     near = np.abs(log_size - centre) < 2.0 * width
     centre = np.median(log_size[near])
-    members = index[np.abs(log_size - centre) < 2.5 * width]
-    if members.size < 2:
+    chosen = np.abs(log_size - centre) < 2.5 * width
+    if hinted and np.count_nonzero(chosen) < FEW_STARS:
+        # too few to stand against the header
+        chosen &= np.abs(log_size - expected) < 1.5 * HINT_WIDTH
+    members = index[chosen]
+    return members if members.size >= (1 if hinted else 2) else none
+
+
+def point_sources(measured: Measured, members: npt.NDArray[np.int64]) -> PointSources:
+    """The point-source locus: medians of the measures of the members."""
+    if not members.size:
         return PointSources.unknown()
     measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in RATIO_SIGMAS[:4]}
     measures["size"] = float(np.median(measured.size[members]))
     return PointSources(measures, int(members.size))
+
+
+def gaussian_width(size: float) -> float:
+    """Width (pixels) of the Gaussian whose second moment under the weight of `MOMENT_SIGMA` is `size` (px^2)."""
+    return float(np.sqrt(1.0 / max(2.0 / size - 1.0 / MOMENT_SIGMA**2, 0.05)))
+
+
+def _widened(psf: F64, sigma: float) -> F64:
+    """Stamps convolved with a Gaussian, shape (n, size, size)."""
+    axis = np.arange(psf.shape[-1], dtype=np.float64)
+    kernel = np.exp(-0.5 * ((axis[:, None] - axis[None, :]) / sigma) ** 2) / (np.sqrt(2.0 * np.pi) * sigma)
+    return np.asarray(kernel @ psf @ kernel)
+
+
+def fit_with_psf(
+    image: F32, valid: Bool, sigma: F32, shot: F64, psf: F32, squared_radius: F64
+) -> dict[str, F64]:
+    """Fit the PSF, and the PSF with a share of its light widened, to stamps of one band.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (n, size, size)
+        Sky-subtracted stamps.
+    valid : ndarray of bool, shape (n, size, size)
+    sigma : ndarray of float32, shape (n,)
+        Noise of a sky pixel, in the unit of `image`.
+    shot : ndarray of float64, shape (n,)
+        Variance of a pixel per unit of its flux (photon noise), in the unit of `image`.
+    psf : ndarray of float32, shape (n, size, size)
+        PSF at the source's place; all 0 where unknown.
+    squared_radius : ndarray of float64, shape (n, size, size)
+        Squared distances from the source, px^2.
+
+    Returns
+    -------
+    dict of str to ndarray of float64, shape (n,)
+        The features ``psf_flux`` to ``extended_snr_2.5``; nan where the PSF is unknown or hardly a pixel is valid.
+    """
+    data = np.where(valid, image, 0.0).astype(np.float64)
+    model = psf.astype(np.float64)
+    window = valid & (squared_radius < PSF_RADIUS**2)
+    sky = (sigma.astype(np.float64) ** 2)[:, None, None]
+    # a first flux, for the noise that the source itself makes
+    square = _sum(window * model**2)
+    # half of the light of the PSF must be seen
+    known = (_sum(window * model) > 0.5) & (square > 0)
+    safe = np.where(known, square, 1.0)
+    flux = np.maximum(_sum(window * model * data) / safe, 0.0)[:, None, None]
+    bright = np.maximum(flux * model, 0.0)
+    variance = sky + np.nan_to_num(shot)[:, None, None] * bright + (PSF_ERROR * bright) ** 2
+    weight = window / np.maximum(variance, 1e-30)
+    pp = np.where(known, _sum(weight * model**2), 1.0)
+    pd = _sum(weight * model * data)
+    fitted, error = pd / pp, 1.0 / np.sqrt(pp)
+    count = np.maximum(_sum(window), 2.0) - 1.0
+    chi2 = _sum(weight * (data - fitted[:, None, None] * model) ** 2)
+    result = {
+        "psf_flux": np.arcsinh(fitted / FLUX_SOFTENING),
+        "psf_snr": np.arcsinh(fitted / error),
+        "psf_misfit": np.arcsinh((chi2 - count) / np.sqrt(2.0 * count)),
+    }
+    for width in WIDENINGS:
+        moved = _widened(model, width) - model
+        mm, pm = _sum(weight * moved**2), _sum(weight * model * moved)
+        md = _sum(weight * moved * data)
+        determinant = np.where(known, mm * pp - pm**2, 1.0)
+        determinant = np.maximum(determinant, 1e-12 * np.maximum(mm * pp, 1e-30))
+        amount = (md * pp - pm * pd) / determinant
+        amount_error = np.sqrt(pp / determinant)
+        total = np.maximum((pd * mm - pm * md) / determinant, 2.0 * error)
+        result[f"extended_{width}"] = np.clip(amount / total, -3.0, 6.0)
+        result[f"extended_snr_{width}"] = np.arcsinh(amount / amount_error)
+    return {name: np.where(known, values, np.nan) for name, values in result.items()}
 
 
 def feature_table(
@@ -297,7 +424,10 @@ def feature_table(
     psf: dict[str, F64],
     psf_stars: F64,
     header_fwhm: F64,
+    image: F32,
     valid: Bool,
+    psf_stamps: F32,
+    shot: F64,
 ) -> F32:
     """Turn raw measures into the features of one band.
 
@@ -313,8 +443,14 @@ def feature_table(
         `PointSources.measures` of each stamp's exposure; nan where unknown.
     psf_stars, header_fwhm : ndarray of float64, shape (n,)
         Point sources behind `psf`; FWHM of the header in pixels, nan where absent.
+    image : ndarray of float32, shape (n, size, size)
+        Stamps, nanomaggies.
     valid : ndarray of bool, shape (n, size, size)
         Pixels that are data.
+    psf_stamps : ndarray of float32, shape (n, size, size)
+        PSF at the source's place; all 0 where unknown.
+    shot : ndarray of float64, shape (n,)
+        Variance of a pixel per unit of its flux, nanomaggies; nan where unknown.
 
     Returns
     -------
@@ -346,6 +482,7 @@ def feature_table(
         "saturated_core": measured.saturated_core,
     }
     r2 = _squared_radius(measured.x, measured.y, valid.shape[-1])
+    column |= fit_with_psf(image, valid, sigma, shot, psf_stamps, r2)
     reference = _gauss(r2, REFERENCE_SIGMA)
     for s in RATIO_SIGMAS:
         column[f"ratio_{s}"] = measured.ratio[s]

@@ -6,6 +6,7 @@ touched an object of the others.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,16 @@ from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.detect import detect_in_strips
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import Measured, PointSources, measure_stamps, point_sources
+from sgclassify.stages.measure import (
+    GAUSSIAN_FWHM,
+    Measured,
+    PointSources,
+    gaussian_width,
+    measure_stamps,
+    point_source_members,
+    point_sources,
+)
+from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposurePixels, check_exposure
@@ -26,10 +36,12 @@ from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
+PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
 """Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
 
@@ -54,6 +66,9 @@ class PreparedExposure:
     offset_deg : tuple of float
         Median offset (RA cos Dec, Dec), degrees, of the catalogue's sky positions from the header's WCS.
     psf : PointSources
+        Locus of the point sources.
+    psf_model : PsfModel or None
+        Empirical PSF; None where the exposure has neither point sources nor a FWHM in its header.
     notes : tuple of str
         Remarks for the report.
     """
@@ -68,6 +83,7 @@ class PreparedExposure:
     sky_sigma: float
     offset_deg: tuple[float, float]
     psf: PointSources
+    psf_model: PsfModel | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -146,7 +162,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             path = header.files.image
             detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
-        psf = _point_sources(pixels, sky, detections, header, config)
+        psf, psf_model = _point_sources(pixels, sky, detections, header, config)
     prepared = PreparedExposure(
         header=header,
         work_dir=work_dir,
@@ -158,6 +174,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         sky_sigma=float(np.median(sky.sigma)),
         offset_deg=_astrometric_offset(detections, header),
         psf=psf,
+        psf_model=psf_model,
         notes=tuple(notes + _row_notes(detections)),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})
@@ -232,13 +249,15 @@ def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple
 
 def _point_sources(
     pixels: ExposurePixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
-) -> PointSources:
-    """Measure the detections on the pixels, strip by strip, and find the locus of point sources."""
+) -> tuple[PointSources, PsfModel | None]:
+    """Measure the detections on the pixels, strip by strip; find the locus of point sources and fit the PSF."""
     index = np.flatnonzero(detections.usable)
     if index.size > MAX_PSF_DETECTIONS:
         index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
     ny, nx = header.shape
     parts: list[Measured] = []
+    # stamps of what is bright enough to be a star of the PSF; a few thousand at most
+    stamps: list[tuple[F32, Bool, F32, F64, F64]] = []
     for y0 in range(0, ny, STRIP_ROWS):
         y = detections.y[index]
         # rows just outside the detector belong to the first and the last strip
@@ -247,7 +266,7 @@ def _point_sources(
             continue
         low, high = max(0, y0 - PSF_STAMP), min(ny, y0 + STRIP_ROWS + PSF_STAMP)
         window = pixels.window(low, high, 0, nx)
-        level, sigma = sky.at(low, high, 0, nx)
+        level, noise = sky.at(low, high, 0, nx)
         x, y = detections.x[here], detections.y[here] - low
         image, inside = cut_stamps(window.image - level, x, y, PSF_STAMP)
         valid = cut_stamps(window.valid, x, y, PSF_STAMP)[0] & inside
@@ -255,9 +274,53 @@ def _point_sources(
         column = np.clip(np.rint(x), 0, nx - 1).astype(np.int64)
         row = np.clip(np.rint(y), 0, high - low - 1).astype(np.int64)
         first_x, first_y = np.ceil(x - PSF_STAMP / 2), np.ceil(y - PSF_STAMP / 2)
-        parts.append(
-            measure_stamps(
-                image, valid, saturated, sigma[row, column], x - first_x, y - first_y, config.core_radius_px
-            )
+        sigma = noise[row, column]
+        measured = measure_stamps(
+            image, valid, saturated, sigma, x - first_x, y - first_y, config.core_radius_px
         )
-    return point_sources(Measured.concatenate(parts), header.fwhm_px) if parts else PointSources.unknown()
+        bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
+        parts.append(measured.take(bright))
+        stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
+    measured = Measured.concatenate(parts) if parts else None
+    members = (
+        point_source_members(measured, header.fwhm_px) if measured is not None else np.zeros(0, np.int64)
+    )
+    if measured is None or not members.size:
+        if not 1.0 < header.fwhm_px < 6.0:
+            return PointSources.unknown(), None
+        model = round_psf(header.fwhm_px / GAUSSIAN_FWHM, header.shape)
+        return _expected_point_sources(model, config), model
+    psf = point_sources(measured, members)
+    image, valid, sigma, first_x, first_y = (
+        np.concatenate(column)[members] for column in zip(*stamps, strict=True)
+    )
+    x, y = measured.x[members], measured.y[members]
+    return psf, fit_psf(
+        image,
+        valid,
+        sigma,
+        measured.reference_flux[members],
+        x,
+        y,
+        first_x + x,
+        first_y + y,
+        header.shape,
+        gaussian_width(psf.measures["size"]),
+    )
+
+
+def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSources:
+    """The locus that point sources of this PSF would have, for an exposure that shows none."""
+    middle, place = np.array([PSF_STAMP / 2.0]), np.array([0.0])
+    image = model.stamps(middle, middle, place, place, PSF_STAMP)
+    sigma = np.full(1, 1e-6, dtype=np.float32)
+    measured = measure_stamps(
+        image,
+        np.ones(image.shape, bool),
+        np.zeros(image.shape, bool),
+        sigma,
+        middle,
+        middle,
+        config.core_radius_px,
+    )
+    return dataclasses.replace(point_sources(measured, np.zeros(1, np.int64)), n_stars=0)

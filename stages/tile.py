@@ -57,6 +57,8 @@ class TileStamps:
         Noise of a sky pixel, nanomaggies; 1 for an absent band.
     features : ndarray of float32, shape (n, 7, n_features)
         Catalogue sequence; nan where a feature has no value.
+    psf : ndarray of float32, shape (n, 7, size, size)
+        PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
     members : pyarrow.Table
         Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
     """
@@ -70,6 +72,7 @@ class TileStamps:
     valid: Bool
     sigma: F32
     features: F32
+    psf: F32
     members: pa.Table
 
     def __len__(self) -> int:
@@ -195,6 +198,7 @@ def extract_tile(
         valid=stamps.valid,
         sigma=stamps.sigma,
         features=features,
+        psf=stamps.psf,
         members=members,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model.dataset import match_truth, read_samples, read_shard, split_of, write_shard
+from sgclassify.model.dataset import CATALOG_COLUMNS, catalog_columns, match_truth, read_samples, read_shard, split_of, write_shard
 from sgclassify.stages.bands import BANDS
 
 ARCSEC = 1 / 3600
@@ -66,6 +66,8 @@ def test_shards_come_back_as_they_were(tmp_path):
             "features": np.where(rng.random((n, 7, 30)) > 0.2, rng.normal(size=(n, 7, 30)), np.nan).astype(
                 np.float32
             ),
+            "psf": rng.random((n, 7, 12, 12)).astype(np.float32),
+            "catalog": rng.random((n, 7, len(CATALOG_COLUMNS))).astype(np.float32),
         }
         table = pa.table({"object_id": np.arange(n) + 10 * k, "true_class": ["star"] * n})
         write_shard(tmp_path / f"{k}.parquet", table, arrays)

@@ -53,6 +53,7 @@ def _stamps(n: int = 5, size: int = 8) -> TileStamps:
         valid=np.ones((n, 7, size, size), dtype=bool),
         sigma=np.ones((n, 7), dtype=np.float32),
         features=np.zeros((n, 7, len(FEATURES)), dtype=np.float32),
+        psf=np.zeros((n, 7, size, size), dtype=np.float32),
         members=members,
     )
 

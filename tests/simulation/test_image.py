@@ -16,7 +16,7 @@ from sgclassify.simulation.camera import CHIPS_OF_BAND, Pointing, chip_center, j
 from sgclassify.simulation.detector import DetectorModel, _bleed, expose
 from sgclassify.simulation.filters import PSF_FAMILIES
 from sgclassify.simulation.psf import PsfField, draw_psf
-from sgclassify.simulation.render import Scene, render
+from sgclassify.simulation.render import Scene, clumps, render
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.flags import InputFlag
 
@@ -27,15 +27,27 @@ QUIET = DetectorModel(
 
 
 def one_source(
-    x: float, y: float, flux: float, n: float = np.nan, bulge: float = np.nan, r: float = 3.0
+    x: float,
+    y: float,
+    flux: float,
+    n: float = np.nan,
+    bulge: float = np.nan,
+    r: float = 3.0,
+    clumpiness: float = 0.0,
 ) -> Scene:
     shape = np.array([[[r, 0.4 * r], [-0.2 * r, 0.7 * r]]]) * (0.0 if np.isnan(n) else 1.0)
     values = ([x], [y], [flux], [bool(np.isnan(n))], [n], [bulge])
-    return Scene(*(np.array(v) for v in values), shape)
+    return Scene(*(np.array(v) for v in values), shape, np.array([clumpiness]), np.array([7]))
 
 
 def psf_field(family: str, seed: int = 0, shape: tuple[int, int] = (96, 96), band: str = "g") -> PsfField:
     return PsfField(draw_psf(band, (family,), 0.5, 3, np.random.default_rng(seed)), shape)
+
+
+def elliptical(n: float, radius: float, shape: np.ndarray) -> galsim.GSObject:
+    """A Sersic profile of unit flux, stretched by a matrix in pixels."""
+    jac = (shape * PIXEL_SCALE).ravel()
+    return galsim.Transform(galsim.Sersic(n, half_light_radius=radius), jac=jac).withFlux(1.0)
 
 
 @pytest.mark.parametrize("family", PSF_FAMILIES)
@@ -43,21 +55,27 @@ def test_renderer_equals_galsim(family: str) -> None:
     psf = psf_field(family)
     x, y = 47.3, 48.8
     profile = psf.profile(int(psf.node_at(np.array([x]), np.array([y]))[0]))
-    for n, bulge in ((np.nan, np.nan), (1.0, np.nan), (4.0, np.nan), (1.5, 0.4)):
-        source = one_source(x, y, 100.0, n, bulge)
+    for n, bulge, share in ((np.nan, np.nan, 0.0), (1.0, np.nan, 0.0), (4.0, np.nan, 0.0), (1.5, 0.4, 0.3)):
+        source = one_source(x, y, 100.0, n, bulge, clumpiness=share)
         ours = render(source, psf, (96, 96), 1e-4)
-        jac = (source.shape[0] * PIXEL_SCALE).ravel()
+        shape = source.shape[0]
         if np.isnan(n):
             theirs = profile
+        elif np.isnan(bulge):
+            theirs = galsim.Convolve(elliptical(n, 1.0, shape), profile)
         else:
-            parts = [(n, 1.0, 1.0)] if np.isnan(bulge) else [(4.0, 0.6, bulge), (1.0, 1.15, 1 - bulge)]
-            sum_of = galsim.Sum(
-                [
-                    galsim.Transform(galsim.Sersic(k, half_light_radius=r), jac=jac).withFlux(f)
-                    for k, r, f in parts
-                ]
-            )
-            theirs = galsim.Convolve(sum_of, profile)
+            # the bulge is half way between the disk and a circle: its quadratic form is the mean of theirs
+            rounder = np.linalg.cholesky(0.5 * (shape @ shape.T + np.linalg.det(shape) * np.eye(2)))
+            smooth = galsim.Sum([
+                bulge * elliptical(4.0, 0.6, rounder), (1 - bulge) * elliptical(1.0, 1.15, shape)
+            ])  # fmt: skip
+            places, widths, shares = clumps(7)
+            knots = galsim.Sum([
+                galsim.Gaussian(sigma=w * np.sqrt(np.linalg.det(shape)) * PIXEL_SCALE, flux=f)
+                .shift(*(shape @ place * PIXEL_SCALE))
+                for place, w, f in zip(places, widths, shares, strict=True)
+            ])  # fmt: skip
+            theirs = galsim.Convolve(galsim.Sum([(1 - share) * smooth, share * knots]), profile)
         theirs = (100.0 * theirs).shift((x - 47.5) * PIXEL_SCALE, (y - 47.5) * PIXEL_SCALE)
         expected = theirs.drawImage(nx=96, ny=96, scale=PIXEL_SCALE, method="no_pixel").array
         assert np.abs(ours - expected).max() < 2e-3 * expected.max()

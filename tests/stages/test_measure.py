@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from sgclassify.stages.measure import (
     FEATURES,
+    FLUX_SOFTENING,
     MOMENT_SIGMA,
     RATIO_SIGMAS,
     REFERENCE_SIGMA,
     Measured,
     PointSources,
     feature_table,
+    fit_with_psf,
     measure_stamps,
+    point_source_members,
     point_sources,
 )
 
@@ -80,14 +83,15 @@ def test_features_do_not_depend_on_orientation(k, flip, seed):
     if flip:
         turned, turned_valid = turned[:, :, ::-1], turned_valid[:, :, ::-1]
     rows = [
-        table(measure(i.copy(), 15.5, 15.5, sigma=0.05, valid=v.copy()), v)
+        table(measure(i.copy(), 15.5, 15.5, sigma=0.05, valid=v.copy()), i, v)
         for i, v in ((image, valid), (turned, turned_valid))
     ]
     np.testing.assert_allclose(rows[0], rows[1], rtol=2e-4, atol=2e-5)
 
 
-def table(measured, valid, psf=None, stars=5.0, fwhm=2.1):
+def table(measured, image, valid, psf=None, stars=5.0, fwhm=2.1, known_psf=True):
     n = len(measured.x)
+    model = gaussian_stamps(measured.x, measured.y, 0.95, 1 / (2 * np.pi * 0.95**2)) * known_psf
     locus = psf or {
         "ratio_0.7": 0.4,
         "ratio_1.8": 1.4,
@@ -102,16 +106,24 @@ def table(measured, valid, psf=None, stars=5.0, fwhm=2.1):
         {name: np.full(n, value) for name, value in locus.items()},
         np.full(n, stars),
         np.full(n, fwhm),
+        image,
         valid,
+        model.astype(np.float32),
+        np.full(n, 1e-3),
     )
 
 
 def test_unknown_locus_gives_nan_only_where_it_is_needed():
     image = gaussian_stamps([16.0, 16.0], [16.0, 16.0], [1.0, 2.0], [20.0, 20.0])
     unknown = PointSources.unknown().measures
-    features = table(measure(image, 16.0, 16.0), np.ones(image.shape, bool), psf=unknown, fwhm=np.nan)
+    measured = measure(image, 16.0, 16.0)
+    valid = np.ones(image.shape, bool)
+    features = table(measured, image, valid, psf=unknown, fwhm=np.nan, known_psf=False)
     missing = {name for name, column in zip(FEATURES, features.T, strict=True) if np.isnan(column).any()}
-    assert missing == {n for n in FEATURES if n.startswith(("excess_", "significance_"))} | {
+    assert missing == {n for n in FEATURES if n.startswith(("excess_", "significance_", "extended_"))} | {
+        "psf_flux",
+        "psf_snr",
+        "psf_misfit",
         "psf_size",
         "psf_ratio_2.7",
         "header_fwhm",
@@ -121,7 +133,7 @@ def test_unknown_locus_gives_nan_only_where_it_is_needed():
 def test_nothing_but_masked_pixels_is_survived():
     image = np.full((1, SIZE, SIZE), np.nan, np.float32)
     valid = np.zeros(image.shape, bool)
-    features = table(measure(image, 16.0, 16.0, valid=valid), valid)
+    features = table(measure(image, 16.0, 16.0, valid=valid), image, valid)
     assert features[0, FEATURES.index("valid_core")] == 0
     assert features[0, FEATURES.index("valid_stamp")] == 0
 
@@ -136,7 +148,8 @@ def test_point_source_locus_is_found_among_galaxies(seed, n_stars, hint):
     x, y = rng.uniform(15.0, 16.0, n), rng.uniform(15.0, 16.0, n)
     image = gaussian_stamps(x, y, width, rng.uniform(5, 100, n))
     image += rng.normal(0, 0.02, image.shape).astype(np.float32)
-    found = point_sources(measure(image, x, y, sigma=0.02), fwhm_px=hint)
+    measured = measure(image, x, y, sigma=0.02)
+    found = point_sources(measured, point_source_members(measured, fwhm_px=hint))
     expected = 2 * 0.95**2 * MOMENT_SIGMA**2 / (0.95**2 + MOMENT_SIGMA**2)
     assert found.measures["size"] == pytest.approx(expected, rel=0.06)
     assert found.n_stars >= n_stars // 2
@@ -144,7 +157,8 @@ def test_point_source_locus_is_found_among_galaxies(seed, n_stars, hint):
 
 def test_no_point_sources_in_an_empty_exposure():
     image = np.random.default_rng(0).normal(0, 1, (5, SIZE, SIZE)).astype(np.float32)
-    found = point_sources(measure(image, 16.0, 16.0, sigma=1.0), np.nan)
+    measured = measure(image, 16.0, 16.0, sigma=1.0)
+    found = point_sources(measured, point_source_members(measured, np.nan))
     assert found.n_stars == 0
     assert all(np.isnan(value) for value in found.measures.values())
 
@@ -156,3 +170,49 @@ def test_concatenate_keeps_order():
     np.testing.assert_array_equal(whole.size, parts.size)
     for s in RATIO_SIGMAS:
         np.testing.assert_array_equal(whole.ratio[s], parts.ratio[s])
+
+
+def test_few_point_sources_are_chosen_by_the_header():
+    # two stars of the header's width, and three galaxies that agree better with each other
+    width = np.array([0.95, 0.97, 2.0, 2.01, 2.02])
+    image = gaussian_stamps([16.0] * 5, [16.0] * 5, width, [50.0] * 5)
+    measured = measure(image, 16.0, 16.0, sigma=0.02)
+    assert point_source_members(measured, fwhm_px=2.1).tolist() == [0, 1]
+    assert point_source_members(measured.take(np.array([0])), fwhm_px=2.1).tolist() == [0]
+    assert point_source_members(measured.take(np.array([2])), fwhm_px=2.1).size == 0
+
+
+def fitted(image, psf, sigma, shot=0.0):
+    n = len(image)
+    axis = np.arange(SIZE)
+    r2 = np.broadcast_to((axis[None, :] - 16.0) ** 2 + (axis[:, None] - 16.0) ** 2, image.shape)
+    valid = np.ones(image.shape, bool)
+    return fit_with_psf(image, valid, np.full(n, sigma, np.float32), np.full(n, shot), psf, r2)
+
+
+def test_fit_of_a_noiseless_star_gives_its_flux_and_nothing_extended():
+    psf = gaussian_stamps([16.0], [16.0], [0.95], [1.0])
+    found = fitted(7.0 * psf, psf, 0.01)
+    assert np.sinh(found["psf_flux"][0]) * FLUX_SOFTENING == pytest.approx(7.0, rel=1e-4)
+    for name in ("extended_1.0", "extended_2.5", "extended_snr_1.0", "extended_snr_2.5"):
+        assert found[name][0] == pytest.approx(0.0, abs=1e-3)
+    assert found["psf_misfit"][0] < 0
+
+
+def test_fit_finds_the_share_of_light_that_was_widened():
+    psf = gaussian_stamps([16.0], [16.0], [0.95], [1.0])
+    wide = gaussian_stamps([16.0], [16.0], [np.hypot(0.95, 1.0)], [1.0])
+    found = fitted(10.0 * (0.6 * psf + 0.4 * wide), psf, 1e-4)
+    assert found["extended_1.0"][0] == pytest.approx(0.4, abs=0.02)
+    assert found["extended_snr_1.0"][0] > 3
+
+
+def test_noise_alone_is_scored_in_units_of_its_errors():
+    rng = np.random.default_rng(2)
+    psf = np.repeat(gaussian_stamps([16.0], [16.0], [0.95], [1.0]), 2000, axis=0)
+    image = (1.0 * psf + rng.normal(0, 0.01, psf.shape)).astype(np.float32)
+    found = fitted(image, psf, 0.01)
+    for name in ("extended_snr_1.0", "extended_snr_2.5"):
+        z = np.sinh(found[name])
+        assert abs(z.mean()) < 0.1
+        assert z.std() == pytest.approx(1.0, abs=0.15)

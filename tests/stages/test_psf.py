@@ -1,0 +1,101 @@
+"""The empirical PSF against profiles that are known in closed form, and against the simulator's optics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgclassify.stages.psf import N_BASIS, PsfModel, _integrals, fit_psf, round_psf
+
+SIZE = 32
+SHAPE = (1000, 1200)
+
+
+def moffat(x, y, size=SIZE, fwhm=2.2, beta=3.0, e=0.0):
+    """Elliptical Moffat profiles that sum to about 1, shape (n, size, size)."""
+    axis = np.arange(size)
+    dx = axis[None, None, :] - np.asarray(x)[:, None, None]
+    dy = axis[None, :, None] - np.asarray(y)[:, None, None]
+    alpha = fwhm / 2 / np.sqrt(2 ** (1 / beta) - 1)
+    e = np.broadcast_to(np.asarray(e, float), (len(x),))[:, None, None]
+    r2 = (dx**2 * (1 + e) + dy**2 * (1 - e)) / alpha**2
+    return (beta - 1) / (np.pi * alpha**2) * np.sqrt(1 - e**2) * (1 + r2) ** -beta
+
+
+def stars(n, seed, e=0.0, slope=0.0):
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(15.5, 16.5, (2, n))
+    detector_x, detector_y = rng.uniform(0, SHAPE[1], n), rng.uniform(0, SHAPE[0], n)
+    ellipticity = e + slope * (2 * detector_x / SHAPE[1] - 1)
+    flux = np.exp(rng.uniform(np.log(30), np.log(3000), n))
+    sigma = np.full(n, 0.1, np.float32)
+    image = flux[:, None, None] * moffat(x, y, e=ellipticity) + rng.normal(0, 0.1, (n, SIZE, SIZE))
+    return image.astype(np.float32), sigma, flux, x, y, detector_x, detector_y
+
+
+def fit(n, seed, **shape):
+    image, sigma, flux, x, y, u, v = stars(n, seed, **shape)
+    return fit_psf(image, np.ones(image.shape, bool), sigma, flux, x, y, u, v, SHAPE, 1.0)
+
+
+def stamp(model, x=16.3, y=15.8, u=600.0, v=500.0, size=SIZE):
+    return model.stamps(np.array([x]), np.array([y]), np.array([u]), np.array([v]), size)[0]
+
+
+@pytest.mark.parametrize("k", range(N_BASIS))
+def test_integrals_of_the_basis_are_sums_over_pixels(k):
+    weights = [0.0] * N_BASIS
+    weights[k] = 1.0
+    # an equal share of the central Gaussian keeps the sum off 0 for the odd functions
+    weights[0] += 1.0
+    model = PsfModel(1.1, (tuple(weights),), SHAPE, 1)
+    assert stamp(model, 40.2, 39.7, size=80).sum() == pytest.approx(1.0, abs=1e-4)
+    assert np.isfinite(_integrals(1.1)).all()
+
+
+@given(seed=st.integers(0, 1000), e=st.floats(-0.25, 0.25), n=st.integers(4, 20))
+@settings(max_examples=15, deadline=None)
+def test_an_elliptical_psf_is_recovered_from_a_few_stars(seed, e, n):
+    got = stamp(fit(n, seed, e=e))
+    assert np.abs(got - moffat([16.3], [15.8], e=e)[0]).sum() < 0.12
+    assert got.sum() == pytest.approx(1.0, abs=0.02)
+
+
+def test_it_varies_over_the_detector_where_stars_are_many():
+    model = fit(80, 3, slope=0.2)
+    for u, e in ((100.0, -1 / 6), (1100.0, 1 / 6)):
+        truth = moffat([16.3], [15.8], e=0.2 * (2 * u / SHAPE[1] - 1))[0]
+        assert np.sign(e) == np.sign(u - 600)
+        assert np.abs(stamp(model, u=u) - truth).sum() < 0.06
+    assert len(fit(10, 3, slope=0.2).coefficients) == 1
+
+
+def test_galaxies_and_neighbours_among_the_stars_are_left_out():
+    image, sigma, flux, x, y, u, v = stars(12, 5)
+    for k in (0, 1):
+        image[k] = flux[k] * moffat(x[k : k + 1], y[k : k + 1], fwhm=5.0)[0]
+    image[2] += 2 * flux[2] * moffat(x[2:3] + 2.5, y[2:3])[0].astype(np.float32)
+    model = fit_psf(image, np.ones(image.shape, bool), sigma, flux, x, y, u, v, SHAPE, 1.0)
+    assert model.n_stars <= 9
+    assert np.abs(stamp(model) - moffat([16.3], [15.8])[0]).sum() < 0.12
+
+
+def test_masked_pixels_do_not_count():
+    image, sigma, flux, x, y, u, v = stars(6, 7)
+    valid = np.random.default_rng(0).random(image.shape) > 0.05
+    spoiled = np.where(valid, image, 1e6).astype(np.float32)
+    a = fit_psf(spoiled, valid, sigma, flux, x, y, u, v, SHAPE, 1.0)
+    b = fit_psf(np.where(valid, image, -1e6).astype(np.float32), valid, sigma, flux, x, y, u, v, SHAPE, 1.0)
+    np.testing.assert_allclose(a.coefficients, b.coefficients, rtol=1e-9)
+
+
+def test_without_stars_it_is_round_and_of_the_given_width():
+    model = round_psf(0.95, SHAPE)
+    got = stamp(model, 16.0, 16.0)
+    np.testing.assert_allclose(got, got.T, rtol=1e-5)
+    assert model.n_stars == 0
+    axis = np.arange(SIZE) - 16.0
+    core = got * (axis[:, None] ** 2 + axis[None, :] ** 2 < 2.0**2)
+    assert (core.sum(axis=0) * axis**2).sum() / core.sum() == pytest.approx(0.95**2, rel=0.45)
