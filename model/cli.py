@@ -8,6 +8,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,34 +62,49 @@ def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int,
 @click.command("train")
 @click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
 @click.option(
-    "--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the model."
+    "--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the models."
 )
-@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--batch-size", type=click.IntRange(2), default=96, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--sequence-epochs", type=click.IntRange(0), default=None, help="Passes of the sequence alone.")
+@click.option("--small-epochs", type=click.IntRange(0), default=None, help="Passes with small stamps.")
+@click.option("--epochs", type=click.IntRange(0), default=None, help="Passes with whole stamps.")
+@click.option("--batch-size", type=click.IntRange(2), default=None)
+@click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
 @click.option(
-    "--max-minutes", type=float, default=math.inf, help="Stop after the epoch that passes this time."
+    "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."
+)
+@click.option("--class-balance/--no-class-balance", default=None, help="Weigh either class alike.")
+@click.option("--precision", type=click.Choice(("fp32", "bf16")), default=None)
+@click.option(
+    "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
+)
+@click.option(
+    "--max-minutes", type=float, default=math.inf, help="Cut the passes so that training ends in time."
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
-def train(
-    data: Path, output: Path, epochs: int, batch_size: int, device: str, max_minutes: float, resume: bool
-) -> None:
-    """Train a model, calibrate it, and export it as OUTPUT/model.pt."""
+def train(data: Path, output: Path, device: str, max_minutes: float, resume: bool, **recipe: Any) -> None:
+    """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
     from sgclassify.model.runtime import sha256_of
-    from sgclassify.model.train import Recipe, usable
+    from sgclassify.model.train import Recipe, draw_history
     from sgclassify.model.train import train as run_training
 
     _log()
-    recipe = replace(Recipe(), epochs=epochs, batch_size=batch_size)
-    trained = run_training(data, output, recipe, device=device, resume=resume, max_minutes=max_minutes)
-    sample = read_samples(sorted((data / "calibration").glob("*.parquet")))
-    contract = export(
-        trained, sample.take(usable(sample)), sha256_of(data / "manifest.json"), output / "model.pt"
-    )
+    chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
+    try:
+        trained = run_training(data, output, chosen, device=device, resume=resume, max_minutes=max_minutes)
+    except SgClassifyError as error:
+        raise click.ClickException(str(error)) from error
+    if trained is None:
+        return
+    sample = read_samples(sorted((data / "calibration").glob("*.parquet"))[:3], labelled_only=True)
+    heads = ("fused", "image", "sequence") if chosen.modality == "fused" else (chosen.modality,)
+    for name in heads:
+        path = output / ("model.pt" if name == chosen.modality else f"{name}.pt")
+        contract = export(trained, sample, sha256_of(data / "manifest.json"), path, name)
+        click.echo(f"{path}: {contract.model_id}, temperature {contract.temperature:.3f}")
     (output / "history.json").write_text(json.dumps(trained.history, indent=1))
-    click.echo(f"{output / 'model.pt'}: {contract.model_id}, temperature {contract.temperature:.3f}")
+    draw_history(trained.history, output / "curves.png")
 
 
 @click.command("evaluate")
@@ -97,40 +113,90 @@ def train(
 @click.option("--data", type=FOLDER, help="Instead of a run: folder that `sgclassify dataset` filled.")
 @click.option(
     "--part",
-    type=click.Choice(("validation", "calibration", "test")),
+    type=click.Choice(("validation", "calibration", "test", "shifted")),
     default="validation",
     show_default=True,
 )
 @click.option("--model", type=FILE, help="Model archive to score --data with. [default: the shipped one]")
+@click.option("--table", type=FILE, help="Instead: any table (Parquet, CSV) with p_star and true_class.")
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
-@click.option("--json", "json_path", type=FILE, help="Write the figures here as well.")
+@click.option(
+    "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
+)
+@click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
+@click.option("--json", "json_path", type=FILE, help="Write all figures here.")
+@click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
 def evaluate(
-    run_dir: Path | None,
-    truth: Path | None,
-    data: Path | None,
-    part: str,
-    model: Path | None,
-    band: str,
-    edges: str,
-    unblended: bool,
-    json_path: Path | None,
-) -> None:
-    """Compare probabilities with truth: recall of stars and galaxies with 95 % intervals, by magnitude."""
-    from sgclassify.model.evaluate import as_text, evaluate_part
-    from sgclassify.model.evaluate import evaluate as evaluate_run
+    run_dir: Path | None, truth: Path | None, data: Path | None, part: str, model: Path | None, table: Path | None,
+    band: str, edges: str, unblended: bool, paper: bool, bands: bool, json_path: Path | None, report: Path | None,
+) -> None:  # fmt: skip
+    """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
+    from sgclassify.model import evaluate as judge
 
     try:
         bins = tuple(float(e) for e in edges.split(","))
-        if data is not None and run_dir is None and truth is None:
-            rows = evaluate_part(data, part, model, band, bins, unblended)
-        elif data is None and run_dir is not None and truth is not None:
-            rows = evaluate_run(run_dir, truth, band, bins, unblended)
+        if list(bins) != sorted(set(bins)) or len(bins) < 2:
+            raise click.UsageError(f"--edges must be two or more rising numbers, not {edges}")
+        given = (run_dir is not None and truth is not None, data is not None, table is not None)
+        if sum(given) != 1 or (run_dir is None) != (truth is None) or (bands and data is None):
+            raise click.UsageError("give --run and --truth, or --data, or --table; --bands goes with --data")
+        if data is not None:
+            scores = judge.scores_of_part(data, part, model)
+        elif table is not None:
+            scores = judge.read_scores(table)
         else:
-            raise click.UsageError("give --run and --truth, or --data")
+            assert run_dir is not None
+            assert truth is not None
+            scores = judge.scores_of_run(run_dir, truth)
+        result = judge.evaluate(scores, band, bins, unblended, paper)
+        found = judge.by_bands(data, part, model) if bands and data is not None else None
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(as_text(rows))
+    click.echo(judge.as_text(result))
+    if found is not None:
+        result["bands"] = found
+        click.echo(judge.bands_as_text(found))
     if json_path is not None:
-        json_path.write_text(json.dumps(rows, indent=1))
+        json_path.write_text(json.dumps(judge.plain(result), indent=1))
+    if report is not None:
+        from sgclassify.model.evaluation_report import gallery, write_page
+
+        keep = judge.Judged(scores, band).paper_like() if paper else ~judge.blended(scores)
+        stamps = gallery(data, part, scores, keep) if data is not None else None
+        write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
+
+
+@click.command("baselines")
+@click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
+@click.option(
+    "--part", type=click.Choice(("validation", "test", "shifted")), default="test", show_default=True
+)
+@click.option("--model", type=FILE, help="Model archive. [default: the shipped one]")
+@click.option(
+    "--other", multiple=True, metavar="NAME=FILE", help="Another archive, say of an ablation; repeatable."
+)
+@click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
+def baselines(data: Path, part: str, model: Path | None, other: tuple[str, ...], output: Path) -> None:
+    """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees."""
+    import pyarrow.parquet as pq
+
+    from sgclassify.model.baselines import score_part
+
+    models: dict[str, Path | None] = {"model": model}
+    for text in other:
+        name, _, path = text.partition("=")
+        if not name.isidentifier() or not path or name == "model":
+            raise click.UsageError(f"--other wants NAME=FILE, not {text}")
+        models[name] = Path(path)
+    try:
+        table, told = score_part(data, part, models)
+    except (SgClassifyError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, output)
+    click.echo(
+        f"{output}: {table.num_rows} objects; baselines fitted to {told['fitted_to']} objects;"
+        f" SExtractor found {100 * told['coverage']:.1f} % of the stars and galaxies"
+    )

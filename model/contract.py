@@ -10,8 +10,10 @@ from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.measure import FEATURES
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 CLASS_ORDER = ("star", "galaxy")
+INPUTS = ("image", "valid", "sigma", "features", "psf")
+"""Inputs of the network, in order."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,21 @@ class ModelContract:
         Name of the model, unique by its training; written into every product.
     stamp_size : int
         Side of the stamps, native pixels.
+    head : str
+        What answers: ``fused``, or for ablations ``image`` or ``sequence``.
     temperature : float
-        Temperature fitted on the calibration fields; it is applied inside the graph.
+        Temperature of an object of signal-to-noise ratio 10, fitted on the calibration fields. It is applied inside
+        the graph, with its dependence on brightness.
+    calibration : dict
+        All that was fitted there, for people.
     prior_star_fraction : float
         Share of stars (stars / (stars + galaxies)) that the probabilities assume.
     training_set_id : str
         Checksum of the manifest of the training data.
     training : dict
         How it was trained: recipe, sample sizes, validation figures; for people.
-    bands, features, class_order : tuple of str
-        Order of the band, feature and class axes.
+    inputs, bands, features, class_order : tuple of str
+        Order of the inputs and of the band, feature and class axes.
     pixel_scale : float
         Pixel scale that the model was trained for, arcsec per pixel.
     flux_unit : str
@@ -44,10 +51,13 @@ class ModelContract:
 
     model_id: str
     stamp_size: int
+    head: str
     temperature: float
     prior_star_fraction: float
     training_set_id: str
+    calibration: dict[str, object] = dataclasses.field(default_factory=dict)
     training: dict[str, object] = dataclasses.field(default_factory=dict)
+    inputs: tuple[str, ...] = INPUTS
     bands: tuple[str, ...] = BANDS
     features: tuple[str, ...] = FEATURES
     class_order: tuple[str, ...] = CLASS_ORDER
@@ -71,7 +81,7 @@ class ModelContract:
         """
         try:
             raw = json.loads(text)
-            for name in ("bands", "features", "class_order"):
+            for name in ("inputs", "bands", "features", "class_order"):
                 raw[name] = tuple(raw[name])
             contract = cls(**raw)
         except (ValueError, TypeError, KeyError) as error:
@@ -87,6 +97,7 @@ class ModelContract:
                 f" {CONTRACT_VERSION}; export the model again with this version"
             )
         for name, have, want in (
+            ("inputs", self.inputs, INPUTS),
             ("bands", self.bands, BANDS),
             ("features", self.features, FEATURES),
             ("class_order", self.class_order, CLASS_ORDER),

@@ -282,7 +282,8 @@ def read_samples(paths: list[Path], labelled_only: bool = False) -> Sample:
     parts = [read_shard(path, labelled_only) for path in paths]
     names = ("image", "valid", "sigma", "features", "psf", "catalog")
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-    return Sample(*arrays, pa.concat_tables([part.table for part in parts]))
+    table = pa.concat_tables([part.table for part in parts])
+    return Sample(*arrays, table=table)  # type: ignore[misc]
 
 
 def shard_path(data_dir: Path, field: int, shifted: bool = False) -> Path:
@@ -293,8 +294,8 @@ def shard_path(data_dir: Path, field: int, shifted: bool = False) -> Path:
 def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: bool = False) -> Path:
     """Simulate one field and write its shard; a shard that is there already is kept.
 
-    Training shards hold only what matches truth; the others keep the spurious detections. Where SExtractor and PSFEx are
-    installed, they measure the fields of the tests and one in seven of the training fields, for the baselines.
+    Training shards hold only what matches truth; the others keep the spurious detections. Where SExtractor and PSFEx
+    are installed, they measure the fields of the tests and one in seven of the training fields, for the baselines.
     """
     # the simulator is an extra: only making data needs it
     from sgclassify.simulation import sextractor
@@ -403,7 +404,12 @@ def make_dataset(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     shutil.rmtree(data_dir / "scratch", ignore_errors=True)
-    manifest = {"settings": settings, "n_fields": n_fields, "n_shifted": n_shifted, "shards": {}}
+    manifest: dict[str, Any] = {
+        "settings": settings,
+        "n_fields": n_fields,
+        "n_shifted": n_shifted,
+        "shards": {},
+    }
     for field, shifted in wanted:
         path = shard_path(data_dir, field, shifted)
         if path.is_file():

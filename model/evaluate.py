@@ -1,56 +1,51 @@
-"""Compare a run's probabilities with truth: recall of stars and galaxies, with intervals, by magnitude."""
+"""Compare probabilities with truth: how often stars and galaxies are told apart, where, and how far p can be trusted.
+
+Works on the products of a run, on a part of a data set, or on any table with ``p_star`` and ``true_class``. Columns
+named ``p_<method>`` are judged beside the model, on the same objects.
+"""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from scipy.stats import beta
 
-from sgclassify.model.dataset import match_truth, read_shard
-from sgclassify.model.runtime import load
+from sgclassify.model import metrics
+from sgclassify.model.dataset import Sample, match_truth, read_shard
+from sgclassify.model.runtime import Classifier, load
+from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
 
-CLASSES = ("star", "galaxy")
+Bool = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
 
+MODEL: Final = "model"
+"""Name of the model itself among the methods."""
 
-@dataclass(frozen=True)
-class Recall:
-    """Share of a class that is classified right.
+PAPER_STARS, PAPER_GALAXIES = 32_371, 93_525
+"""Stars and galaxies of the sample of arXiv:2604.10086."""
 
-    Attributes
-    ----------
-    right, n : int
-        Objects classified right, and objects of the class that were scored.
-    low, high : float
-        Clopper-Pearson interval of the share, confidence 95 %.
-    """
+PAPER_SNR: Final = 10.0
 
-    right: int
-    n: int
-    low: float
-    high: float
-
-    @property
-    def share(self) -> float:
-        """Objects classified right over all; nan of nothing."""
-        return self.right / self.n if self.n else float("nan")
-
-
-def recall(right: int, n: int, confidence: float = 0.95) -> Recall:
-    """A recall with its exact binomial (Clopper-Pearson) interval."""
-    tail = (1.0 - confidence) / 2.0
-    low = float(beta.ppf(tail, right, n - right + 1)) if right else 0.0
-    high = float(beta.ppf(1.0 - tail, right + 1, n - right)) if right < n else 1.0
-    return Recall(right, n, low, high)
+BINNINGS: Final[dict[str, tuple[float, ...]]] = {
+    "snr_i": (-np.inf, 5, 10, 20, 50, 200, np.inf),
+    "r50_arcsec": (0, 0.05, 0.1, 0.2, 0.4, np.inf),
+    "redshift": (1e-9, 0.5, 1, 1.5, 2, np.inf),
+    "blended": (0, 0.5, np.inf),
+    "n_bands": (0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5),
+    "star_density": (0, 3, 10, 30, np.inf),
+    "roll_deg": (0, 90, 180, 270, 360),
+}
+"""Edges of the bins besides those of magnitude; ``r50_arcsec`` and ``redshift`` are of galaxies only."""
 
 
 def read_objects(path: Path) -> pa.Table:
@@ -72,103 +67,432 @@ def labelled(objects: pa.Table, truth: pa.Table) -> pa.Table:
     return table
 
 
-def recalls(table: pa.Table, keep: npt.NDArray[np.bool_]) -> dict[str, Recall]:
-    """Recall of either class among the kept rows that were scored; quasars are in neither."""
-    p_star = table["p_star"].to_numpy(zero_copy_only=False)
-    kind = np.array(table["true_class"].to_pylist())
-    scored = keep & np.isfinite(p_star)
-    result = {}
-    for name in CLASSES:
-        here = scored & (kind == name)
-        right = (p_star >= 0.5) == (name == "star")
-        result[name] = recall(int((here & right).sum()), int(here.sum()))
-    return result
-
-
-def evaluate(
-    run_dir: Path, truth_path: Path, band: str, edges: tuple[float, ...], unblended: bool
-) -> list[dict[str, Any]]:
-    """Recall of stars and galaxies in the products of a run, overall and by magnitude.
-
-    Parameters
-    ----------
-    run_dir : Path
-        Output folder of ``sgclassify run``.
-    truth_path : Path
-        Truth table of the field (FORMATS section 6).
-    band : str
-        Band of the magnitudes.
-    edges : tuple of float
-        Edges of the magnitude bins; the first row of the result spans all of them.
-    unblended : bool
-        Leave out objects that the truth (column ``blended``) or, without one, ``sg_flags`` calls blended.
-
-    Returns
-    -------
-    list of dict
-        One row for each interval of magnitude.
-    """
-    return by_magnitude(labelled(read_objects(run_dir), pq.read_table(truth_path)), band, edges, unblended)
-
-
-def evaluate_part(
-    data_dir: Path, part: str, model: Path | None, band: str, edges: tuple[float, ...], unblended: bool
-) -> list[dict[str, Any]]:
-    """The same for one part (validation, calibration, test) of a training set, scored here by a model.
+def scores_of_run(run_dir: Path, truth_path: Path) -> pa.Table:
+    """Scored objects of a run beside their truth.
 
     Raises
     ------
     UsageError
-        If the folder has no shards of that part.
+        If the folder holds no products, or nothing in them is in the truth table.
     """
+    table = labelled(read_objects(run_dir), pq.read_table(truth_path))
+    if not table.num_rows:
+        raise UsageError(f"{truth_path}: no object of {run_dir} is in it; give the truth of the same field")
+    return table
+
+
+def shards_of(data_dir: Path, part: str) -> list[Path]:
+    """Shards of one part of a data set; `UsageError` if there are none."""
     paths = sorted((data_dir / part).glob("*.parquet"))
     if not paths:
         raise UsageError(f"{data_dir / part}: no shards here; make them with `sgclassify dataset`")
+    return paths
+
+
+def score_sample(classifier: Classifier, sample: Sample, hidden: Bool | None = None) -> F64:
+    """Probability of being a star of every object; nan where it has no band.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    sample : Sample
+    hidden : ndarray of bool, shape (n, 7), optional
+        Bands to hide.
+    """
+    image, valid = sample.image.astype(np.float32), sample.valid
+    features, psf = sample.features, sample.psf.astype(np.float32)
+    if hidden is not None:
+        valid = valid & ~hidden[:, :, None, None]
+        features = np.where(hidden[:, :, None], np.float32(np.nan), features)
+        psf = np.where(hidden[:, :, None, None], np.float32(0), psf)
+    image = np.where(valid, image, np.float32(0))
+    p = classifier.score_arrays(image, valid, sample.sigma, features, psf).astype(np.float64)
+    return np.where(valid.any(axis=(1, 2, 3)), p, np.nan)
+
+
+def scores_of_part(data_dir: Path, part: str, model: Path | None) -> pa.Table:
+    """One part (validation, calibration, test, shifted) of a data set, scored here by a model."""
     classifier = load(model)
     tables = []
-    for path in paths:
+    for path in shards_of(data_dir, part):
         sample = read_shard(path)
-        p_star = classifier.score_arrays(
-            sample.image.astype(np.float32), sample.valid, sample.sigma, sample.features
-        )
-        blind = ~sample.valid.any(axis=(1, 2, 3)) | ~np.isfinite(p_star)
-        tables.append(sample.table.append_column("p_star", pa.array(p_star, mask=blind)))
-    return by_magnitude(pa.concat_tables(tables), band, edges, unblended)
+        p = score_sample(classifier, sample)
+        tables.append(sample.table.append_column("p_star", pa.array(p, mask=np.isnan(p))))
+    return pa.concat_tables(tables)
 
 
-def by_magnitude(
-    table: pa.Table, band: str, edges: tuple[float, ...], unblended: bool
+def read_scores(path: Path) -> pa.Table:
+    """Any labelled table, Parquet or CSV.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or lacks ``p_star`` or ``true_class``.
+    """
+    try:
+        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{path}: not a table that can be read: {error}") from error
+    for name in ("p_star", "true_class"):
+        if name not in table.column_names:
+            raise UsageError(f"{path}: no column {name}; it has {', '.join(table.column_names)}")
+    return table
+
+
+def _numbers(table: pa.Table, name: str) -> F64 | None:
+    if name not in table.column_names:
+        return None
+    return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+class Judged:
+    """A table of scored objects, as arrays.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        ``true_class``, ``p_star``, and what there is of the other columns of a shard or a truth table.
+    band : str
+        Band of the magnitudes.
+
+    Attributes
+    ----------
+    p : dict of str to ndarray of float64, shape (n,)
+        Probability of being a star by each method, the model first.
+    star, quasar, scored : ndarray of bool, shape (n,)
+        `scored` are the stars and galaxies that the model gave a probability.
+    """
+
+    def __init__(self, table: pa.Table, band: str = "i") -> None:
+        self.table, self.band = table, band
+        kind = np.array(table["true_class"].to_pylist(), dtype=object)
+        self.star, self.quasar = kind == "star", kind == "qso"
+        numbers = _numbers(table, "p_star")
+        assert numbers is not None
+        self.p = {MODEL: numbers}
+        for name in table.column_names:
+            if name.startswith("p_") and name not in ("p_star", "p_galaxy"):
+                values = _numbers(table, name)
+                assert values is not None
+                self.p[name.removeprefix("p_")] = values
+        self.scored = np.isfinite(numbers) & (self.star | (kind == "galaxy"))
+        n = table.num_rows
+        unknown = np.full(n, np.nan)
+
+        def or_unknown(name: str) -> F64:
+            values = _numbers(table, name)
+            return unknown if values is None else values
+
+        self.magnitude = or_unknown(f"mag_{band}")
+        self.field = np.nan_to_num(or_unknown("field"), nan=-1).astype(np.int64)
+        self.blended = blended(table)
+        values = {name: or_unknown(name) for name in BINNINGS if name not in ("snr_i", "blended")}
+        values["blended"] = self.blended.astype(np.float64)
+        values["snr_i"] = unknown
+        if "snr" in table.column_names:
+            snr = table["snr"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            values["snr_i"] = snr.reshape(n, len(BANDS))[:, BAND_INDEX["i"]].astype(np.float64)
+        for name in ("r50_arcsec", "redshift"):
+            values[name] = np.where(self.star, np.nan, values[name])
+        self.values = values
+
+    def block(
+        self, keep: Bool, method: str, star_weight: float = 1.0, intervals: bool = False
+    ) -> dict[str, Any]:
+        """Figures of one method on some objects.
+
+        Parameters
+        ----------
+        keep : ndarray of bool, shape (n,)
+            Objects; those that the model did not score, and quasars, do not count.
+        method : str
+        star_weight : float
+            Weight of a star over that of a galaxy in what depends on the class ratio (purity, completeness at purity).
+        intervals : bool
+            Whether calibration error and area get their (slow) bootstrap intervals.
+        """
+        index = np.flatnonzero(keep & self.scored & np.isfinite(self.p[method]))
+        p, star = self.p[method][index], self.star[index]
+        right = (p >= 0.5) == star
+        weight = np.where(star, star_weight, 1.0)
+        result: dict[str, Any] = {"n": len(p)}
+        for name, here in (("star", star), ("galaxy", ~star)):
+            found = metrics.recall(int((right & here).sum()), int(here.sum()))
+            result[name] = {
+                "right": found.right, "n": found.n, "low": found.low, "high": found.high, "share": found.share
+            }  # fmt: skip
+        result |= {
+            "error": float(1 - right.mean()) if len(p) else float("nan"),
+            "auc": metrics.roc_auc(p, star),
+            "galaxy_purity_at_completeness_0.96": metrics.purity_at_completeness(1 - p, ~star, 0.96, weight),
+            "star_completeness_at_purity_0.97": metrics.completeness_at_purity(p, star, 0.97, weight),
+            "star_true_positives_at_0.005_false": metrics.true_positives_at(p, star, 0.005),
+            "brier": metrics.brier(p, star),
+            "ece": metrics.ece(p, star),
+            "ece_of_exact_probabilities": metrics.expected_ece(p) if len(p) else float("nan"),
+        }
+        if intervals and len(p):
+            field = self.field[index]
+            result["error_interval"] = metrics.bootstrap_interval(lambda k: float(1 - right[k].mean()), field)
+            result["ece_interval"] = metrics.bootstrap_interval(lambda k: metrics.ece(p[k], star[k]), field)
+        return result
+
+    def paired(self, keep: Bool, method: str) -> dict[str, Any]:
+        """Error rate of a method less that of the model on the same objects, with its 95 % interval."""
+        index = np.flatnonzero(keep & self.scored & np.isfinite(self.p[method]))
+        star = self.star[index]
+        wrong = [((self.p[name][index] >= 0.5) != star).astype(np.float64) for name in (method, MODEL)]
+        difference = wrong[0] - wrong[1]
+        if not len(index):
+            return {"n": 0}
+        low, high = metrics.bootstrap_interval(lambda k: float(difference[k].mean()), self.field[index])
+        return {
+            "n": len(index),
+            "error": float(wrong[0].mean()),
+            "error_of_model": float(wrong[1].mean()),
+            "difference": float(difference.mean()),
+            "low": low,
+            "high": high,
+        }
+
+    def paper_like(self) -> Bool:
+        """The sample of the paper's kind: signal-to-noise ratio of at least 10 in i, not blended."""
+        return (self.values["snr_i"] >= PAPER_SNR) & ~self.blended
+
+
+def recalls_by_magnitude(
+    judged: Judged, edges: tuple[float, ...], unblended: bool, method: str = MODEL
 ) -> list[dict[str, Any]]:
-    """Recall in each interval of magnitude, the whole range first."""
-    magnitude = table[f"mag_{band}"].cast(pa.float64()).to_numpy(zero_copy_only=False)
-    clean = ~blended(table) if unblended else np.ones(len(magnitude), dtype=bool)
+    """Figures in each interval of magnitude, the whole range first."""
+    clean = ~judged.blended if unblended else np.ones(len(judged.magnitude), dtype=bool)
     rows = []
     for low, high in [(edges[0], edges[-1]), *itertools.pairwise(edges)]:
-        keep = clean & (magnitude >= low) & (magnitude < high)
-        found = recalls(table, keep)
-        rows.append(
-            {"band": band, "low": low, "high": high}
-            | {name: asdict(value) | {"share": value.share} for name, value in found.items()}
-        )
+        keep = clean & (judged.magnitude >= low) & (judged.magnitude < high)
+        rows.append({"band": judged.band, "low": low, "high": high} | judged.block(keep, method))
     return rows
 
 
-def blended(table: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are blended, by the truth where it says so, else by ``sg_flags``."""
+def evaluate(
+    table: pa.Table, band: str, edges: tuple[float, ...], unblended: bool = False, paper: bool = False
+) -> dict[str, Any]:
+    """All figures of a table of scored objects.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As for `Judged`.
+    band : str
+        Band of the magnitudes.
+    edges : tuple of float
+        Edges of the magnitude bins; objects outside of them are left out everywhere.
+    unblended : bool
+        Leave out objects that the truth (column ``blended``) or, without one, ``sg_flags`` calls blended.
+    paper : bool
+        Only objects of the paper's kind, see `Judged.paper_like`; purities are those of the paper's class ratio.
+
+    Returns
+    -------
+    dict
+        ``sample``; for every method ``overall``, ``by_magnitude`` and ``by``; ``paired``; ``quasars``.
+    """
+    judged = Judged(table, band)
+    keep = np.ones(table.num_rows, dtype=bool)
+    star_weight = 1.0
+    if np.isfinite(judged.magnitude).any():
+        keep &= (judged.magnitude >= edges[0]) & (judged.magnitude < edges[-1])
+    if unblended:
+        keep &= ~judged.blended
+    if paper:
+        keep &= judged.paper_like()
+        n_star = int((keep & judged.scored & judged.star).sum())
+        n_galaxy = int((keep & judged.scored & ~judged.star).sum())
+        if n_star and n_galaxy:
+            star_weight = PAPER_STARS / PAPER_GALAXIES * n_galaxy / n_star
+    here = keep & judged.scored
+    result: dict[str, Any] = {
+        "sample": {
+            "objects": int(here.sum()),
+            "stars": int((here & judged.star).sum()),
+            "star_fraction": float(judged.star[here].mean()) if here.any() else float("nan"),
+            "star_weight": star_weight,
+            "fields": len(np.unique(judged.field[here])),
+            "unblended": unblended or paper,
+            "paper_like": paper,
+            "band": band,
+            "edges": list(edges),
+            "not_scored": int((keep & ~np.isfinite(judged.p[MODEL])).sum()),
+        },
+        "methods": {},
+        "paired": {},
+    }
+    for method in judged.p:
+        by: dict[str, list[dict[str, Any]]] = {}
+        for name, bounds in BINNINGS.items():
+            values = judged.values[name]
+            rows = []
+            for low, high in itertools.pairwise(bounds):
+                inside = keep & (values >= low) & (values < high)
+                if (inside & judged.scored).any():
+                    rows.append({"low": low, "high": high} | judged.block(inside, method))
+            by[name] = rows
+        result["methods"][method] = {
+            "overall": judged.block(keep, method, star_weight, intervals=True),
+            "by_magnitude": [
+                {"low": low, "high": high}
+                | judged.block(keep & (judged.magnitude >= low) & (judged.magnitude < high), method)
+                for low, high in itertools.pairwise(edges)
+            ],
+            "by": by,
+        }
+        if method != MODEL:
+            result["paired"][method] = judged.paired(keep, method)
+    quasars = judged.p[MODEL][keep & judged.quasar & np.isfinite(judged.p[MODEL])]
+    called = metrics.recall(int((quasars >= 0.5).sum()), len(quasars))
+    result["quasars"] = {"called_star": called.right, "n": called.n, "low": called.low, "high": called.high}
+    return result
+
+
+def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
+
+    Parameters
+    ----------
+    data_dir : Path
+    part : str
+    model : Path or None
+    draws : int
+        Random subsets of each size for every object.
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``number``, ``alone``, ``without``, ``trios``: right and wrong answers and error rate each. Only objects with
+        all seven bands count, so that all figures are of the same objects.
+    """
+    classifier = load(model)
+    rng = np.random.default_rng(seed)
+    wrong: dict[tuple[str, str], list[float]] = {}
+    trios = {
+        ",".join(t): [BAND_INDEX[b] for b in t] for t in (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
+    }
+    for path in shards_of(data_dir, part):
+        sample = read_shard(path, labelled_only=True)
+        whole = np.flatnonzero(sample.valid.any(axis=(2, 3)).all(axis=1))
+        sample = sample.take(whole)
+        if not len(sample):
+            continue
+        star = np.array(sample.table["true_class"].to_pylist()) == "star"
+
+        def judge(kind: str, name: str, hidden: Bool, sample: Sample = sample, star: Bool = star) -> None:
+            p = score_sample(classifier, sample, hidden)
+            wrong.setdefault((kind, name), []).extend(((p >= 0.5) != star)[np.isfinite(p)].tolist())
+
+        n = len(sample)
+        judge("number", "7", np.zeros((n, len(BANDS)), dtype=bool))
+        for count in range(1, len(BANDS)):
+            for _ in range(draws):
+                rank = np.argsort(rng.random((n, len(BANDS))), axis=1)
+                judge("number", str(count), rank >= count)
+        for k, band in enumerate(BANDS):
+            one = np.arange(len(BANDS)) == k
+            judge("alone", band, np.tile(~one, (n, 1)))
+            judge("without", band, np.tile(one, (n, 1)))
+        for name, members in trios.items():
+            judge("trios", name, np.tile(~np.isin(np.arange(len(BANDS)), members), (n, 1)))
+    result: dict[str, Any] = {"number": {}, "alone": {}, "without": {}, "trios": {}}
+    for (kind, name), values in wrong.items():
+        found = metrics.recall(int(sum(values)), len(values))
+        result[kind][name] = {"error": found.share, "n": found.n, "low": found.low, "high": found.high}
+    if result["number"]:
+        result["three_over_seven"] = result["number"]["3"]["error"] / max(
+            result["number"]["7"]["error"], 1e-12
+        )
+    return result
+
+
+def blended(table: pa.Table) -> Bool:
+    """Which rows are blended, by the truth where it says so, else by ``sg_flags``, else none."""
     if "blended" in table.column_names:
-        return np.asarray(table["blended"].fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+        column = pc.fill_null(table["blended"].cast(pa.bool_()), False)
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+    if "sg_flags" not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
     return np.asarray((table["sg_flags"].to_numpy() & int(SgFlag.BLENDED)) != 0)
 
 
-def as_text(rows: list[dict[str, Any]]) -> str:
-    """The rows as a plain table."""
-    lines = [f"{'magnitude':>13} {'star recall':>30} {'galaxy recall':>30}"]
+def _percent(value: float, digits: int = 2) -> str:
+    return f"{100 * value:.{digits}f} %" if np.isfinite(value) else "-"
+
+
+def recall_table(rows: list[dict[str, Any]], band: str) -> str:
+    """Recall in each row of magnitudes, as text."""
+    lines = [f"{'magnitude':>13} {'star recall':>30} {'galaxy recall':>30} {'ECE':>7}"]
     for row in rows:
-        cells = [f"{row['band']} {row['low']:.1f}-{row['high']:.1f}".rjust(13)]
-        for name in CLASSES:
+        cells = [f"{band} {row['low']:.1f}-{row['high']:.1f}".rjust(13)]
+        for name in ("star", "galaxy"):
             r = row[name]
             interval = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-            text = f"{100 * r['share']:.2f} % {interval} of {r['n']}" if r["n"] else "-"
-            cells.append(text.rjust(30))
+            cells.append((f"{_percent(r['share'])} {interval} of {r['n']}" if r["n"] else "-").rjust(30))
+        cells.append((f"{row['ece']:.4f}" if np.isfinite(row["ece"]) else "-").rjust(7))
         lines.append(" ".join(cells))
     return "\n".join(lines)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The figures as plain tables: the model by magnitude, then all methods beside each other."""
+    sample, band = result["sample"], result["sample"]["band"]
+    own = result["methods"][MODEL]
+    edges = sample["edges"]
+    whole = {"low": edges[0], "high": edges[-1]} | own["overall"]
+    lines = [
+        f"{sample['objects']} objects, {sample['stars']} of them stars, in {sample['fields']} fields"
+        + (", signal-to-noise ratio in i at least 10" if sample["paper_like"] else "")
+        + (", not blended" if sample["unblended"] else ""),
+        recall_table([whole, *own["by_magnitude"]], band),
+        "",
+        f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
+        f" {'TP@.5%':>8}  error less the model's",
+    ]
+    for name, method in result["methods"].items():
+        o = method["overall"]
+        line = (
+            f"{name:>18} {_percent(o['error']):>9} {o['auc']:8.5f} {o['brier']:7.4f} {o['ece']:7.4f}"
+            f" {_percent(o['galaxy_purity_at_completeness_0.96']):>10}"
+            f" {_percent(o['star_completeness_at_purity_0.97']):>9}"
+            f" {_percent(o['star_true_positives_at_0.005_false']):>8}"
+        )
+        pair = result["paired"].get(name)
+        if pair and pair["n"]:
+            line += f"  {_percent(pair['difference'])} [{100 * pair['low']:.2f}, {100 * pair['high']:.2f}]"
+        lines.append(line)
+    q = result["quasars"]
+    if q["n"]:
+        lines += ["", f"quasars: {q['called_star']} of {q['n']} called star"]
+    return "\n".join(lines)
+
+
+def bands_as_text(found: dict[str, Any]) -> str:
+    """Errors with hidden bands, as text."""
+    lines = ["", f"{'bands':>12} {'error':>9} {'interval':>16}"]
+    for kind in ("number", "alone", "without", "trios"):
+        for name, row in sorted(found[kind].items()) if kind == "number" else found[kind].items():
+            label = {"number": name, "alone": f"only {name}", "without": f"all but {name}", "trios": name}[
+                kind
+            ]
+            interval = f"[{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+            lines.append(f"{label:>12} {_percent(row['error']):>9} {interval:>16}")
+    if "three_over_seven" in found:
+        lines.append(f"errors with three bands over those with seven: {found['three_over_seven']:.2f}")
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """The same without nan and infinities, which JSON does not know: null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

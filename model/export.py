@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import warnings
@@ -18,6 +19,7 @@ from sgclassify.model.runtime import CONTRACT_FILE, REFERENCE_FILE, load, sha256
 from sgclassify.model.train import Trained
 
 N_REFERENCE = 16
+NAMES = {"fused": "fusion-resnet50-bilstm", "image": "image-resnet50", "sequence": "sequence-bilstm"}
 
 
 def _archive(
@@ -29,7 +31,9 @@ def _archive(
     torch.jit.save(network, str(path), _extra_files=extra)
 
 
-def export(trained: Trained, sample: Sample, training_set_id: str, path: Path) -> ModelContract:
+def export(
+    trained: Trained, sample: Sample, training_set_id: str, path: Path, head: str = "fused"
+) -> ModelContract:
     """Write the archive in half precision and its ``.sha256``, and load it back as a run would.
 
     Parameters
@@ -41,20 +45,26 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path) -
         Checksum of the manifest of the training data.
     path : Path
         The archive, complete under this name or not there.
+    head : str
+        What answers: the fusion, or for ablations the image or the sequence alone.
 
     Returns
     -------
     ModelContract
     """
-    module = CalibratedNetwork(trained.network, trained.temperature).half().eval()
+    calibration = trained.calibrations[head]
+    # a copy: half precision is made in place
+    module = CalibratedNetwork(copy.deepcopy(trained.network), copy.deepcopy(calibration), head).half().eval()
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.numpy().tobytes())
     contract = ModelContract(
-        model_id=f"fusion-resnet50-bilstm-{digest.hexdigest()[:12]}",
+        model_id=f"{NAMES[head]}-{digest.hexdigest()[:12]}",
         stamp_size=trained.stamp_size,
-        temperature=trained.temperature,
+        head=head,
+        temperature=float(calibration.log_temperature[0].exp()),
+        calibration={name: value.tolist() for name, value in calibration.named_parameters()},
         prior_star_fraction=trained.prior_star_fraction,
         training_set_id=training_set_id,
         training={"recipe": trained.recipe, "counts": trained.counts, "validation": trained.history[-1:]},
@@ -66,6 +76,7 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path) -
         "valid": few.valid,
         "sigma": few.sigma,
         "features": few.features,
+        "psf": few.psf.astype(np.float32),
     }
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)

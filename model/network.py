@@ -16,6 +16,9 @@ from sgclassify.stages.bands import BANDS
 from sgclassify.stages.measure import FEATURES, PSF_ERROR
 
 N_BANDS = len(BANDS)
+HEADS: Final = ("fused", "image", "sequence")
+"""What the network answers from: both modalities, or one of them alone."""
+
 CHANNELS: Final = 5
 """Channels a band that the image encoder sees."""
 
@@ -169,22 +172,65 @@ class FusionNetwork(nn.Module):
         self, image: Tensor, valid: Tensor, sigma: Tensor, features: Tensor, psf: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, 2) in class order star, galaxy: of the fusion, of the image alone, of the sequence alone."""
-        present = valid.flatten(2).any(dim=2)
         from_image = self.image_encoder(image, valid, sigma, psf)
-        from_sequence = self.sequence_encoder(features, present)
+        from_sequence = self.sequence_encoder(features, present_bands(valid))
         fused = self.head(torch.cat([from_image, from_sequence], dim=1))
         return fused, self.image_head(from_image), self.sequence_head(from_sequence)
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def sequence_logits(self, valid: Tensor, features: Tensor) -> Tensor:
+        """Logits of the sequence alone, without the cost of the image."""
+        out: Tensor = self.sequence_head(self.sequence_encoder(features, present_bands(valid)))
+        return out
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def sequence_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the sequence encoder and of its head."""
+        return [*self.sequence_encoder.parameters(), *self.sequence_head.parameters()]
+
+
+def present_bands(valid: Tensor) -> Tensor:
+    """Bands that have a valid pixel, shape (n, 7)."""
+    return valid.flatten(2).any(dim=2)
+
+
+class Calibration(nn.Module):
+    """Temperature and offset of the logits, both linear in the brightness of the object.
+
+    The brightness is asinh of the largest signal-to-noise ratio over the bands, less 3 (a ratio of 10). With all
+    parameters 0 it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(2))
+        self.offset = nn.Parameter(torch.zeros(2))
+
+    @staticmethod
+    def brightness(features: Tensor) -> Tensor:
+        """Brightness of each object from its features, shape (n,)."""
+        snr = torch.nan_to_num(features[:, :, FEATURES.index("snr")].float()).amax(dim=1)
+        return snr.clamp(0.0, 7.0) - 3.0
+
+    def forward(self, logits: Tensor, brightness: Tensor) -> Tensor:
+        temperature = torch.exp(self.log_temperature[0] + self.log_temperature[1] * brightness)
+        shift = self.offset[0] + self.offset[1] * brightness
+        return torch.stack([logits[:, 0] + shift, logits[:, 1]], dim=1) / temperature[:, None]
+
 
 class CalibratedNetwork(nn.Module):
-    """The network as it is shipped: calibrated probabilities of the fusion head."""
+    """The network as it is shipped: calibrated probabilities of one head."""
 
-    def __init__(self, network: FusionNetwork, temperature: float) -> None:
+    def __init__(self, network: FusionNetwork, calibration: Calibration, head: str = "fused") -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.calibration = calibration
+        self.head = HEADS.index(head)
+        self.snr = FEATURES.index("snr")
 
     def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, features: Tensor, psf: Tensor) -> Tensor:
         """Probabilities (n, 2) in class order star, galaxy."""
-        logits = self.network(image, valid, sigma, features, psf)[0]
-        return torch.softmax(logits / self.temperature, dim=1)
+        logits = torch.stack(self.network(image, valid, sigma, features, psf))[self.head]
+        # as in Calibration.brightness, which TorchScript cannot call
+        brightness = torch.nan_to_num(features[:, :, self.snr]).amax(dim=1).clamp(0.0, 7.0) - 3.0
+        return torch.softmax(self.calibration(logits, brightness), dim=1)

@@ -1,31 +1,80 @@
-"""Train the fusion network on shards of simulated fields."""
+"""Train the fusion network on shards of simulated fields.
+
+Two stages: the sequence encoder alone, which is cheap, then everything together, first on the middle of the stamps,
+then on the whole of them.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sgclassify.model.dataset import Sample, read_samples
-from sgclassify.model.network import N_BANDS, FusionNetwork
+from sgclassify.model.metrics import ece, roc_auc
+from sgclassify.model.network import HEADS, N_BANDS, Calibration, FusionNetwork, present_bands
+from sgclassify.stages.atomic import write_atomic_bytes
+from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
 
 logger = logging.getLogger(__name__)
 
-BATCH_NORM_SAMPLE = 6_000
+CLASSES: Final = ("star", "galaxy")
+
+BATCH_NORM_SAMPLE: Final = 6_000
 """Objects that the statistics of the final weights are measured on."""
 
-PSF_FEATURES = tuple(name for name in FEATURES if name.startswith(("psf_", "excess_", "significance_")))
+VALIDATION_SAMPLE: Final = 16_000
+"""Objects that the epochs are compared on, drawn from all validation fields."""
+
+CHECKPOINT_SECONDS: Final = 180.0
+
+SEQUENCE_TIME: Final = 0.15
+"""Largest share of a limited time that the first stage takes."""
+
+SMALL_COST: Final = 0.5
+"""Cost of a step on 16-pixel stamps over that of one on 32 pixels, measured on two CPU cores."""
+
+CORE_PX: Final = 5.0
+"""Half-width (pixels) of the middle of a stamp in which no pixel is masked for training."""
+
+CALIBRATION_FOLDS: Final = 5
+
+FEATURE_GROUPS: Final = tuple(
+    [k for k, name in enumerate(FEATURES) if name.startswith(prefixes)]
+    for prefixes in (
+        ("psf_", "excess_", "significance_", "extended_"),
+        ("header_fwhm",),
+        ("excess_", "significance_"),
+        ("extended_",),
+        ("ratio_", "peak"),
+        ("size", "ellipticity"),
+        ("annulus",),
+        ("depth",),
+    )
+)
+"""Features that are hidden together: first all that needs the PSF, then the header's FWHM, then others."""
 
 
 @dataclass(frozen=True)
@@ -34,197 +83,858 @@ class Recipe:
 
     Attributes
     ----------
-    epochs, batch_size : int
-    learning_rate : float
-        Peak of the one-cycle schedule.
+    sequence_epochs : int
+        Epochs of the first stage, of the sequence encoder alone.
+    small_epochs, small_stamp : int
+        First epochs of the second stage, on the central `small_stamp` pixels only.
+    epochs : int
+        Epochs on whole stamps after that.
+    batch_size, sequence_batch_size : int
+        Of either stage, for each process.
+    learning_rate, sequence_learning_rate : float
+        Peaks of the one-cycle schedules of the second and of the first stage.
+    pretrained_rate : float
+        Factor of the learning rate of what the first stage has trained, in the second.
     weight_decay : float
+    augmentation : bool
+        Whether anything below, down to `mask_rate`, is done.
     band_dropout : float
         Share of objects that lose a random subset of their bands, so that missing bands are familiar.
     psf_dropout : float
-        Share of objects whose point-source locus is hidden, as in exposures without stars.
+        Share of objects, and of bands, whose PSF is hidden, as in exposures without stars.
     header_dropout : float
         Share of objects without the header's FWHM.
+    feature_dropout : float
+        Share of objects that lose any other group of features.
+    shift_rate : float
+        Share of objects whose stamp is moved by a pixel.
+    noise : float
+        Largest added noise, in units of the noise that is there.
+    background : float
+        Largest offset of the sky, in units of the noise.
+    mask_rate : float
+        Share of bands with a masked column or blob.
+    class_balance : bool
+        Weigh both classes alike, which makes the prior 0.5. Without, the model keeps the prior of its sample.
+    modality : str
+        Which head is trained for: ``"fused"``, or for ablations ``"image"`` or ``"sequence"``.
     auxiliary_weight : float
-        Weight of the losses of the image alone and of the sequence alone.
+        Weight of the losses of the image alone and of the sequence alone beside the fused one.
     ema_decay : float
         Decay of the exponential moving average of the weights, per step.
+    patience : int
+        Epochs without a better validation loss after which a stage ends.
+    precision : str
+        ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on a GPU.
     seed : int
     """
 
+    sequence_epochs: int = 40
+    small_epochs: int = 10
     epochs: int = 8
-    batch_size: int = 96
+    small_stamp: int = 16
+    batch_size: int = 128
+    sequence_batch_size: int = 512
     learning_rate: float = 1.5e-3
+    sequence_learning_rate: float = 3e-3
+    pretrained_rate: float = 0.3
     weight_decay: float = 0.02
+    augmentation: bool = True
     band_dropout: float = 0.4
     psf_dropout: float = 0.05
-    header_dropout: float = 0.3
+    header_dropout: float = 0.2
+    feature_dropout: float = 0.03
+    shift_rate: float = 0.3
+    noise: float = 0.3
+    background: float = 0.1
+    mask_rate: float = 0.05
+    class_balance: bool = False
+    modality: str = "fused"
     auxiliary_weight: float = 0.3
-    ema_decay: float = 0.995
+    ema_decay: float = 0.998
+    patience: int = 10
+    precision: str = "auto"
     seed: int = 1
 
 
-def labels_of(sample: Sample) -> npt.NDArray[np.int64]:
-    """Class index (0 star, 1 galaxy) of each object; -1 for quasars and spurious detections, which train nothing."""
-    index = {"star": 0, "galaxy": 1}
-    return np.array([index.get(name, -1) for name in sample.table["true_class"].to_pylist()], dtype=np.int64)
+@dataclass
+class Rows:
+    """Stars and galaxies of some shards as tensors, small enough to hold 10^5 of them.
 
-
-def usable(sample: Sample) -> npt.NDArray[np.int64]:
-    """Rows that have a label and at least one band."""
-    return np.flatnonzero((labels_of(sample) >= 0) & sample.valid.any(axis=(1, 2, 3)))
-
-
-def tensors(sample: Sample, index: npt.NDArray[np.int64], device: torch.device) -> list[Tensor]:
-    """Network inputs of the given rows."""
-    return [
-        torch.from_numpy(np.ascontiguousarray(a)).to(device)
-        for a in (
-            sample.image[index].astype(np.float32),
-            sample.valid[index],
-            sample.sigma[index],
-            sample.features[index],
-        )
-    ]
-
-
-def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
-    """Randomly turn and mirror stamps, hide bands, and hide features.
-
-    The features do not depend on orientation, so only the stamps turn.
+    Attributes
+    ----------
+    image, psf : Tensor of float16, shape (n, 7, size, size)
+    packed : Tensor of uint8, shape (n, ceil(7 * size * size / 8))
+        Bits of the validity mask, the first pixel in the highest bit.
+    sigma : Tensor of float32, shape (n, 7)
+    features : Tensor of float32, shape (n, 7, n_features)
+    present : Tensor of bool, shape (n, 7)
+        Bands with a valid pixel.
+    label : Tensor of int64, shape (n,)
+        0 star, 1 galaxy.
+    field : Tensor of int64, shape (n,)
+        Number of the shard.
     """
-    image, valid, sigma, features = batch
-    n = len(image)
-    image, valid, features = image.clone(), valid.clone(), features.clone()
-    group = torch.randint(0, 8, (n,), generator=generator)
-    for k in range(1, 8):
-        rows = torch.nonzero(group == k).flatten()
-        for stack in (image, valid):
-            turned = torch.rot90(stack[rows], k % 4, dims=(2, 3))
-            stack[rows] = turned.flip(3) if k >= 4 else turned
-    present = valid.flatten(2).any(dim=2)
+
+    image: Tensor
+    psf: Tensor
+    packed: Tensor
+    sigma: Tensor
+    features: Tensor
+    present: Tensor
+    label: Tensor
+    field: Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def size(self) -> int:
+        """Side of the stamps, pixels."""
+        return int(self.image.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors, bytes."""
+        return sum(value.nbytes for value in vars(self).values())
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on a device."""
+        return Rows(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def take(self, index: Tensor) -> Rows:
+        """Some of the rows."""
+        return Rows(**{name: value[index] for name, value in vars(self).items()})
+
+    def batch(self, index: Tensor, device: torch.device) -> list[Tensor]:
+        """Network inputs of some rows."""
+        image, packed, sigma, features, psf = (
+            _sent(values[index.to(values.device)], device)
+            for values in (self.image, self.packed, self.sigma, self.features, self.psf)
+        )
+        return [image.float(), unpacked(packed, self.image.shape[1:]), sigma, features, psf.float()]
+
+    def sequence_batch(self, index: Tensor, device: torch.device) -> list[Tensor]:
+        """Which bands are present, shape (n, 7), and features of some rows."""
+        return [_sent(t[index.to(t.device)], device) for t in (self.present, self.features)]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and not values.is_cuda:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Masks from their bits, as `numpy.packbits` stores them: bool of shape (n, *shape)."""
+    bit = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=packed.device)
+    bits = (packed[:, :, None] & bit).ne(0).flatten(1)
+    return bits[:, : math.prod(shape)].reshape(len(packed), *shape)
+
+
+def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
+    """Read what trains from shards: stars and galaxies with at least one band.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    rank, world : int
+        Keep every `world`-th row of a shard, another one in each process.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda k: _read_shard(paths[k], k, rank, world), range(len(paths))))
+    if not sum(len(part["label"]) for part in parts):
+        raise UsageError("no shards with stars or galaxies here; make them with `sgclassify dataset`")
+    # array by array, so that no more than one of them is ever there twice
+    return Rows(
+        **{name: torch.from_numpy(np.concatenate([p.pop(name) for p in parts])) for name in list(parts[0])}
+    )
+
+
+def _read_shard(path: Path, number: int, rank: int, world: int) -> dict[str, npt.NDArray[Any]]:
+    names = ("image", "psf", "sigma", "features")
+    table = pq.read_table(path, columns=["true_class", "valid", *names])
+    known = pc.index_in(table["true_class"], value_set=pa.array(CLASSES)).fill_null(-1)
+    arrays = {name: table[name].combine_chunks().to_numpy_ndarray() for name in names}
+    arrays["packed"] = table["valid"].combine_chunks().to_numpy_ndarray()
+    bits = np.unpackbits(arrays["packed"], axis=1, count=math.prod(arrays["image"].shape[1:]))
+    arrays["present"] = bits.reshape(*arrays["sigma"].shape, -1).any(axis=2)
+    arrays["label"] = known.to_numpy().astype(np.int64)
+    arrays["field"] = np.full(len(arrays["label"]), number)
+    keep = np.flatnonzero((arrays["label"] >= 0) & arrays["present"].any(axis=1))
+    return {name: values[keep[(rank + number) % world :: world]] for name, values in arrays.items()}
+
+
+def cropped(batch: list[Tensor], size: int) -> list[Tensor]:
+    """Network inputs with the central `size` pixels of the stamps."""
+    image, valid, sigma, features, psf = batch
+    first = (image.shape[2] - size) // 2
+    middle = (..., slice(first, first + size), slice(first, first + size))
+    return [image[middle], valid[middle], sigma, features, psf[middle]]
+
+
+def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, size: int) -> list[Tensor]:
+    """Vary stamps and hide what a night may not have.
+
+    Stamps are turned, mirrored and moved by whole pixels, and cut to `size`; noise and an offset of the sky are added;
+    columns and blobs away from the source are masked; bands, the PSF and groups of features are hidden. Fractions of a
+    pixel come from the simulation alone: to interpolate an undersampled image would smooth its noise and change its
+    PSF. Features do not depend on where and how the stamp lies, so only the stamps move.
+
+    Parameters
+    ----------
+    batch : list of Tensor
+        Inputs of the network, not changed.
+    recipe : Recipe
+    generator : torch.Generator
+        On the device of the batch.
+    size : int
+        Side of the stamps that are returned.
+
+    Returns
+    -------
+    list of Tensor
+    """
+    image, valid, sigma, features, psf = batch
+    n, device = len(image), image.device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    image, valid, psf = _moved([image, valid, psf], size, draw(4, n), draw(2, n), recipe.shift_rate)
+    # noise for half of the objects, of a size of its own in each band
+    extra = recipe.noise * sigma * draw(n, N_BANDS) * (draw(n, 1) < 0.5)
+    offset = recipe.background * sigma * (2.0 * draw(n, N_BANDS) - 1.0)
+    normal = torch.randn(image.shape, generator=generator, device=device)
+    image = image + valid * (extra[:, :, None, None] * normal + offset[:, :, None, None])
+    sigma = torch.sqrt(sigma**2 + extra**2)
+    valid = valid & ~_masked(draw(5, n, N_BANDS), size, recipe.mask_rate)
+    keep, no_psf, features = hide(present_bands(valid), features, recipe, generator)
+    valid = valid & keep[:, :, None, None]
+    psf = torch.where(no_psf[:, :, None, None], torch.zeros_like(psf), psf)
+    return [image, valid, sigma, features, psf]
+
+
+def hide(
+    present: Tensor, features: Tensor, recipe: Recipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose bands to keep and PSFs to hide, both of shape (n, 7), and hide these and more among the features."""
+    n, device = len(features), features.device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
     # a rate of its own for each object, so that few and many missing bands are equally common
-    rate = torch.rand(n, 1, generator=generator)
-    keep = torch.rand(n, N_BANDS, generator=generator) > rate
-    keep |= torch.rand(n, 1, generator=generator) >= recipe.band_dropout
+    keep = (draw(n, N_BANDS) > draw(n, 1)) | (draw(n, 1) >= recipe.band_dropout)
     keep |= ~(keep & present).any(dim=1, keepdim=True)
-    valid &= keep[:, :, None, None]
-    features[~keep] = torch.nan
-    no_psf = torch.rand(n, generator=generator) < recipe.psf_dropout
-    for name in PSF_FEATURES:
-        features[no_psf, :, FEATURES.index(name)] = torch.nan
-    no_header = torch.rand(n, generator=generator) < recipe.header_dropout
-    features[no_header, :, FEATURES.index("header_fwhm")] = torch.nan
-    return [image, valid, sigma, features]
+    no_psf = (draw(n, 1) < recipe.psf_dropout) | (draw(n, N_BANDS) < recipe.psf_dropout)
+    hidden = torch.zeros(features.shape, dtype=torch.bool, device=device) | ~keep[:, :, None]
+    for k, group in enumerate(FEATURE_GROUPS):
+        rate = recipe.header_dropout if k == 1 else recipe.feature_dropout
+        hidden[:, :, group] |= (no_psf if k == 0 else draw(n, 1) < rate)[:, :, None]
+    return keep, no_psf, features.masked_fill(hidden, torch.nan)
 
 
-def fit_normalization(network: FusionNetwork, sample: Sample, index: npt.NDArray[np.int64]) -> None:
-    """Set the mean and the standard deviation of every feature from the training sample."""
-    features = sample.features[index].astype(np.float64)
-    count = np.isfinite(features).sum(axis=0)
-    mean = np.nansum(features, axis=0) / np.maximum(count, 1)
-    variance = np.nansum((features - mean) ** 2, axis=0) / np.maximum(count, 1)
-    encoder = network.sequence_encoder
-    deviation = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
-    buffers = dict(encoder.named_buffers(recurse=False))
-    buffers["mean"].copy_(torch.from_numpy(mean))
-    buffers["std"].copy_(torch.from_numpy(deviation))
+def _moved(stacks: list[Tensor], size: int, turn: Tensor, move: Tensor, shift_rate: float) -> list[Tensor]:
+    """One of the eight symmetries and a shift of each object's stamps, cut to `size`; 0 from beyond the edge."""
+    n, bands, outer = stacks[0].shape[:3]
+    device = stacks[0].device
+    axis = torch.arange(size, device=device) + (outer - size) // 2
+    shifted = turn[3] < shift_rate
+    index, inside = [], []
+    for k in range(2):
+        place = torch.where(turn[k][:, None] < 0.5, outer - 1 - axis, axis)
+        place = place + (shifted * ((3 * move[k]).long() - 1))[:, None]
+        inside.append((place >= 0) & (place < outer))
+        index.append(place.clamp(0, outer - 1))
+    first = torch.arange(n, device=device)[:, None, None, None]
+    second = torch.arange(bands, device=device)[None, :, None, None]
+    there = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    transposed = (turn[2] < 0.5)[:, None, None, None]
+    result = []
+    for stack in stacks:
+        cut = stack[first, second, index[0][:, None, :, None], index[1][:, None, None, :]]
+        cut = torch.where(there, cut, torch.zeros_like(cut))
+        result.append(torch.where(transposed, cut.transpose(2, 3), cut))
+    return result
 
 
-def _decayed(network: nn.Module, average: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.dtype.is_floating_point:
-                mine.lerp_(theirs, 1.0 - decay)
-            else:
-                mine.copy_(theirs)
+def _masked(random: Tensor, size: int, rate: float) -> Tensor:
+    """A column, or a blob 3 to 7 pixels wide, off the core, in a share of the bands; random has shape (5, n, 7)."""
+    axis = torch.arange(size, device=random.device) - (size - 1) / 2
+    x = torch.sign(random[0] - 0.5) * (CORE_PX + max(0.0, size / 2 - CORE_PX) * random[1])
+    y = size * (random[2] - 0.5)
+    half = 1.0 + 2.5 * random[3]
+    chosen, column = random[4] < rate, random[4] < 0.5 * rate
+    in_x = (axis - x[..., None]).abs() <= torch.where(column, 0.5, half)[..., None]
+    in_y = ((axis - y[..., None]).abs() <= half[..., None]) | column[..., None]
+    # what would reach into the core stops at its edge
+    in_x &= (axis.abs() > CORE_PX) & chosen[..., None]
+    return in_y[..., :, None] & in_x[..., None, :]
+
+
+def fit_normalization(network: FusionNetwork, features: Tensor) -> None:
+    """Set the mean and the standard deviation of every feature from a sample, shape (n, 7, n_features)."""
+    values = features.double()
+    known = torch.isfinite(values)
+    count = known.sum(dim=0).clamp(min=1)
+    mean = torch.where(known, values, 0.0).sum(dim=0) / count
+    variance = torch.where(known, (values - mean) ** 2, 0.0).sum(dim=0) / count
+    buffers = dict(network.sequence_encoder.named_buffers(recurse=False))
+    buffers["mean"].copy_(mean)
+    buffers["std"].copy_(torch.where(variance > 1e-12, variance.sqrt(), 1.0))
 
 
 def predict(
-    network: FusionNetwork,
-    sample: Sample,
-    index: npt.NDArray[np.int64],
-    device: torch.device,
-    batch_size: int = 256,
+    network: FusionNetwork, rows: Rows, device: torch.device, size: int, sequence_only: bool = False
 ) -> Tensor:
-    """Logits (3, n, 2) of fusion, image alone and sequence alone, without augmentation."""
+    """Logits (3, n, 2) of fusion, image alone and sequence alone, in single precision, without augmentation.
+
+    The central `size` pixels of the stamps are used. With `sequence_only` the image is not looked at, and the others
+    are 0.
+    """
     network.eval()
     parts = []
     with torch.inference_mode():
-        for first in range(0, len(index), batch_size):
-            outputs = network(*tensors(sample, index[first : first + batch_size], device))
-            parts.append(torch.stack(outputs).float().cpu())
+        for index in torch.arange(len(rows)).split(256):
+            if sequence_only:
+                logits = _SequenceOnly(network)(*rows.sequence_batch(index, device))
+                heads = torch.stack([torch.zeros_like(logits), torch.zeros_like(logits), logits])
+            else:
+                heads = torch.stack(network(*cropped(rows.batch(index, device), size)))
+            parts.append(heads.float().cpu())
     return torch.cat(parts, dim=1)
 
 
-def figures(logits: Tensor, label: Tensor) -> dict[str, float]:
-    """Loss, recall of either class and accuracy of one head."""
+def figures(logits: Tensor, label: Tensor, weight: Tensor) -> dict[str, float]:
+    """Loss, recall of either class, accuracy, area under the ROC curve and calibration error of one head.
+
+    The classes weigh in the loss as in training; for the calibration error the prior that this makes is taken back.
+    """
     predicted = logits.argmax(dim=1)
+    p_star = torch.softmax(logits.double() - weight.double().log(), dim=1)[:, 0].numpy()
+    star = (label == 0).numpy()
     return {
-        "loss": float(nn.functional.cross_entropy(logits, label)),
+        "loss": float(nn.functional.cross_entropy(logits, label, weight=weight)),
         "star_recall": float((predicted[label == 0] == 0).float().mean()),
         "galaxy_recall": float((predicted[label == 1] == 1).float().mean()),
         "accuracy": float((predicted == label).float().mean()),
+        "auc": roc_auc(p_star, star),
+        "ece": ece(p_star, star),
     }
 
 
-def fit_temperature(logits: Tensor, label: Tensor) -> float:
-    """Temperature that minimises the cross entropy on the calibration fields."""
-    log_t = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_t], lr=0.2, max_iter=60)
+def prior_weights(share: float, prior_star_fraction: float) -> Tensor:
+    """Weights of the two classes that turn a sample's share of stars into another one, mean 1 over the sample."""
+    if not 0.0 < share < 1.0:
+        raise UsageError("a sample without stars, or without galaxies, trains and calibrates nothing")
+    return torch.tensor([prior_star_fraction / share, (1.0 - prior_star_fraction) / (1.0 - share)])
+
+
+def _fitted(
+    logits: Tensor, brightness: Tensor, label: Tensor, weight: Tensor, free: tuple[int, int]
+) -> Calibration:
+    """Calibration with the first ``free`` terms of temperature and offset fitted."""
+    calibration = Calibration()
+    masks = [torch.arange(2) < count for count in free]
+    optimizer = torch.optim.LBFGS(
+        calibration.parameters(), lr=0.5, max_iter=100, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(logits / log_t.exp(), label)
+        loss = nn.functional.cross_entropy(calibration(logits, brightness), label, weight=weight)
         loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, mask in zip((calibration.log_temperature, calibration.offset), masks, strict=True):
+            if parameter.grad is not None:
+                parameter.grad *= mask
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return float(log_t.detach().exp())
+    return calibration.requires_grad_(False)
 
 
-def _estimate_batch_norm(
-    network: FusionNetwork, sample: Sample, rows: npt.NDArray[np.int64], recipe: Recipe, device: torch.device
-) -> None:
-    """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics."""
-    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momentum = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
-    network.train()
-    generator = torch.Generator().manual_seed(recipe.seed)
-    few = np.random.default_rng(recipe.seed).permutation(rows)[:BATCH_NORM_SAMPLE]
-    with torch.no_grad():
-        for first in range(0, len(few), recipe.batch_size):
-            index = few[first : first + recipe.batch_size]
-            # a batch of one has no variance
-            if len(index) > 1:
-                batch = augment(tensors(sample, index, torch.device("cpu")), recipe, generator)
-                network(*(t.to(device) for t in batch))
-    for layer, value in zip(layers, momentum, strict=True):
-        layer.momentum = value
-    network.eval()
+CALIBRATIONS: Final = ((1, 0), (2, 0), (2, 1), (2, 2))
+"""Terms of temperature and of offset that the candidates fit, the simplest first."""
 
 
-def _batches(
-    index: npt.NDArray[np.int64], size: int, rng: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
-    order = rng.permutation(index)
-    for first in range(0, len(order) - size + 1, size):
-        yield order[first : first + size]
+def fit_calibration(
+    logits: Tensor, brightness: Tensor, label: Tensor, field: Tensor, prior_star_fraction: float
+) -> Calibration:
+    """Calibrate one head on the calibration fields.
+
+    The number of terms is the one with the lowest cross entropy in cross-validation over fields. Objects are weighted
+    so that the share of stars is the prior.
+
+    Parameters
+    ----------
+    logits : Tensor of float32, shape (n, 2)
+    brightness : Tensor of float32, shape (n,)
+        As from `Calibration.brightness`.
+    label, field : Tensor of int64, shape (n,)
+    prior_star_fraction : float
+
+    Returns
+    -------
+    Calibration
+    """
+    weight = prior_weights(float((label == 0).double().mean()), prior_star_fraction)
+    # fields are dealt out to the folds; a single one cannot choose
+    fold = torch.unique(field, return_inverse=True)[1] % CALIBRATION_FOLDS
+    best = (math.inf, CALIBRATIONS[0])
+    for free in CALIBRATIONS if int(fold.max()) > 0 else ():
+        loss = 0.0
+        for k in range(int(fold.max()) + 1):
+            inside, outside = fold == k, fold != k
+            fitted = _fitted(logits[outside], brightness[outside], label[outside], weight, free)
+            out = fitted(logits[inside], brightness[inside])
+            loss += float(nn.functional.cross_entropy(out, label[inside], weight=weight, reduction="sum"))
+        logger.info("calibration with %d and %d terms: loss %.5f", *free, loss / len(label))
+        best = min(best, (loss, free))
+    return _fitted(logits, brightness, label, weight, best[1])
+
+
+def one_cycle(progress: float) -> float:
+    """Share of the peak learning rate: up from 1/25 in the first fifth, then down along a cosine to 1/1000."""
+    if progress < 0.2:
+        return 0.04 + 0.96 * (0.5 - 0.5 * math.cos(math.pi * progress / 0.2))
+    return 0.001 + 0.999 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - 0.2) / 0.8)))
 
 
 @dataclass
 class Trained:
-    """Outcome of a training."""
+    """Outcome of a training.
+
+    Attributes
+    ----------
+    network : FusionNetwork
+        On the CPU, in evaluation mode.
+    calibrations : dict of str to Calibration
+        For each head that was trained.
+    prior_star_fraction : float
+        Share of stars that the probabilities assume.
+    stamp_size : int
+    recipe : dict
+    history : list of dict
+        A row for each epoch.
+    counts : dict of str to int
+    """
 
     network: FusionNetwork
-    temperature: float
+    calibrations: dict[str, Calibration]
     prior_star_fraction: float
     stamp_size: int
     recipe: dict[str, Any]
     history: list[dict[str, Any]]
     counts: dict[str, int]
+
+
+class _SequenceOnly(nn.Module):
+    """The sequence branch, to train it alone."""
+
+    def __init__(self, network: FusionNetwork) -> None:
+        super().__init__()
+        self.encoder, self.head = network.sequence_encoder, network.sequence_head
+
+    def forward(self, present: Tensor, features: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(features, present))
+        return out
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
+    """Rank, number of processes and device; joins the group that torchrun made."""
+    if "WORLD_SIZE" not in os.environ:
+        yield 0, 1, torch.device(device)
+        return
+    where = torch.device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    # the first process validates alone, and the others wait for it
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    try:
+        yield distributed.get_rank(), distributed.get_world_size(), where
+    finally:
+        distributed.destroy_process_group()
+
+
+class _Trainer:
+    """A training; `state`, the weights and the optimizer are what a checkpoint holds."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        out_dir: Path,
+        recipe: Recipe,
+        place: tuple[int, int, torch.device],
+        minutes: float,
+    ) -> None:
+        self.rank, self.world, self.device = place
+        self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
+        automatic = "bf16" if self.device.type == "cuda" else "fp32"
+        self.bf16 = (automatic if recipe.precision == "auto" else recipe.precision) == "bf16"
+
+        def paths(part: str) -> list[Path]:
+            return sorted((data_dir / part).glob("*.parquet"))
+
+        self.rows = read_rows(paths("training"), self.rank, self.world)
+        self.size = self.rows.size
+        counts = torch.tensor([len(self.rows), int((self.rows.label == 0).sum())], device=self.device)
+        fewest = counts[:1].clone()
+        if self.world > 1:
+            distributed.all_reduce(counts)
+            distributed.all_reduce(fewest, distributed.ReduceOp.MIN)
+        self.n_rows, self.n_stars = counts.tolist()
+        self.per_process = int(fewest)
+        self.prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
+        self.weight = torch.ones(2)
+        if recipe.class_balance:
+            self.weight = prior_weights(self.n_stars / self.n_rows, 0.5)
+        if self.rank == 0:
+            found = read_rows(paths("validation"))
+            order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+            self.validation = found.take(order[:VALIDATION_SAMPLE])
+            self.calibration = read_rows(paths("calibration"))
+            logger.info(
+                "training on %d objects, %d of them stars (%.1f GB in each process); validating on %d of %d",
+                self.n_rows,
+                self.n_stars,
+                self.rows.nbytes / 1e9,
+                len(self.validation),
+                len(found),
+            )
+        torch.manual_seed(recipe.seed)
+        self.network = FusionNetwork(self.size)
+        fit_normalization(self.network, self.rows.features)
+        self.network.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            # room for network, optimizer and batches beside the data
+            if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
+                self.rows = self.rows.to(self.device)
+        self.average = copy.deepcopy(self.network)
+        self.best = copy.deepcopy(self.average.state_dict())
+        self.optimizer_state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {"stage": 0, "step": 0, "cost": 0.0, "spent": 0.0, "began": 0.0}
+        self.state |= {"total": 0.0, "count": 0, "history": []}
+        self.state |= {"best_loss": math.inf, "best_side": 0, "since_best": 0}
+
+    def save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint, complete under its name or not there."""
+        if self.rank:
+            return
+        path = self.out_dir / "checkpoint.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "average": self.average.state_dict(),
+                "best": self.best,
+                "optimizer": optimizer.state_dict(),
+                "state": self.state,
+                "recipe": asdict(self.recipe),
+                "n_rows": self.n_rows,
+            },
+            temporary,
+        )
+        temporary.replace(path)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.out_dir / "checkpoint.pt"
+        if not path.is_file():
+            return
+        found = torch.load(path, map_location=self.device, weights_only=True)
+        if found["recipe"] != asdict(self.recipe) or found["n_rows"] != self.n_rows:
+            raise UsageError(f"{path}: made with another recipe or other data; train without --resume")
+        self.network.load_state_dict(found["network"])
+        self.average.load_state_dict(found["average"])
+        self.best, self.state, self.optimizer_state = found["best"], found["state"], found["optimizer"]
+
+    def start_from(self, path: Path) -> None:
+        """Take from the checkpoint of another training what has the same names and shapes."""
+        found = torch.load(path, map_location=self.device, weights_only=True)["best"]
+        own = self.network.state_dict()
+        taken = {name: t for name, t in found.items() if name in own and t.shape == own[name].shape}
+        self.network.load_state_dict(taken, strict=False)
+        logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
+
+    def optimizer(self, joint: bool) -> torch.optim.AdamW:
+        """AdamW over what the stage trains; biases, norms and positions do not decay."""
+        recipe = self.recipe
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            sequence = name.startswith("sequence_")
+            if joint or sequence:
+                rate = recipe.learning_rate if joint else recipe.sequence_learning_rate
+                if joint and sequence and recipe.sequence_epochs:
+                    rate *= recipe.pretrained_rate
+                decay = recipe.weight_decay if parameter.ndim > 1 and "position" not in name else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+        found = torch.optim.AdamW(
+            [
+                {"params": p, "lr": rate, "peak": rate, "weight_decay": decay}
+                for (rate, decay), p in groups.items()
+            ]
+        )
+        if self.optimizer_state:
+            found.load_state_dict(self.optimizer_state)
+            self.optimizer_state = {}
+        return found
+
+    def batches(self, joint: bool, steps: int, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Inputs and labels from the current step on, each read while the one before it trains."""
+        orders: dict[int, Tensor] = {}
+
+        def load(step: int) -> tuple[list[Tensor], Tensor]:
+            epoch, k = divmod(step, steps)
+            if epoch not in orders:
+                orders.clear()
+                rng = np.random.default_rng((self.recipe.seed, int(joint), epoch))
+                orders[epoch] = torch.from_numpy(rng.permutation(len(self.rows)))
+            index = orders[epoch][k * size : (k + 1) * size]
+            inputs = (self.rows.batch if joint else self.rows.sequence_batch)(index, self.device)
+            return inputs, _sent(self.rows.label[index.to(self.rows.label.device)], self.device)
+
+        with ThreadPoolExecutor(1) as reader:
+            step = int(self.state["step"])
+            ahead = reader.submit(load, step)
+            while True:
+                batch = ahead.result()
+                step += 1
+                ahead = reader.submit(load, step)
+                yield batch
+
+    def loss(self, model: nn.Module, inputs: list[Tensor], target: Tensor, joint: bool, side: int) -> Tensor:
+        """Loss of one batch, augmented."""
+        recipe = self.recipe
+        # seeded by the step, so that a resumed training sees what an undisturbed one would
+        seed = ((recipe.seed * 2 + int(joint)) * 1_000_003 + int(self.state["step"])) * 1_000 + self.rank
+        torch.manual_seed(seed)  # of the dropout
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        if joint:
+            change = recipe.augmentation
+            inputs = augment(inputs, recipe, generator, side) if change else cropped(inputs, side)
+        elif recipe.augmentation:
+            present, features = inputs
+            keep, _, features = hide(present, features, recipe, generator)
+            inputs = [present & keep, features]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            out = model(*inputs)
+        weight = self.weight.to(self.device)
+
+        def entropy(logits: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits.float(), target, weight=weight)
+
+        if not joint:
+            return entropy(out)
+        if recipe.modality == "image":
+            return entropy(out[1])
+        return entropy(out[0]) + recipe.auxiliary_weight * (entropy(out[1]) + entropy(out[2]))
+
+    def validate(self, joint: bool, side: int, epoch: float) -> None:
+        """Add a row to the history, and keep the averaged weights if they are the best so far."""
+        state = self.state
+        logits = predict(self.average, self.validation, self.device, side, not joint)
+        row: dict[str, Any] = {
+            "stage": "joint" if joint else "sequence",
+            "epoch": epoch,
+            "stamp": side,
+            "seconds": round(state["spent"], 1),
+            "training_loss": state["total"] / max(state["count"], 1),
+        }
+        shown = (
+            HEADS
+            if joint and self.recipe.modality == "fused"
+            else (self.recipe.modality if joint else "sequence",)
+        )
+        for name in shown:
+            row[name] = figures(logits[HEADS.index(name)], self.validation.label, self.weight)
+        state["history"].append(row)
+        text = ", ".join(f"{name} {row[name]['loss']:.4f} ({row[name]['accuracy']:.4f})" for name in shown)
+        logger.info(
+            "%s epoch %.2f, %d px: training loss %.4f, validation loss (accuracy) %s",
+            row["stage"], epoch, side, row["training_loss"], text,
+        )  # fmt: skip
+        loss = row[shown[0]]["loss"]
+        # a figure of smaller stamps is no rival
+        better = side > state["best_side"] or loss < state["best_loss"]
+        if better:
+            state |= {"best_loss": loss, "best_side": side}
+            self.best = copy.deepcopy(self.average.state_dict())
+        state["since_best"] = 0 if better or side < self.size else state["since_best"] + 1
+        state |= {"total": 0.0, "count": 0}
+        write_atomic_bytes(json.dumps(state["history"], indent=1).encode(), self.out_dir / "history.json")
+
+    def run_stage(self, joint: bool, stop: threading.Event) -> None:
+        """Train the sequence alone, or everything, from wherever the state is in this stage.
+
+        The learning rate and the size of the stamps follow the progress: the share of the work, or of the time where
+        that is limited, whichever is further on.
+        """
+        recipe, state = self.recipe, self.state
+        size = min(recipe.batch_size if joint else recipe.sequence_batch_size, self.per_process)
+        steps = self.per_process // size
+        small = SMALL_COST * recipe.small_epochs if joint else 0.0
+        work = steps * (small + recipe.epochs if joint else recipe.sequence_epochs)
+        if not work:
+            return
+        until = self.seconds * (0.95 if joint else SEQUENCE_TIME)
+        optimizer = self.optimizer(joint)
+        model: nn.Module = self.network if joint else _SequenceOnly(self.network)
+        if self.world > 1:
+            model = DistributedDataParallel(model, find_unused_parameters=recipe.modality != "fused")
+        if state["step"] == 0:
+            self.average.load_state_dict(self.network.state_dict())
+        weights, averages = (list(n.state_dict().values()) for n in (self.network, self.average))
+        floats = [k for k, t in enumerate(weights) if t.is_floating_point()]
+        average = get_ema_multi_avg_fn(recipe.ema_decay)
+        start = time.monotonic() - state["spent"]
+        saved = time.monotonic()
+        self.network.train()
+        batches = self.batches(joint, steps, size)
+        while True:
+            state["spent"] = time.monotonic() - start
+            spent, ended, worse = self.agreed(state["spent"], float(stop.is_set()), state["since_best"])
+            if ended:
+                self.save(optimizer)
+                raise SystemExit(128 + signal.SIGTERM)
+            progress = max(state["cost"] / work, (spent - state["began"]) / max(1e-9, until - state["began"]))
+            if progress >= 1.0 or worse >= recipe.patience:
+                break
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save(optimizer)
+                saved = time.monotonic()
+            shrunk = progress * work < steps * small
+            side = min(recipe.small_stamp, self.size) if shrunk else self.size
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * one_cycle(progress)
+            inputs, target = next(batches)
+            loss = self.loss(model, inputs, target, joint, side)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+            optimizer.step()
+            with torch.no_grad():
+                average([averages[k] for k in floats], [weights[k] for k in floats], 0)
+            state["step"] += 1
+            state["cost"] += SMALL_COST if shrunk else 1.0
+            state["count"] += 1
+            # on a GPU, waiting for the loss of every step would hold up the next
+            if self.device.type == "cpu" or state["step"] % 20 == 0:
+                state["total"] += float(loss.detach()) * (1 if self.device.type == "cpu" else 20)
+            if state["step"] % 100 == 0 and joint and self.rank == 0:
+                logger.info(
+                    "step %d, %d px, %.1f %% done: loss %.4f",
+                    state["step"], side, 100 * progress, state["total"] / state["count"],
+                )  # fmt: skip
+            last = state["cost"] >= work - 1e-6
+            if (state["step"] % steps == 0 or last) and self.rank == 0:
+                self.validate(joint, side, state["step"] / steps)
+                self.network.train()
+        batches.close()  # type: ignore[attr-defined]
+        if self.rank == 0 and state["count"]:
+            self.validate(joint, self.size, state["step"] / steps)
+
+    def agreed(self, *values: float) -> list[float]:
+        """The largest of each number over the processes."""
+        if self.world == 1:
+            return list(values)
+        together = torch.tensor(values, device=self.device, dtype=torch.float64)
+        distributed.all_reduce(together, distributed.ReduceOp.MAX)
+        found: list[float] = together.tolist()
+        return found
+
+    def run(self, stop: threading.Event) -> None:
+        """Both stages."""
+        stages = {"fused": (False, True), "image": (True,), "sequence": (False,)}[self.recipe.modality]
+        for number, joint in enumerate(stages):
+            if number < self.state["stage"]:
+                continue
+            self.run_stage(joint, stop)
+            if self.world > 1:
+                # only the first process has chosen
+                distributed.barrier()
+                for value in self.best.values():
+                    distributed.broadcast(value, 0)
+            self.network.load_state_dict(self.best)
+            self.state |= {"stage": number + 1, "step": 0, "cost": 0.0, "began": self.state["spent"]}
+            self.state |= {"best_loss": math.inf, "best_side": 0, "since_best": 0}
+
+    def measure_batch_norm(self) -> None:
+        """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics."""
+        layers = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        momentum = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+        self.network.train()
+        generator = torch.Generator(device=self.device).manual_seed(self.recipe.seed)
+        few = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.recipe.seed))
+        with torch.no_grad():
+            for index in few[:BATCH_NORM_SAMPLE].split(self.recipe.batch_size):
+                # a batch of one has no variance
+                if len(index) > 1:
+                    batch = self.rows.batch(index, self.device)
+                    if self.recipe.augmentation:
+                        batch = augment(batch, self.recipe, generator, self.size)
+                    self.network(*batch)
+        for layer, value in zip(layers, momentum, strict=True):
+            layer.momentum = value
+        self.network.eval()
+
+    def finish(self) -> Trained:
+        """Calibrate the best weights."""
+        modality = self.recipe.modality
+        if modality != "sequence":
+            self.measure_batch_norm()
+        logits = predict(self.network, self.calibration, self.device, self.size, modality == "sequence")
+        brightness = Calibration.brightness(self.calibration.features)
+        calibrations = {
+            name: fit_calibration(
+                logits[HEADS.index(name)],
+                brightness,
+                self.calibration.label,
+                self.calibration.field,
+                self.prior,
+            )
+            for name in (HEADS if modality == "fused" else (modality,))
+        }
+        return Trained(
+            network=self.network.cpu().eval(),
+            calibrations=calibrations,
+            prior_star_fraction=self.prior,
+            stamp_size=self.size,
+            recipe=asdict(self.recipe),
+            history=self.state["history"],
+            counts={
+                "training": self.n_rows,
+                "training_stars": self.n_stars,
+                "validation": len(self.validation),
+                "calibration": len(self.calibration),
+                "processes": self.world,
+            },
+        )
 
 
 def train(
@@ -235,134 +945,72 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     max_minutes: float = math.inf,
-) -> Trained:
+    initial: Path | None = None,
+) -> Trained | None:
     """Train, keep the best epoch on the validation fields, and calibrate on the calibration fields.
+
+    Under ``torchrun`` each process trains on a share of the rows, and the first one validates and writes.
 
     Parameters
     ----------
     data_dir : Path
         Folder that `make_dataset` filled.
     out_dir : Path
-        Folder for ``checkpoint.pt``, written after every epoch.
+        Folder for ``checkpoint.pt``, written every three minutes and on SIGTERM, and ``history.json``.
     recipe : Recipe
     device : str
     resume : bool
-        Go on from the checkpoint in `out_dir`.
+        Go on from the checkpoint in `out_dir`, if there is one.
     max_minutes : float
-        Stop after the epoch that passes this time.
+        Shorten the schedule so that training ends in this time.
+    initial : Path, optional
+        Checkpoint of another training to start from, as far as names and shapes agree.
 
     Returns
     -------
-    Trained
+    Trained or None
+        None in all processes but the first.
+
+    Raises
+    ------
+    UsageError
+        If a part of the data is missing, or the checkpoint is of another training.
     """
-    where = torch.device(device)
     out_dir.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    train_set, valid_set, calibration_set = (
-        read_samples(sorted((data_dir / name).glob("*.parquet")))
-        for name in ("training", "validation", "calibration")
-    )
-    rows, valid_rows, calibration_rows = usable(train_set), usable(valid_set), usable(calibration_set)
-    label = torch.from_numpy(labels_of(train_set))
-    valid_label = torch.from_numpy(labels_of(valid_set)[valid_rows])
-    stamp_size = train_set.image.shape[-1]
-    logger.info("training on %d objects, validating on %d", len(rows), len(valid_rows))
+    with _processes(device) as place, _termination() as stop:
+        trainer = _Trainer(data_dir, out_dir, recipe, place, max_minutes)
+        if initial is not None:
+            trainer.start_from(initial)
+        if resume:
+            trainer.resume()
+        trainer.run(stop)
+        return trainer.finish() if trainer.rank == 0 else None
 
-    network = FusionNetwork(stamp_size)
-    fit_normalization(network, train_set, rows)
-    network.to(where)
-    network.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    steps = recipe.epochs * (len(rows) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
-    )
-    checkpoint = out_dir / "checkpoint.pt"
-    first_epoch, history, best = 0, [], (math.inf, copy.deepcopy(average.state_dict()))
-    if resume and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=where, weights_only=True)
-        if state["recipe"] != asdict(recipe) or state["n_rows"] != len(rows):
-            raise ValueError(f"{checkpoint}: made with another recipe or other data; train without --resume")
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first_epoch, history, best = state["epoch"], state["history"], (state["best_loss"], state["best"])
 
-    began = time.monotonic()
-    for epoch in range(first_epoch, recipe.epochs):
-        # seeded by epoch, so that a resumed training sees what an undisturbed one would
-        rng = np.random.default_rng((recipe.seed, epoch))
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        torch.manual_seed(recipe.seed * 100_019 + epoch)  # of the dropout
-        network.train()
-        total, count = 0.0, 0
-        for index in _batches(rows, recipe.batch_size, rng):
-            batch = [
-                t.to(where)
-                for t in augment(tensors(train_set, index, torch.device("cpu")), recipe, generator)
-            ]
-            target = label[index].to(where)
-            fused, image, sequence = network(*batch)
-            loss = nn.functional.cross_entropy(fused, target) + recipe.auxiliary_weight * (
-                nn.functional.cross_entropy(image, target) + nn.functional.cross_entropy(sequence, target)
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            _decayed(network, average, recipe.ema_decay)
-            total, count = total + float(loss.detach()), count + 1
-            if count % 50 == 0:
-                logger.info("epoch %d step %d loss %.4f", epoch + 1, count, total / count)
-        logits = predict(average, valid_set, valid_rows, where)
-        row: dict[str, Any] = {"epoch": epoch + 1, "training_loss": total / max(count, 1)}
-        for name, head in zip(("fused", "image", "sequence"), logits, strict=True):
-            row[name] = figures(head, valid_label)
-        history.append(row)
-        logger.info("epoch %d of %d: %s", epoch + 1, recipe.epochs, row)
-        if row["fused"]["loss"] < best[0]:
-            best = (row["fused"]["loss"], copy.deepcopy(average.state_dict()))
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(
-            {
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch + 1,
-                "history": history,
-                "best_loss": best[0],
-                "best": best[1],
-                "recipe": asdict(recipe),
-                "n_rows": len(rows),
-                "stamp_size": stamp_size,
-            },
-            temporary,
-        )
-        temporary.replace(checkpoint)
-        if time.monotonic() - began > 60.0 * max_minutes:
-            logger.info("stopping after %.0f minutes", (time.monotonic() - began) / 60)
-            break
-    average.load_state_dict(best[1])
-    _estimate_batch_norm(average, train_set, rows, recipe, where)
-    calibration_label = torch.from_numpy(labels_of(calibration_set)[calibration_rows])
-    logits = predict(average, calibration_set, calibration_rows, where)[0]
-    return Trained(
-        network=average.cpu().eval(),
-        temperature=fit_temperature(logits, calibration_label),
-        prior_star_fraction=float((label[rows] == 0).float().mean()),
-        stamp_size=stamp_size,
-        recipe=asdict(recipe),
-        history=history,
-        counts={
-            "training": len(rows),
-            "validation": len(valid_rows),
-            "calibration": len(calibration_rows),
-            "training_stars": int((label[rows] == 0).sum()),
-        },
-    )
+def draw_history(history: list[dict[str, Any]], path: Path) -> None:
+    """Draw the learning curves of a training as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 6.0), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    minutes = [row["seconds"] / 60.0 for row in history]
+    names = [name for name in HEADS if any(name in row for row in history)]
+    for panel, (key, title) in zip(
+        panels.flat,
+        (
+            ("loss", "cross entropy"),
+            ("accuracy", "wrong class"),
+            ("auc", "1 - area under ROC"),
+            ("ece", "ECE"),
+        ),
+        strict=True,
+    ):
+        for name in names:
+            values = [row[name][key] if name in row else math.nan for row in history]
+            panel.plot(minutes, [1.0 - v if key in ("accuracy", "auc") else v for v in values], label=name)
+        panel.set(title=title, yscale="log")
+        panel.grid(alpha=0.3)
+    panels[0, 0].legend()
+    for panel in panels[1]:
+        panel.set_xlabel("minutes")
+    figure.savefig(path, dpi=120)

@@ -29,6 +29,7 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
     "dataset": (_MODEL_CLI, "dataset", "Make training data from simulated exposures."),
     "train": (_MODEL_CLI, "train", "Train the model."),
     "export": (_MODEL_CLI, "export", "Export a trained model as an archive."),
+    "baselines": (_MODEL_CLI, "baselines", "Score a part of a data set by classical methods."),
     "evaluate": (_MODEL_CLI, "evaluate", "Compare the products of a run with the truth."),
 }
 """Commands of the other parts: module, attribute, help. They are imported when they are called."""
@@ -87,6 +88,12 @@ def main() -> None:
 )
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option(
+    "--prior-star-fraction",
+    help="Share of stars that the probabilities shall assume: a number, or a CSV or Parquet table of it by"
+    " magnitude. [default: the model's own]",
+)
+@click.option("--tta", is_flag=True, help="Average over the eight symmetries of the square; slower.")
+@click.option(
     "--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings."
 )
 @click.option("--keep-work", is_flag=True, help="Keep the work folder, to look into it.")
@@ -98,6 +105,8 @@ def run(
     scheduler: str | None,
     workers: int | None,
     config: Path | None,
+    prior_star_fraction: str | None,
+    tta: bool,
     overwrite: bool,
     keep_work: bool,
     log_format: str,
@@ -120,6 +129,8 @@ def run(
         scheduler=scheduler,
         workers=workers,
         config=config,
+        prior=prior_star_fraction,
+        tta=tta,
         overwrite=overwrite,
         keep_work=keep_work,
         command=("sgclassify", *sys.argv[1:]),

@@ -26,6 +26,7 @@ _RANGE: Final[dict[str, tuple[float, float]]] = {
     "header_threads": (1, 256),
     "worker_timeout_s": (0.1, 86400.0),
     "tile_shuffle_seed": (0, 2**31 - 1),
+    "prior_star_fraction": (0.0, 0.999999),
     "match_radius_arcsec": (0.001, 5.0),
     "max_bad_rows": (0.0, 1.0),
     "detect_threshold_sigma": (0.1, 1000.0),
@@ -60,6 +61,12 @@ class RunConfig:
         Seconds to wait for workers.
     tile_shuffle_seed : int
         Seed that shuffles the order of the tiles; 0 keeps it.
+    prior_star_fraction : float
+        Share of stars that the probabilities shall assume; 0 for the model's own.
+    prior_table : str
+        Table of that share by magnitude, instead; empty for none.
+    tta : bool
+        Average over the eight symmetries of the square.
     stage : StageConfig
         Configuration of the stages.
     """
@@ -72,6 +79,9 @@ class RunConfig:
     header_threads: int = 8
     worker_timeout_s: float = 60.0
     tile_shuffle_seed: int = 0
+    prior_star_fraction: float = 0.0
+    prior_table: str = ""
+    tta: bool = False
     stage: StageConfig = field(default_factory=StageConfig)
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,6 +148,8 @@ def parse_config(text: str, name: str) -> RunConfig:
     config = _build(RunConfig, {**sections["run"], "stage": stage}, f"{name}: run")
     if config.device not in DEVICES:
         raise UsageError(f"{name}: run.device is {config.device!r}, it must be one of {', '.join(DEVICES)}")
+    if config.prior_star_fraction and config.prior_table:
+        raise UsageError(f"{name}: run.prior_star_fraction and run.prior_table exclude each other")
     return config
 
 
@@ -165,10 +177,10 @@ def _value(value: Any, kind: str, where: str, key: str) -> Any:
     """Check one value against the annotation of its field."""
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    wanted = {"int": int, "float": float, "str": str, "StageConfig": StageConfig}[kind]
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    wanted = {"int": int, "float": float, "str": str, "bool": bool, "StageConfig": StageConfig}[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UsageError(f"{where} is {value!r}, it must be of type {kind}")
-    if isinstance(value, (int, float)):
+    if wanted in (int, float):
         low, high = _RANGE.get(key, (0.0, math.inf))
         if not (low <= value <= high and math.isfinite(value)):
             raise UsageError(f"{where} is {value!r}, it must be between {low:g} and {high:g}")

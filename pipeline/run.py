@@ -38,8 +38,9 @@ from sgclassify.pipeline.record import (
     TileRecord,
 )
 from sgclassify.pipeline.report import write_report
-from sgclassify.stages.errors import NothingToDoError, SgClassifyError
+from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
 from sgclassify.stages.prepare import PreparedExposure
+from sgclassify.stages.prior import Prior, read_prior
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 
@@ -64,6 +65,10 @@ class Options:
         Worker processes.
     config : Path or None
         Configuration file.
+    prior : str or None
+        Share of stars to assume, or a table of it by magnitude; None for what the configuration says.
+    tta : bool
+        Average over the eight symmetries of the square; also if the configuration says so.
     overwrite, keep_work : bool
     command : tuple of str
         The command line, for the record.
@@ -75,6 +80,8 @@ class Options:
     scheduler: str | None = None
     workers: int | None = None
     config: Path | None = None
+    prior: str | None = None
+    tta: bool = False
     overwrite: bool = False
     keep_work: bool = False
     command: tuple[str, ...] = ()
@@ -99,7 +106,9 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
     UsageError, ModelError
         Before anything is written.
     """
-    config = load_config(options.config)
+    config = with_prior(load_config(options.config), options.prior)
+    config = dataclasses.replace(config, tta=config.tta or options.tta)
+    prior = prior_of(config)
     listed = parse_list(options.exposure_list)
     classifier = runtime.load(options.model, batch_size=config.batch_size)
     model = tasks.ModelRef(
@@ -107,6 +116,9 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
         sha256=classifier.sha256,
         batch_size=config.batch_size,
         threads=config.torch_threads,
+        tta=config.tta,
+        own_prior=classifier.contract.prior_star_fraction,
+        prior=prior,
     )
     record = RunRecord(
         command=list(options.command),
@@ -114,13 +126,14 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
         model={
             "id": classifier.contract.model_id,
             "sha256": classifier.sha256,
-            "prior_star_fraction": classifier.contract.prior_star_fraction,
+            "prior_star_fraction": prior.describe() if prior else classifier.contract.prior_star_fraction,
+            "model_prior_star_fraction": classifier.contract.prior_star_fraction,
             "path": str(options.model or "default"),
         },
         output=options.output,
     )
     with OutputFolder(
-        options.output, _run_key(listed, classifier.sha256, config), options.overwrite
+        options.output, _run_key(listed, classifier.sha256, config, prior), options.overwrite
     ) as folder:
         driver = _Driver(options, config, listed, model, classifier.contract, folder, reporter, record)
         try:
@@ -136,7 +149,27 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
     return record
 
 
-def _run_key(listed: ExposureList, model_sha256: str, config: RunConfig) -> str:
+def with_prior(config: RunConfig, value: str | None) -> RunConfig:
+    """The configuration with the prior of the command line, a number or the path of a table, if there is one."""
+    if value is None:
+        return config
+    try:
+        share = float(value)
+    except ValueError:
+        return dataclasses.replace(config, prior_star_fraction=0.0, prior_table=value)
+    if not 0.0 < share < 1.0:
+        raise UsageError(f"the prior share of stars is {value}, it must lie between 0 and 1")
+    return dataclasses.replace(config, prior_star_fraction=share, prior_table="")
+
+
+def prior_of(config: RunConfig) -> Prior | None:
+    """The prior that a configuration asks for; None for the model's own."""
+    if config.prior_table:
+        return read_prior(Path(config.prior_table))
+    return Prior((config.prior_star_fraction,)) if config.prior_star_fraction else None
+
+
+def _run_key(listed: ExposureList, model_sha256: str, config: RunConfig, prior: Prior | None) -> str:
     """Digest of what decides about the products; how the work is shared out does not."""
     relevant = {
         "inputs": sorted(str(files.image.resolve()) for files in listed.files),
@@ -144,6 +177,11 @@ def _run_key(listed: ExposureList, model_sha256: str, config: RunConfig) -> str:
         "stage": dataclasses.asdict(config.stage),
         "tile_order": config.tile_order,
     }
+    # only where asked for, so that folders of runs without them stay theirs
+    if prior is not None:
+        relevant["prior"] = prior.describe()
+    if config.tta:
+        relevant["tta"] = True
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
@@ -431,10 +469,13 @@ class _Driver:
     @property
     def _metadata(self) -> dict[str, str]:
         """What every Parquet file says of the model; nothing that differs between two equal runs."""
+        own, prior = repr(self.contract.prior_star_fraction), self.model.prior
         return {
             "model_id": self.contract.model_id,
             "model_sha256": self.model.sha256,
-            "prior_star_fraction": repr(self.contract.prior_star_fraction),
+            "prior_star_fraction": own if prior is None else prior.as_text(),
+            "model_prior_star_fraction": own,
+            "tta": str(self.model.tta).lower(),
         }
 
 

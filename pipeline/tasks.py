@@ -25,6 +25,7 @@ from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
+from sgclassify.stages.prior import Prior, magnitudes, reweighted
 from sgclassify.stages.publish import (
     finish_hats,
     publish_detections,
@@ -74,6 +75,12 @@ class ModelRef:
     batch_size, threads : int
     device : str
         ``"cpu"`` or ``"cuda"``.
+    tta : bool
+        Average over the eight symmetries of the square.
+    own_prior : float
+        Share of stars that the model assumes.
+    prior : Prior or None
+        What to assume instead.
     """
 
     path: Path | None
@@ -81,6 +88,9 @@ class ModelRef:
     batch_size: int
     threads: int
     device: str = "cpu"
+    tta: bool = False
+    own_prior: float = 0.5
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,13 @@ def infer(extracted: tuple[TileStamps, float], model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile."""
     stamps, seconds = extracted
     start = time.monotonic()
-    p_star = classifier_of(model)(stamps) if len(stamps) else np.empty(0, dtype=np.float32)
+    p_star = np.empty(0, dtype=np.float32)
+    if len(stamps):
+        classifier = classifier_of(model)
+        p_star = classifier.averaged(stamps) if model.tta else classifier(stamps)
+        if model.prior is not None:
+            new = model.prior.at(magnitudes(stamps))
+            p_star = reweighted(p_star, model.own_prior, new).astype(np.float32)
     objects = object_table(stamps, p_star)
     return ScoredTile(objects, stamps.members, seconds + time.monotonic() - start)
 

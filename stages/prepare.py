@@ -281,25 +281,25 @@ def _point_sources(
         bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
         parts.append(measured.take(bright))
         stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
-    measured = Measured.concatenate(parts) if parts else None
-    members = (
-        point_source_members(measured, header.fwhm_px) if measured is not None else np.zeros(0, np.int64)
-    )
-    if measured is None or not members.size:
+    found = Measured.concatenate(parts) if parts else None
+    members = np.zeros(0, np.int64)
+    if found is not None:
+        members = point_source_members(found, header.fwhm_px)
+    if found is None or not members.size:
         if not 1.0 < header.fwhm_px < 6.0:
             return PointSources.unknown(), None
         model = round_psf(header.fwhm_px / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
-    psf = point_sources(measured, members)
+    psf = point_sources(found, members)
     image, valid, sigma, first_x, first_y = (
         np.concatenate(column)[members] for column in zip(*stamps, strict=True)
     )
-    x, y = measured.x[members], measured.y[members]
+    x, y = found.x[members], found.y[members]
     return psf, fit_psf(
         image,
         valid,
         sigma,
-        measured.reference_flux[members],
+        found.reference_flux[members],
         x,
         y,
         first_x + x,

@@ -231,8 +231,8 @@ def fit_psf(
             column = basis[k].T @ (w * data[k])
             normal += np.kron(np.outer(place[k], place[k]), square)
             right += np.kron(place[k], column)
-        coefficients = np.linalg.solve(normal, right).reshape(n_place, N_BASIS)
-        coefficients /= coefficients[0] @ _integrals(width)
+        solution = np.linalg.solve(normal, right).reshape(n_place, N_BASIS)
+        coefficients = np.asarray(solution / (solution[0] @ _integrals(width)), dtype=np.float64)
         profile = np.einsum("nkb,nb->nk", basis, place @ coefficients)
     return PsfModel(
         sigma=float(width),

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model.dataset import CATALOG_COLUMNS, catalog_columns, match_truth, read_samples, read_shard, split_of, write_shard
+from sgclassify.model.dataset import (
+    CATALOG_COLUMNS,
+    catalog_columns,
+    match_truth,
+    read_samples,
+    read_shard,
+    split_of,
+    write_shard,
+)
 from sgclassify.stages.bands import BANDS
 
 ARCSEC = 1 / 3600
@@ -89,3 +97,14 @@ def test_a_smaller_set_is_a_prefix_with_the_same_parts(n):
     assert parts == [split_of(k) for k in range(2 * n)][:n]
     assert parts.count("training") == 7 * n // 10
     assert {parts.count(name) for name in ("validation", "calibration", "test")} == {n // 10}
+
+
+def test_catalogue_columns_go_to_the_nearest_object_of_their_band():
+    row = {name: np.array([1.0, 2.0]) for name in CATALOG_COLUMNS}
+    table = pa.table({"RA": [10.0, 10.0 + 3 * ARCSEC], "DEC": [0.0, 0.0]} | row)
+    found = catalog_columns([10.0 + 3.05 * ARCSEC, 10.0 - 0.1 * ARCSEC, 10.01], [0.0] * 3, [("g", table)])
+    assert found.shape == (3, 7, len(CATALOG_COLUMNS))
+    np.testing.assert_array_equal(found[:2, BANDS.index("g"), 0], [2.0, 1.0])
+    assert np.isnan(found[2]).all()
+    assert np.isnan(found[:, BANDS.index("i")]).all()
+    assert np.isnan(catalog_columns([10.0], [0.0], [])).all()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.evaluate import evaluate, recall
+from sgclassify.model.evaluate import MODEL, evaluate, scores_of_run
+from sgclassify.model.metrics import recall
 from sgclassify.stages.bands import BANDS
 
 
@@ -58,8 +59,13 @@ def run(tmp_path):
     return tmp_path / "run", tmp_path / "truth.parquet"
 
 
+def judged(run, edges, unblended=False):
+    return evaluate(scores_of_run(*run), "i", edges, unblended)["methods"][MODEL]
+
+
 def test_recall_by_magnitude(run):
-    whole, bright, faint = evaluate(*run, "i", (18.0, 20.0, 22.0), unblended=False)
+    found = judged(run, (18.0, 20.0, 22.0))
+    whole, (bright, faint) = found["overall"], found["by_magnitude"]
     assert (whole["star"]["right"], whole["star"]["n"]) == (2, 3)
     # what was not scored is in neither number
     assert (whole["galaxy"]["right"], whole["galaxy"]["n"]) == (3, 3)
@@ -68,8 +74,7 @@ def test_recall_by_magnitude(run):
 
 
 def test_blended_objects_can_be_left_out(run):
-    whole, *_ = evaluate(*run, "i", (18.0, 22.0), unblended=True)
-    assert whole["star"]["n"] == 2
+    assert judged(run, (18.0, 22.0), unblended=True)["overall"]["star"]["n"] == 2
 
 
 def test_command_prints_a_table_and_names_what_is_missing(run, tmp_path):

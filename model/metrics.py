@@ -1,0 +1,180 @@
+"""Measures of a classifier: shares with intervals, ranking, calibration. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import beta, rankdata
+
+F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+ECE_BINS = 15
+"""Bins of equal counts in the expected calibration error (Naeini et al. 2015; equal counts: Nguyen & O'Connor 2015)."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of a class that is classified right.
+
+    Attributes
+    ----------
+    right, n : int
+        Objects classified right, and objects of the class that were scored.
+    low, high : float
+        Clopper-Pearson interval of the share, confidence 95 %.
+    """
+
+    right: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Objects classified right over all; nan of nothing."""
+        return self.right / self.n if self.n else float("nan")
+
+
+def recall(right: int, n: int, confidence: float = 0.95) -> Recall:
+    """A recall with its exact binomial (Clopper-Pearson) interval."""
+    tail = (1.0 - confidence) / 2.0
+    low = float(beta.ppf(tail, right, n - right + 1)) if right else 0.0
+    high = float(beta.ppf(1.0 - tail, right + 1, n - right)) if right < n else 1.0
+    return Recall(right, n, low, high)
+
+
+def roc_auc(p_star: F64, star: Bool) -> float:
+    """Area under the ROC curve: the chance that a star is scored above a galaxy; ties count half. nan of one class."""
+    n_star, n_galaxy = int(star.sum()), int((~star).sum())
+    if not n_star or not n_galaxy:
+        return float("nan")
+    ranks = rankdata(p_star)
+    return float((ranks[star].sum() - n_star * (n_star + 1) / 2) / (n_star * n_galaxy))
+
+
+def _cumulative(score: F64, positive: Bool, weight: F64) -> tuple[F64, F64]:
+    """Weights of the positives and of the negatives at or above each distinct threshold, from the highest down."""
+    order = np.argsort(-score, kind="stable")
+    true = np.cumsum(np.where(positive, weight, 0.0)[order])
+    false = np.cumsum(np.where(positive, 0.0, weight)[order])
+    last = (
+        np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.int64)
+    )
+    return true[last], false[last]
+
+
+def purity_at_completeness(
+    score: F64, positive: Bool, completeness: float, weight: F64 | None = None
+) -> float:
+    """Purity of the sample above the threshold that is complete to the given share; nan of one class.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+        Higher is more like the positive class.
+    positive : ndarray of bool, shape (n,)
+    completeness : float
+        Share of the positives above the threshold, at least.
+    weight : ndarray of float64, shape (n,), optional
+        Weight of each object, for another class ratio than the sample's.
+
+    Returns
+    -------
+    float
+    """
+    w = np.ones(len(score)) if weight is None else weight
+    if not positive.any() or positive.all():
+        return float("nan")
+    true, false = _cumulative(score, positive, w)
+    k = int(np.argmax(true >= completeness * true[-1] * (1 - 1e-12)))
+    return float(true[k] / (true[k] + false[k]))
+
+
+def completeness_at_purity(score: F64, positive: Bool, purity: float, weight: F64 | None = None) -> float:
+    """Largest completeness of a sample above a threshold that is at least this pure; 0 if none is, nan of one class."""
+    w = np.ones(len(score)) if weight is None else weight
+    if not positive.any() or positive.all():
+        return float("nan")
+    true, false = _cumulative(score, positive, w)
+    pure = true / (true + false) >= purity
+    return float((true[pure] / true[-1]).max()) if pure.any() else 0.0
+
+
+def true_positives_at(score: F64, positive: Bool, false_share: float) -> float:
+    """Largest share of the positives above a threshold that at most this share of the negatives passes."""
+    if not positive.any() or positive.all():
+        return float("nan")
+    true, false = _cumulative(score, positive, np.ones(len(score)))
+    allowed = false <= false_share * false[-1]
+    return float((true[allowed] / true[-1]).max()) if allowed.any() else 0.0
+
+
+def brier(p_star: F64, star: Bool) -> float:
+    """Mean squared error of the probability; nan of nothing."""
+    return float(np.mean((p_star - star) ** 2)) if len(p_star) else float("nan")
+
+
+def reliability(p_star: F64, star: Bool, bins: int = ECE_BINS) -> tuple[F64, F64, npt.NDArray[np.int64]]:
+    """Mean probability, share of stars and number of objects in bins of equal counts, in order of the probability."""
+    order = np.argsort(p_star, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return (
+        np.array([p_star[part].mean() for part in parts]),
+        np.array([star[part].mean() for part in parts]),
+        np.array([len(part) for part in parts], dtype=np.int64),
+    )
+
+
+def ece(p_star: F64, star: Bool, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: mean difference of probability and share of stars over bins of equal counts.
+
+    Even a perfect classifier has one, of the order of sqrt(p (1 - p) bins / n): see `expected_ece`.
+    """
+    if not len(p_star):
+        return float("nan")
+    p, share, n = reliability(p_star, star, bins)
+    return float((n * np.abs(p - share)).sum() / n.sum())
+
+
+def expected_ece(p_star: F64, bins: int = ECE_BINS, draws: int = 100, seed: int = 0) -> float:
+    """Mean calibration error of this many objects if the probabilities were exact: what noise alone makes of it."""
+    rng = np.random.default_rng(seed)
+    return float(np.mean([ece(p_star, rng.random(len(p_star)) < p_star, bins) for _ in range(draws)]))
+
+
+def bootstrap_interval(
+    figure: Callable[[npt.NDArray[np.int64]], float],
+    field: npt.NDArray[np.int64],
+    draws: int = 300,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of a figure by drawing whole fields, since objects of a field share its PSFs.
+
+    Parameters
+    ----------
+    figure : callable
+        Takes an index array of objects, returns the figure.
+    field : ndarray of int64, shape (n,)
+        Field of each object. Of a single field, objects are drawn instead.
+    draws, seed : int
+
+    Returns
+    -------
+    low, high : float
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(field)
+    if len(names) > 1:
+        members = [np.flatnonzero(field == name) for name in names]
+    else:
+        members = [np.array([k]) for k in range(len(field))]
+    values = [
+        figure(np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))]))
+        for _ in range(draws)
+    ]
+    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return float(low), float(high)

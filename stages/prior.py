@@ -1,0 +1,130 @@
+"""Another prior: probabilities for a sample with another share of stars than the model's training sample had."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from sgclassify.stages.bands import BAND_INDEX
+from sgclassify.stages.errors import UsageError
+from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
+from sgclassify.stages.tile import TileStamps
+
+F64 = npt.NDArray[np.float64]
+
+PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
+"""Where the magnitude of a table's prior is taken from: the first of these bands that was used and has a flux."""
+
+EDGE: Final = 2.0**-24
+"""A re-weighted probability stays this far from 0 and 1: half of the spacing of float32 below 1."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Share of stars among stars and galaxies, constant or by magnitude.
+
+    Attributes
+    ----------
+    star_fraction : tuple of float
+        Within (0, 1); one number is the share at every magnitude.
+    magnitude : tuple of float
+        AB magnitudes of the shares, ascending. Linear between them; beyond the ends, the share of the end.
+    """
+
+    star_fraction: tuple[float, ...]
+    magnitude: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        if not self.star_fraction or len(self.star_fraction) != len(self.magnitude):
+            raise UsageError("the prior needs one share of stars for each magnitude")
+        if not all(0.0 < share < 1.0 for share in self.star_fraction):
+            raise UsageError("a prior share of stars must lie between 0 and 1, and be neither")
+        if not np.isfinite(self.magnitude).all() or (np.diff(self.magnitude) <= 0).any():
+            raise UsageError("the magnitudes of a prior must ascend")
+
+    def at(self, magnitude: F64) -> F64:
+        """Share of stars at some magnitudes; where they are nan, that of the faint end."""
+        faint = np.where(np.isnan(magnitude), np.inf, magnitude)
+        return np.asarray(np.interp(faint, self.magnitude, self.star_fraction))
+
+    def describe(self) -> Any:
+        """The share, or the table as a dict, for the record of a run."""
+        if len(self.star_fraction) == 1:
+            return self.star_fraction[0]
+        return {"magnitude": list(self.magnitude), "star_fraction": list(self.star_fraction)}
+
+    def as_text(self) -> str:
+        """`describe` as a text, for the metadata of a file."""
+        return json.dumps(self.describe())
+
+
+def read_prior(path: Path) -> Prior:
+    """Read a table of the prior by magnitude.
+
+    Parameters
+    ----------
+    path : Path
+        CSV (with a header) or Parquet file with the columns ``magnitude`` and ``star_fraction``.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or its numbers are no prior.
+    """
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pacsv.read_csv(path)
+        columns = [table[name].cast(pa.float64()).to_pylist() for name in ("star_fraction", "magnitude")]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{path}: not a CSV or Parquet table with the columns magnitude and star_fraction: {error}"
+        ) from error
+    if any(value is None for column in columns for value in column):
+        raise UsageError(f"{path}: a number of the prior is missing")
+    try:
+        return Prior(*(tuple(column) for column in columns))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def magnitudes(stamps: TileStamps) -> F64:
+    """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else nan.
+
+    It is what the stage measures itself: near the total magnitude for stars and small galaxies.
+    """
+    flux = FLUX_SOFTENING * np.sinh(stamps.features[:, :, FEATURES.index("flux")].astype(np.float64))
+    flux = np.where(stamps.used & (flux > 0), flux, np.nan)
+    result = np.full(len(stamps), np.nan)
+    for band in reversed(PRIOR_BANDS):
+        here = flux[:, BAND_INDEX[band]]
+        result = np.where(np.isnan(here), result, 22.5 - 2.5 * np.log10(here))
+    return result
+
+
+def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:
+    """Turn probabilities under one prior into those under another, by Bayes' rule.
+
+    Parameters
+    ----------
+    p_star : ndarray of float, shape (n,)
+        Under the prior `old`; nan stays nan.
+    old : float
+        Share of stars that they assume.
+    new : ndarray of float64, shape (n,), or float
+        Share of stars to assume instead. Where it is `old`, nothing changes.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Where something changes, at least `EDGE` from 0 and from 1.
+    """
+    p = np.asarray(p_star, dtype=np.float64)
+    star, galaxy = p * new * (1.0 - old), (1.0 - p) * (1.0 - np.asarray(new)) * old
+    return np.where(np.asarray(new) == old, p, np.clip(star / (star + galaxy), EDGE, 1.0 - EDGE))
