@@ -148,15 +148,19 @@ class Baselines:
         weight = np.where(used.star, prior / share, (1 - prior) / (1 - share))
         self.prior, self.n_training = prior, len(index)
         self.fitted: dict[str, Any] = {}
+        self.columns: dict[str, npt.NDArray[np.bool_]] = {}
         for name, columns in _inputs(used).items():
             settings = LARGE_TREES if name.startswith("trees") else SMALL_TREES
             trees = HistGradientBoostingClassifier(random_state=0, **settings)
-            self.fitted[name] = trees.fit(columns, used.star, sample_weight=weight)
+            # scikit-learn cannot bin a column without a value
+            self.columns[name] = np.isfinite(columns).any(axis=0)
+            self.fitted[name] = trees.fit(columns[:, self.columns[name]], used.star, sample_weight=weight)
 
     def probabilities(self, m: Measured) -> dict[str, F64]:
         """Probability of being a star by each method, shape (n,)."""
         result = {
-            name: self.fitted[name].predict_proba(columns)[:, 1] for name, columns in _inputs(m).items()
+            name: self.fitted[name].predict_proba(columns[:, self.columns[name]])[:, 1]
+            for name, columns in _inputs(m).items()
         }
         for name, p in result.items():
             if name != "trees_features":

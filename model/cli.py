@@ -73,7 +73,10 @@ def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int,
     "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."
 )
 @click.option("--class-balance/--no-class-balance", default=None, help="Weigh either class alike.")
-@click.option("--precision", type=click.Choice(("fp32", "bf16")), default=None)
+@click.option("--learning-rate", type=float, default=None, help="Peak rate of the second stage.")
+@click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
+@click.option("--seed", type=int, default=None)
+@click.option("--initial", type=FILE, help="Checkpoint of another training to start from.")
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
@@ -81,7 +84,15 @@ def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int,
     "--max-minutes", type=float, default=math.inf, help="Cut the passes so that training ends in time."
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
-def train(data: Path, output: Path, device: str, max_minutes: float, resume: bool, **recipe: Any) -> None:
+def train(
+    data: Path,
+    output: Path,
+    device: str,
+    max_minutes: float,
+    resume: bool,
+    initial: Path | None,
+    **recipe: Any,
+) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
@@ -92,7 +103,9 @@ def train(data: Path, output: Path, device: str, max_minutes: float, resume: boo
     _log()
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
     try:
-        trained = run_training(data, output, chosen, device=device, resume=resume, max_minutes=max_minutes)
+        trained = run_training(
+            data, output, chosen, device=device, resume=resume, max_minutes=max_minutes, initial=initial
+        )
     except SgClassifyError as error:
         raise click.ClickException(str(error)) from error
     if trained is None:
@@ -103,7 +116,6 @@ def train(data: Path, output: Path, device: str, max_minutes: float, resume: boo
         path = output / ("model.pt" if name == chosen.modality else f"{name}.pt")
         contract = export(trained, sample, sha256_of(data / "manifest.json"), path, name)
         click.echo(f"{path}: {contract.model_id}, temperature {contract.temperature:.3f}")
-    (output / "history.json").write_text(json.dumps(trained.history, indent=1))
     draw_history(trained.history, output / "curves.png")
 
 

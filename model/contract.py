@@ -37,6 +37,8 @@ class ModelContract:
         Share of stars (stars / (stars + galaxies)) that the probabilities assume.
     training_set_id : str
         Checksum of the manifest of the training data.
+    n_parameters : int
+        Trained numbers of the network.
     training : dict
         How it was trained: recipe, sample sizes, validation figures; for people.
     inputs, bands, features, class_order : tuple of str
@@ -56,6 +58,7 @@ class ModelContract:
     prior_star_fraction: float
     training_set_id: str
     calibration: dict[str, object] = dataclasses.field(default_factory=dict)
+    n_parameters: int = 0
     training: dict[str, object] = dataclasses.field(default_factory=dict)
     inputs: tuple[str, ...] = INPUTS
     bands: tuple[str, ...] = BANDS

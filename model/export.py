@@ -67,6 +67,7 @@ def export(
         calibration={name: value.tolist() for name, value in calibration.named_parameters()},
         prior_star_fraction=trained.prior_star_fraction,
         training_set_id=training_set_id,
+        n_parameters=sum(p.numel() for p in trained.network.parameters()),
         training={"recipe": trained.recipe, "counts": trained.counts, "validation": trained.history[-1:]},
     )
     rows = np.unique(np.linspace(0, len(sample) - 1, N_REFERENCE).astype(np.int64))
