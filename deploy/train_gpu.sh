@@ -3,7 +3,7 @@
 #
 #   deploy/train_gpu.sh OUTPUT [FIELDS [PROCESSES]]
 #
-# OUTPUT     folder for data/ (shards), model/ (checkpoint, curves.png, model.pt) and evaluation.json
+# OUTPUT     folder for data/ (shards), model/ (checkpoint, curves.png, model.pt), validation.json and shifted.json
 # FIELDS     simulated fields; the default is more than the paper's sample
 # PROCESSES  that make the data; the default is one a core
 #

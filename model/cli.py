@@ -76,7 +76,7 @@ def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int,
 @click.option("--learning-rate", type=float, default=None, help="Peak rate of the second stage.")
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=int, default=None)
-@click.option("--initial", type=FILE, help="Checkpoint of another training to start from.")
+@click.option("--initial", type=FILE, help="Checkpoint or archive of another training to start from.")
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
@@ -185,30 +185,41 @@ def evaluate(
 @click.option(
     "--part", type=click.Choice(("validation", "test", "shifted")), default="test", show_default=True
 )
-@click.option("--model", type=FILE, help="Model archive. [default: the shipped one]")
 @click.option(
-    "--other", multiple=True, metavar="NAME=FILE", help="Another archive, say of an ablation; repeatable."
+    "--model",
+    "given",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Model archive [default: the shipped one]; with a name, another beside it, say of an ablation. Repeatable.",
 )
+@click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
-def baselines(data: Path, part: str, model: Path | None, other: tuple[str, ...], output: Path) -> None:
-    """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees."""
+def baselines(data: Path, part: str, given: tuple[str, ...], found_only: bool, output: Path) -> None:
+    """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
+
+    What a method has no value for gets the prior; prints how many these are.
+    """
     import pyarrow.parquet as pq
 
-    from sgclassify.model.baselines import score_part
+    from sgclassify.model.baselines import METHODS, as_text, score_part
 
-    models: dict[str, Path | None] = {"model": model}
-    for text in other:
-        name, _, path = text.partition("=")
-        if not name.isidentifier() or not path or name == "model":
-            raise click.UsageError(f"--other wants NAME=FILE, not {text}")
+    models: dict[str, Path | None] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name.isidentifier():
+            name, path = "model", text
+        elif name in ("model", "star", "galaxy", *METHODS):
+            raise click.UsageError(f"--model {text}: the name {name} is taken")
+        if name in models or not path:
+            raise click.UsageError(
+                f"--model {text}: give one archive without a name, and others as NAME=FILE"
+            )
         models[name] = Path(path)
     try:
-        table, told = score_part(data, part, models)
+        table, told = score_part(data, part, {"model": None} | models, found_only)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, output)
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, output)
-    click.echo(
-        f"{output}: {table.num_rows} objects; baselines fitted to {told['fitted_to']} objects;"
-        f" SExtractor found {100 * told['coverage']:.1f} % of the stars and galaxies"
-    )
+    click.echo(f"{output}: {table.num_rows} objects")
+    click.echo(as_text(told))

@@ -108,10 +108,10 @@ class Classifier:
         """Mean of the probability over the eight symmetries of the square, shape (n,), at eight times the cost."""
         total = np.zeros(len(stamps))
         for k in range(8):
-            image, valid, psf = (
-                np.rot90(a if k < 4 else a[..., ::-1], k, axes=(2, 3))
-                for a in (stamps.image, stamps.valid, stamps.psf)
-            )
+            mirror = -1 if k >= 4 else 1
+            image = np.rot90(stamps.image[..., ::mirror], k, axes=(2, 3))
+            valid = np.rot90(stamps.valid[..., ::mirror], k, axes=(2, 3))
+            psf = np.rot90(stamps.psf[..., ::mirror], k, axes=(2, 3))
             total += self.score_arrays(image, valid, stamps.sigma, stamps.features, psf)
         return (total / 8.0).astype(np.float32)
 

@@ -11,9 +11,11 @@ import json
 import logging
 import math
 import os
+import pickle
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from scipy.optimize import minimize
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 CLASSES: Final = ("star", "galaxy")
 
 BATCH_NORM_SAMPLE: Final = 6_000
-"""Objects that the statistics of the final weights are measured on."""
+"""Objects that the statistics of the final weights are measured on; a third of them before each validation."""
 
 VALIDATION_SAMPLE: Final = 16_000
 """Objects that the epochs are compared on, drawn from all validation fields."""
@@ -60,6 +63,9 @@ CORE_PX: Final = 5.0
 """Half-width (pixels) of the middle of a stamp in which no pixel is masked for training."""
 
 CALIBRATION_FOLDS: Final = 5
+
+CALIBRATION_LIMITS: Final = (2.0, 0.5)
+"""Largest logarithm of the temperature, or offset, and largest slope of either with brightness."""
 
 FEATURE_GROUPS: Final = tuple(
     [k for k, name in enumerate(FEATURES) if name.startswith(prefixes)]
@@ -96,10 +102,10 @@ class Recipe:
     pretrained_rate : float
         Factor of the learning rate of what the first stage has trained, in the second.
     weight_decay : float
-    augmentation : bool
-        Whether anything below, down to `mask_rate`, is done.
     band_dropout : float
         Share of objects that lose a random subset of their bands, so that missing bands are familiar.
+    augmentation : bool
+        Whether stamps are turned and anything below, down to `mask_rate`, is done.
     psf_dropout : float
         Share of objects, and of bands, whose PSF is hidden, as in exposures without stars.
     header_dropout : float
@@ -121,7 +127,7 @@ class Recipe:
     auxiliary_weight : float
         Weight of the losses of the image alone and of the sequence alone beside the fused one.
     ema_decay : float
-        Decay of the exponential moving average of the weights, per step.
+        Decay of the exponential moving average of the weights, per step; less in the first steps.
     patience : int
         Epochs without a better validation loss after which a stage ends.
     precision : str
@@ -139,8 +145,8 @@ class Recipe:
     sequence_learning_rate: float = 3e-3
     pretrained_rate: float = 0.3
     weight_decay: float = 0.02
-    augmentation: bool = True
     band_dropout: float = 0.4
+    augmentation: bool = True
     psf_dropout: float = 0.05
     header_dropout: float = 0.2
     feature_dropout: float = 0.03
@@ -279,7 +285,7 @@ def cropped(batch: list[Tensor], size: int) -> list[Tensor]:
 
 
 def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, size: int) -> list[Tensor]:
-    """Vary stamps and hide what a night may not have.
+    """Vary stamps and hide what a night may not have; only bands where the recipe wants no augmentation.
 
     Stamps are turned, mirrored and moved by whole pixels, and cut to `size`; noise and an offset of the sky are added;
     columns and blobs away from the source are masked; bands, the PSF and groups of features are hidden. Fractions of a
@@ -300,7 +306,25 @@ def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, siz
     -------
     list of Tensor
     """
-    image, valid, sigma, features, psf = batch
+    image, valid, sigma, features, psf = batch if recipe.augmentation else cropped(batch, size)
+    if recipe.augmentation:
+        image, valid, sigma, psf = _varied(image, valid, sigma, psf, recipe, generator, size)
+    keep, no_psf, features = hide(present_bands(valid), features, recipe, generator)
+    valid = valid & keep[:, :, None, None]
+    psf = psf.masked_fill((no_psf | ~keep)[:, :, None, None], 0.0)
+    return [image, valid, sigma, features, psf]
+
+
+def _varied(
+    image: Tensor,
+    valid: Tensor,
+    sigma: Tensor,
+    psf: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Stamps, masks, noise and PSFs after all that is done to pixels."""
     n, device = len(image), image.device
 
     def draw(*shape: int) -> Tensor:
@@ -313,11 +337,7 @@ def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, siz
     normal = torch.randn(image.shape, generator=generator, device=device)
     image = image + valid * (extra[:, :, None, None] * normal + offset[:, :, None, None])
     sigma = torch.sqrt(sigma**2 + extra**2)
-    valid = valid & ~_masked(draw(5, n, N_BANDS), size, recipe.mask_rate)
-    keep, no_psf, features = hide(present_bands(valid), features, recipe, generator)
-    valid = valid & keep[:, :, None, None]
-    psf = torch.where(no_psf[:, :, None, None], torch.zeros_like(psf), psf)
-    return [image, valid, sigma, features, psf]
+    return image, valid & ~_masked(draw(5, n, N_BANDS), size, recipe.mask_rate), sigma, psf
 
 
 def hide(
@@ -332,12 +352,19 @@ def hide(
     # a rate of its own for each object, so that few and many missing bands are equally common
     keep = (draw(n, N_BANDS) > draw(n, 1)) | (draw(n, 1) >= recipe.band_dropout)
     keep |= ~(keep & present).any(dim=1, keepdim=True)
-    no_psf = (draw(n, 1) < recipe.psf_dropout) | (draw(n, N_BANDS) < recipe.psf_dropout)
+    no_psf = torch.zeros_like(keep)
     hidden = torch.zeros(features.shape, dtype=torch.bool, device=device) | ~keep[:, :, None]
-    for k, group in enumerate(FEATURE_GROUPS):
-        rate = recipe.header_dropout if k == 1 else recipe.feature_dropout
-        hidden[:, :, group] |= (no_psf if k == 0 else draw(n, 1) < rate)[:, :, None]
-    return keep, no_psf, features.masked_fill(hidden, torch.nan)
+    if recipe.augmentation:
+        no_psf = (draw(n, 1) < recipe.psf_dropout) | (draw(n, N_BANDS) < recipe.psf_dropout)
+        for k, group in enumerate(FEATURE_GROUPS):
+            rate = recipe.header_dropout if k == 1 else recipe.feature_dropout
+            hidden[:, :, group] |= (no_psf if k == 0 else draw(n, 1) < rate)[:, :, None]
+    stars = FEATURES.index("psf_stars")
+    counted = torch.isfinite(features[:, :, stars])
+    features = features.masked_fill(hidden, torch.nan)
+    # an exposure without point sources counts 0 of them
+    features[:, :, stars] = torch.where(no_psf & keep & counted, 0.0, features[:, :, stars])
+    return keep, no_psf, features
 
 
 def _moved(stacks: list[Tensor], size: int, turn: Tensor, move: Tensor, shift_rate: float) -> list[Tensor]:
@@ -401,7 +428,7 @@ def predict(
     network.eval()
     parts = []
     with torch.inference_mode():
-        for index in torch.arange(len(rows)).split(256):
+        for index in torch.split(torch.arange(len(rows)), 256):
             if sequence_only:
                 logits = _SequenceOnly(network)(*rows.sequence_batch(index, device))
                 heads = torch.stack([torch.zeros_like(logits), torch.zeros_like(logits), logits])
@@ -439,24 +466,23 @@ def prior_weights(share: float, prior_star_fraction: float) -> Tensor:
 def _fitted(
     logits: Tensor, brightness: Tensor, label: Tensor, weight: Tensor, free: tuple[int, int]
 ) -> Calibration:
-    """Calibration with the first ``free`` terms of temperature and offset fitted."""
-    calibration = Calibration()
-    masks = [torch.arange(2) < count for count in free]
-    optimizer = torch.optim.LBFGS(
-        calibration.parameters(), lr=0.5, max_iter=100, line_search_fn="strong_wolfe"
-    )
+    """Calibration with the first ``free`` terms of temperature and offset fitted, within bounds."""
+    calibration = Calibration().double()
+    parameters = (calibration.log_temperature, calibration.offset)
+    inputs = logits.double(), brightness.double()
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(calibration(logits, brightness), label, weight=weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for parameter, mask in zip((calibration.log_temperature, calibration.offset), masks, strict=True):
-            if parameter.grad is not None:
-                parameter.grad *= mask
-        return loss
+    def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        with torch.no_grad():
+            for parameter, two in zip(parameters, torch.from_numpy(values).split(2), strict=True):
+                parameter.copy_(two)
+        loss = nn.functional.cross_entropy(calibration(*inputs), label, weight=weight.double())
+        gradient = torch.autograd.grad(loss, parameters)
+        return float(loss.detach()), torch.cat(gradient).numpy()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return calibration.requires_grad_(False)
+    limits = ((CALIBRATION_LIMITS[k] if k < count else 0.0) for count in free for k in range(2))
+    found = minimize(cost, np.zeros(4), jac=True, method="L-BFGS-B", bounds=[(-x, x) for x in limits])
+    cost(found.x)
+    return calibration.float().requires_grad_(False)
 
 
 CALIBRATIONS: Final = ((1, 0), (2, 0), (2, 1), (2, 2))
@@ -506,6 +532,41 @@ def one_cycle(progress: float) -> float:
     return 0.001 + 0.999 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - 0.2) / 0.8)))
 
 
+def measure_batch_norm(network: FusionNetwork, rows: Rows, recipe: Recipe, side: int, count: int) -> None:
+    """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics.
+
+    Parameters
+    ----------
+    network : FusionNetwork
+        Left in evaluation mode.
+    rows : Rows
+        Objects, of which `count` random ones are taken, augmented as in training.
+    recipe : Recipe
+    side : int
+        Size of the stamps, pixels.
+    count : int
+    """
+    device = next(network.parameters()).device
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [layer.momentum for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    generator = torch.Generator(device=device).manual_seed(recipe.seed)
+    few = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))
+    with torch.no_grad():
+        for index in torch.split(few[:count], recipe.batch_size):
+            # a batch of one has no variance
+            if len(index) > 1:
+                image, valid, sigma, _, psf = augment(rows.batch(index, device), recipe, generator, side)
+                network.image_encoder(image, valid, sigma, psf)
+    for layer, value in zip(layers, momentum, strict=True):
+        layer.momentum = value
+    network.eval()
+
+
 @dataclass
 class Trained:
     """Outcome of a training.
@@ -544,6 +605,33 @@ class _SequenceOnly(nn.Module):
     def forward(self, present: Tensor, features: Tensor) -> Tensor:
         out: Tensor = self.head(self.encoder(features, present))
         return out
+
+
+FIRST_LAYER: Final = "image_encoder.backbone.conv1.0.weight"
+
+
+def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Weights of a checkpoint, the best so far, or of an archive."""
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+            module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+        prefix = "network."
+        return {
+            name.removeprefix(prefix): value
+            for name, value in module.float().state_dict().items()
+            if name.startswith(prefix)
+        }
+    except RuntimeError:
+        pass  # no archive
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)["best"]
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path}: neither a checkpoint of a training nor a model archive: {error}"
+        ) from error
+    return found
 
 
 @contextmanager
@@ -626,7 +714,7 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         self.network = FusionNetwork(self.size)
         fit_normalization(self.network, self.rows.features)
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             # room for network, optimizer and batches beside the data
@@ -672,12 +760,20 @@ class _Trainer:
         self.best, self.state, self.optimizer_state = found["best"], found["state"], found["optimizer"]
 
     def start_from(self, path: Path) -> None:
-        """Take from the checkpoint of another training what has the same names and shapes."""
-        found = torch.load(path, map_location=self.device, weights_only=True)["best"]
+        """Take from a checkpoint or an archive what has the same names and shapes."""
+        found = _weights_of(path, self.device)
         own = self.network.state_dict()
-        taken = {name: t for name, t in found.items() if name in own and t.shape == own[name].shape}
-        self.network.load_state_dict(taken, strict=False)
+        taken = [name for name in own if name in found and found[name].shape == own[name].shape]
+        own |= {name: found[name] for name in taken}
+        old, new = found.get(FIRST_LAYER), own[FIRST_LAYER]
+        if FIRST_LAYER not in taken and old is not None and old.shape[1] < new.shape[1]:
+            # channels were added behind those that were there
+            new[:, : old.shape[1]] = old
+            taken.append(FIRST_LAYER)
+            logger.info("the first layer has %d channels there, %d here", old.shape[1], new.shape[1])
+        self.network.load_state_dict(own)
         logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
+        logger.info("not taken: %s", ", ".join(sorted(own.keys() - taken)) or "none")
 
     def optimizer(self, joint: bool) -> torch.optim.AdamW:
         """AdamW over what the stage trains; biases, norms and positions do not decay."""
@@ -733,9 +829,8 @@ class _Trainer:
         torch.manual_seed(seed)  # of the dropout
         generator = torch.Generator(device=self.device).manual_seed(seed)
         if joint:
-            change = recipe.augmentation
-            inputs = augment(inputs, recipe, generator, side) if change else cropped(inputs, side)
-        elif recipe.augmentation:
+            inputs = augment(inputs, recipe, generator, side)
+        else:
             present, features = inputs
             keep, _, features = hide(present, features, recipe, generator)
             inputs = [present & keep, features]
@@ -755,6 +850,8 @@ class _Trainer:
     def validate(self, joint: bool, side: int, epoch: float) -> None:
         """Add a row to the history, and keep the averaged weights if they are the best so far."""
         state = self.state
+        if joint:
+            measure_batch_norm(self.average, self.rows, self.recipe, side, BATCH_NORM_SAMPLE // 3)
         logits = predict(self.average, self.validation, self.device, side, not joint)
         row: dict[str, Any] = {
             "stage": "joint" if joint else "sequence",
@@ -806,16 +903,19 @@ class _Trainer:
             model = DistributedDataParallel(model, find_unused_parameters=recipe.modality != "fused")
         if state["step"] == 0:
             self.average.load_state_dict(self.network.state_dict())
-        weights, averages = (list(n.state_dict().values()) for n in (self.network, self.average))
-        floats = [k for k, t in enumerate(weights) if t.is_floating_point()]
-        average = get_ema_multi_avg_fn(recipe.ema_decay)
+        weights, averages = (
+            [t for t in n.state_dict().values() if t.is_floating_point()]
+            for n in (self.network, self.average)
+        )
         start = time.monotonic() - state["spent"]
         saved = time.monotonic()
         self.network.train()
         batches = self.batches(joint, steps, size)
         while True:
-            state["spent"] = time.monotonic() - start
-            spent, ended, worse = self.agreed(state["spent"], float(stop.is_set()), state["since_best"])
+            spent, ended, worse = self.agreed(
+                time.monotonic() - start, float(stop.is_set()), state["since_best"]
+            )
+            state["spent"] = spent
             if ended:
                 self.save(optimizer)
                 raise SystemExit(128 + signal.SIGTERM)
@@ -835,14 +935,23 @@ class _Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             optimizer.step()
+            # at first a short memory: the weights that training began with are no good
+            decay = min(recipe.ema_decay, (1 + state["step"]) / (10 + state["step"]))
             with torch.no_grad():
-                average([averages[k] for k in floats], [weights[k] for k in floats], 0)
+                get_ema_multi_avg_fn(decay)(averages, weights, 0)  # type: ignore[no-untyped-call]
             state["step"] += 1
             state["cost"] += SMALL_COST if shrunk else 1.0
             state["count"] += 1
             # on a GPU, waiting for the loss of every step would hold up the next
             if self.device.type == "cpu" or state["step"] % 20 == 0:
-                state["total"] += float(loss.detach()) * (1 if self.device.type == "cpu" else 20)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise UsageError(
+                        f"the training diverged at step {state['step']} of the {'second' if joint else 'first'} stage;"
+                        f" the last checkpoint in {self.out_dir} is from before: start again from it by --initial,"
+                        " with a lower --learning-rate or --precision fp32"
+                    )
+                state["total"] += value * (1 if self.device.type == "cpu" else 20)
             if state["step"] % 100 == 0 and joint and self.rank == 0:
                 logger.info(
                     "step %d, %d px, %.1f %% done: loss %.4f",
@@ -881,33 +990,11 @@ class _Trainer:
             self.state |= {"stage": number + 1, "step": 0, "cost": 0.0, "began": self.state["spent"]}
             self.state |= {"best_loss": math.inf, "best_side": 0, "since_best": 0}
 
-    def measure_batch_norm(self) -> None:
-        """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics."""
-        layers = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-        momentum = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain mean over the batches
-        self.network.train()
-        generator = torch.Generator(device=self.device).manual_seed(self.recipe.seed)
-        few = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.recipe.seed))
-        with torch.no_grad():
-            for index in few[:BATCH_NORM_SAMPLE].split(self.recipe.batch_size):
-                # a batch of one has no variance
-                if len(index) > 1:
-                    batch = self.rows.batch(index, self.device)
-                    if self.recipe.augmentation:
-                        batch = augment(batch, self.recipe, generator, self.size)
-                    self.network(*batch)
-        for layer, value in zip(layers, momentum, strict=True):
-            layer.momentum = value
-        self.network.eval()
-
     def finish(self) -> Trained:
         """Calibrate the best weights."""
         modality = self.recipe.modality
         if modality != "sequence":
-            self.measure_batch_norm()
+            measure_batch_norm(self.network, self.rows, self.recipe, self.size, BATCH_NORM_SAMPLE)
         logits = predict(self.network, self.calibration, self.device, self.size, modality == "sequence")
         brightness = Calibration.brightness(self.calibration.features)
         calibrations = {
@@ -964,7 +1051,8 @@ def train(
     max_minutes : float
         Shorten the schedule so that training ends in this time.
     initial : Path, optional
-        Checkpoint of another training to start from, as far as names and shapes agree.
+        Checkpoint or archive of another training to start from, as far as names and shapes agree; of a first layer
+        with fewer channels, those that it has.
 
     Returns
     -------

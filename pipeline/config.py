@@ -180,7 +180,7 @@ def _value(value: Any, kind: str, where: str, key: str) -> Any:
     wanted = {"int": int, "float": float, "str": str, "bool": bool, "StageConfig": StageConfig}[kind]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UsageError(f"{where} is {value!r}, it must be of type {kind}")
-    if wanted in (int, float):
+    if isinstance(value, int | float) and wanted is not bool:
         low, high = _RANGE.get(key, (0.0, math.inf))
         if not (low <= value <= high and math.isfinite(value)):
             raise UsageError(f"{where} is {value!r}, it must be between {low:g} and {high:g}")

@@ -220,22 +220,10 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
     if done is not None:
         return done
     folder.mkdir(parents=True, exist_ok=True)
-    sky_seed, *seeds = np.random.SeedSequence((config.seed, field_index)).spawn(
-        1 + len(BANDS) * config.exposures_per_band
-    )
-    rng = np.random.default_rng(sky_seed)
-    model = _draw_model(config, rng)
-    sources = draw_sources(model, rng)
-    roll, quality = float(rng.uniform(0.0, 360.0)), float(rng.uniform(*config.psf_quality))
+    model, sources, roll, quality, exposures = _draw_field(config, field_index)
     truth = folder / "truth.parquet"
     write_table(truth, truth_table(sources, field_index))
-    images = []
-    for number, seed in enumerate(seeds):
-        # Every band has its seeds whether it is observed or not: leaving one out changes no other.
-        band = BANDS[number % len(BANDS)]
-        if band in config.bands:
-            run = _Exposure(config, field_index, number, band, roll, quality, np.random.default_rng(seed))
-            images.append(run.make(sources, model, folder))
+    images = [exposure.make(sources, model, folder) for exposure in exposures]
     record = {
         "config": config.digest(), "field": field_index, "seed": config.seed, "n_sources": len(sources),
         "images": [path.name for path in images], "sky": asdict(model), "roll_deg": roll,
@@ -243,6 +231,28 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
     }  # fmt: skip
     write_atomic_text(json.dumps(record, indent=1) + "\n", folder / "field.json")
     return FieldResult(field_index, folder, tuple(images), truth, len(sources))
+
+
+def replay(config: SimulationConfig, field_index: int) -> tuple[SkyModel, Sources, list[Conditions]]:
+    """What one field was made of, drawn again without exposing anything: for those who may know the truth.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        What was simulated.
+    field_index : int
+        Number of the field, from 0.
+
+    Returns
+    -------
+    model : SkyModel
+    sources : Sources
+        In the order of the truth table.
+    conditions : list of Conditions
+        Of every exposure, in the order of `FieldResult.images`.
+    """
+    model, sources, _, _, exposures = _draw_field(config, field_index)
+    return model, sources, [exposure.conditions(model) for exposure in exposures]
 
 
 def simulate(
@@ -321,6 +331,60 @@ def _draw_model(config: SimulationConfig, rng: np.random.Generator) -> SkyModel:
     )
 
 
+def _draw_field(
+    config: SimulationConfig, field_index: int
+) -> tuple[SkyModel, Sources, float, float, list[_Exposure]]:
+    sky_seed, *seeds = np.random.SeedSequence((config.seed, field_index)).spawn(
+        1 + len(BANDS) * config.exposures_per_band
+    )
+    rng = np.random.default_rng(sky_seed)
+    model = _draw_model(config, rng)
+    sources = draw_sources(model, rng)
+    roll, quality = float(rng.uniform(0.0, 360.0)), float(rng.uniform(*config.psf_quality))
+    # Every band has its seeds whether it is observed or not: leaving one out changes no other.
+    exposures = [
+        _Exposure(config, field_index, number, band, roll, quality, np.random.default_rng(seed))
+        for number, seed in enumerate(seeds)
+        if (band := BANDS[number % len(BANDS)]) in config.bands
+    ]
+    return model, sources, roll, quality, exposures
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How one exposure was taken.
+
+    Attributes
+    ----------
+    band : str
+    pointing : Pointing
+        Where the detector looked.
+    true_header, header : astropy.io.fits.Header
+        World coordinates: the true ones, and those that the image claims.
+    detector : DetectorModel
+        The detector.
+    zero_point, claimed_zero_point : float
+        AB magnitude of 1 e-/s: the true one, and the one in the header.
+    sky : float
+        Sky background, e-/s per pixel.
+    noise : float
+        Standard deviation of the noise of an empty pixel, e-/s.
+    psf : PsfField
+        Point-spread function.
+    """
+
+    band: str
+    pointing: Pointing
+    true_header: fits.Header
+    header: fits.Header
+    detector: DetectorModel
+    zero_point: float
+    claimed_zero_point: float
+    sky: float
+    noise: float
+    psf: PsfField
+
+
 @dataclass(frozen=True, slots=True)
 class _Exposure:
     config: SimulationConfig
@@ -331,11 +395,10 @@ class _Exposure:
     quality: float
     rng: np.random.Generator
 
-    def make(self, sources: Sources, model: SkyModel, folder: Path) -> Path:
-        config, rng, shape = self.config, self.rng, self.config.detector_shape
+    def conditions(self, model: SkyModel) -> Conditions:
+        config, rng = self.config, self.rng
         pointing = self._pointing(model)
         true_header = wcs_header(pointing)
-        true_wcs = WCS(true_header)
         header = self._claimed(true_header)
         detector = self._detector()
         spec = FILTERS[self.band]
@@ -344,7 +407,18 @@ class _Exposure:
         sky = spec.sky * float(rng.uniform(*config.sky_scale))
         variance = (sky + detector.dark) * detector.exposure_time + detector.read_noise**2
         noise = float(np.sqrt(variance) / detector.exposure_time)
-        psf = PsfField(draw_psf(self.band, config.psf_families, self.quality, config.psf_nodes, rng), shape)
+        drawn = draw_psf(self.band, config.psf_families, self.quality, config.psf_nodes, rng)
+        psf = PsfField(drawn, config.detector_shape)
+        return Conditions(
+            self.band, pointing, true_header, header, detector, zero_point, claimed_zero_point, sky, noise, psf
+        )  # fmt: skip
+
+    def make(self, sources: Sources, model: SkyModel, folder: Path) -> Path:
+        config, rng, shape = self.config, self.rng, self.config.detector_shape
+        taken = self.conditions(model)
+        detector, header, psf = taken.detector, taken.header, taken.psf
+        zero_point, claimed_zero_point = taken.zero_point, taken.claimed_zero_point
+        sky, noise, true_wcs = taken.sky, taken.noise, WCS(taken.true_header)
 
         x, y = (
             true_wcs.all_world2pix(sources.ra, sources.dec, 0) if len(sources) else (sources.ra, sources.dec)
@@ -356,7 +430,7 @@ class _Exposure:
         fwhm_px = psf.fwhm_px()
         labels = ExposureLabels(
             obsid=f"{10_800_000_000 + self.field_index * 1000 + self.number}",
-            chip=pointing.chip,
+            chip=taken.pointing.chip,
             band=self.band,
             start=start_of(self.field_index * 1000 + self.number),
             zero_point=claimed_zero_point,

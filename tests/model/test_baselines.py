@@ -2,74 +2,124 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from types import SimpleNamespace
 
-from sgclassify.model.baselines import Baselines, Measured, class_star
-from sgclassify.model.dataset import CATALOG_COLUMNS
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgclassify.model import baselines as baselines_module
+from sgclassify.model.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
+from sgclassify.model.cli import baselines as command
+from sgclassify.model.cli import evaluate as evaluate_command
+from sgclassify.model.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
 
+G, R, I = (BAND_INDEX[band] for band in "gri")  # noqa: E741
 
-def measured(n, seed, found=1.0):
-    """Half stars; SExtractor's numbers separate the classes with some noise, in two bands."""
+
+def measured(n, seed, found=1.0, share=0.5):
+    """Objects of which a share are stars; SExtractor's numbers tell them apart with some noise, in r and i."""
     rng = np.random.default_rng(seed)
-    star = rng.random(n) < 0.5
+    star = rng.random(n) < share
     catalog = np.full((n, 7, len(CATALOG_COLUMNS)), np.nan, np.float32)
 
     def put(name, values):
-        catalog[:, 3:5, CATALOG_COLUMNS.index(name)] = values
+        catalog[:, [R, I], CATALOG_COLUMNS.index(name)] = values
 
     noise = rng.normal(0, 0.05, (n, 2))
-    put("Mag_Kron", rng.uniform(20, 25, n)[:, None])
-    put("MagErr_Kron", 0.02)
-    put("Mag_Model", catalog[:, 3:5, CATALOG_COLUMNS.index("Mag_Kron")])
-    put("MagErr_Model", 0.02)
+    magnitude = rng.uniform(20, 25, n)[:, None]
+    put("Mag_Kron", magnitude)
+    put("Mag_Model", magnitude)
     put("Class_Star", np.where(star, 0.9, 0.1)[:, None] + noise)
     put("Spread_Model", np.where(star, 0.0, 0.01)[:, None] + 0.03 * noise)
     put("SpreadErr_Model", 0.001)
-    put(
-        "Mag_PSF",
-        catalog[:, 3:5, CATALOG_COLUMNS.index("Mag_Kron")] + np.where(star, 0, 0.3)[:, None] + noise,
-    )
+    put("Mag_PSF", magnitude + np.where(star, 0, 0.3)[:, None] + noise)
     put("Mag_Aper1", 23.0 + np.where(star, 0.0, 0.2)[:, None] + noise)
-    put("MagErr_Aper1", 0.02)
     put("Mag_Aper3", 22.8)
-    put("MagErr_Aper3", 0.02)
+    for name in ("MagErr_Kron", "MagErr_Model", "MagErr_Aper1", "MagErr_Aper3"):
+        put(name, 0.02)
     catalog[rng.random(n) > found] = np.nan
     features = rng.normal(0, 1, (n, 7, len(FEATURES))).astype(np.float32)
     features[:, 2, 5] += 4 * star
     return Measured(catalog, features, star)
 
 
-def test_every_method_learns_what_separates_the_classes():
+@pytest.fixture(scope="module", autouse=True)
+def small_trees():
+    """Enough for these catalogues."""
+    with pytest.MonkeyPatch.context() as patch:
+        for settings_of in baselines_module.TREES.values():
+            patch.setitem(settings_of, "max_iter", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return Baselines(measured(800, 1), 0.5)
+
+
+def test_every_method_learns_what_separates_the_classes(fitted):
     test = measured(500, 2)
-    found = Baselines(measured(800, 1), 0.5).probabilities(test)
-    assert set(found) == {
-        "class_star_raw", "class_star", "spread_model", "concentration", "psf_minus_total", "trees_catalog",
-        "trees_features",
-    }  # fmt: skip
-    for name, p in found.items():
+    probabilities, covered = fitted.probabilities(test)
+    assert set(probabilities) == set(covered) == set(METHODS)
+    for name, p in probabilities.items():
         assert p.shape == (500,)
+        assert covered[name].all()
         assert ((p >= 0.5) == test.star).mean() > 0.9, name
 
 
-def test_what_sextractor_did_not_find_gets_the_prior():
-    test = measured(300, 4, found=0.5)
-    found = Baselines(measured(800, 3), 0.3).probabilities(test)
-    lost = ~test.covered
-    assert 100 < lost.sum() < 200
-    for name, p in found.items():
-        if name != "trees_features":
-            np.testing.assert_array_equal(p[lost], 0.3)
+@pytest.mark.parametrize(
+    ("column", "blind"),
+    [
+        ("Spread_Model", {"spread_model"}),
+        ("Mag_PSF", {"psf_model"}),
+        ("Mag_Aper3", {"concentration"}),
+        ("Class_Star", {RAW, "class_star"}),
+        (slice(None), set(METHODS) - {"trees_features"}),
+    ],
+)
+def test_what_a_method_does_not_know_gets_the_prior(column, blind):
+    test = measured(300, 4)
+    lost = np.arange(300) < 120
+    test.catalog[lost, :, column if isinstance(column, slice) else CATALOG_COLUMNS.index(column)] = np.nan
+    probabilities, covered = Baselines(measured(800, 3), 0.3).probabilities(test)
+    for name, p in probabilities.items():
+        np.testing.assert_array_equal(covered[name], ~lost | (name not in blind))
+        assert (p[lost] == 0.3).all() == (name in blind), name
+
+
+def test_the_raw_class_is_that_of_the_i_band(fitted):
+    test = measured(50, 6)
+    test.catalog[:, R, CATALOG_COLUMNS.index("Class_Star")] = 0.5
+    expected = test.catalog[:, I, CATALOG_COLUMNS.index("Class_Star")]
+    np.testing.assert_array_equal(fitted.probabilities(test)[0][RAW], expected)
 
 
 def test_the_prior_moves_the_probabilities():
     training, test = measured(800, 1), measured(500, 2)
     few, many = (
-        Baselines(training, prior).probabilities(test)["concentration"].mean() for prior in (0.1, 0.9)
+        Baselines(training, prior).probabilities(test)[0]["concentration"].mean() for prior in (0.1, 0.9)
     )
     assert few < many
+
+
+def test_the_prior_is_that_of_all_objects_not_of_those_found():
+    """Where SExtractor finds mostly stars, an object that it found, and of which no more is known, is one."""
+    training = measured(4000, 8, share=0.3)
+    names = ("Spread_Model", "Class_Star", "Mag_PSF", "Mag_Aper1")
+    training.catalog[:, :, [CATALOG_COLUMNS.index(name) for name in names]] = np.float32(0.5)
+    # nine of ten galaxies go: among the found, stars are then 0.3 / (0.3 + 0.07) = 0.81
+    training.catalog[~training.star & (np.arange(4000) % 10 > 0)] = np.nan
+    probabilities, covered = Baselines(training, float(training.star.mean())).probabilities(training)
+    for name in ("class_star", "spread_model", "psf_model"):
+        assert probabilities[name][covered[name]].mean() == pytest.approx(0.81, abs=0.02), name
 
 
 def test_class_star_is_a_mean_over_the_bands_by_their_errors():
@@ -79,6 +129,118 @@ def test_class_star_is_a_mean_over_the_bands_by_their_errors():
     assert class_star(m)[0] == pytest.approx(0.8)
 
 
+@given(value=st.floats(-0.1, 0.1), error=st.floats(1e-3, 0.1), n_bands=st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_bands_of_one_value_add_up_to_it_with_a_smaller_error(value, error, n_bands):
+    m = measured(1, 0)
+    m.catalog[:, :, CATALOG_COLUMNS.index("Spread_Model")] = np.where(np.arange(7) < n_bands, value, np.nan)
+    m.catalog[:, :, CATALOG_COLUMNS.index("SpreadErr_Model")] = error
+    mean, significance, log_error = inputs(m)["spread_model"][0, :3]
+    assert mean == pytest.approx(value, abs=1e-7)
+    assert 10**log_error == pytest.approx(error / np.sqrt(n_bands), rel=1e-5)
+    assert np.sinh(significance) == pytest.approx(mean / 10**log_error, rel=1e-5, abs=1e-9)
+
+
+def test_fits_repeat():
+    training, test = measured(800, 1), measured(200, 2)
+    one, two = (Baselines(training, 0.4).probabilities(test)[0] for _ in range(2))
+    for name in METHODS:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
 def test_too_few_objects_are_refused():
     with pytest.raises(UsageError, match="too few"):
         Baselines(measured(50, 0), 0.5)
+    with pytest.raises(UsageError, match="class_star"):
+        Baselines(measured(500, 0, found=0.1), 0.5)
+
+
+SIZE = 4
+
+
+def write(path, m, field):
+    """A shard of these objects; its quasar, the last row, is neither star nor galaxy."""
+    n = len(m.star)
+    kind = np.where(m.star, "star", "galaxy").astype(object)
+    kind[-1] = "qso"
+    blank = np.zeros((n, 7, SIZE, SIZE), np.float16)
+    arrays = {
+        "image": blank, "valid": np.ones(blank.shape, bool), "sigma": np.ones((n, 7), np.float32),
+        "features": m.features, "psf": blank, "catalog": m.catalog,
+    }  # fmt: skip
+    table = {"field": np.full(n, field, np.int32), "true_class": kind.tolist(), "mag_i": np.full(n, 23.0)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_shard(path, pa.table(table), arrays)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data set, and archives that answer with their second character over ten for every object."""
+    write(tmp_path / "training" / "field00003.parquet", measured(400, 1), 3)
+    write(tmp_path / "training" / "field00004.parquet", measured(400, 2, found=0.0), 4)
+    write(tmp_path / "test" / "field00002.parquet", measured(101, 3, found=0.6), 2)
+    write(tmp_path / "validation" / "field00000.parquet", measured(20, 4, found=0.0), 0)
+
+    def load(path):
+        p = 0.9 if path is None else int(path.name[1]) / 10
+        contract = SimpleNamespace(prior_star_fraction=0.4)
+        return SimpleNamespace(
+            contract=contract, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
+        )
+
+    monkeypatch.setattr(baselines_module, "load", load)
+    return tmp_path
+
+
+def run(data, *more, part="test"):
+    output = data / "out" / "scores.parquet"
+    arguments = ["--data", str(data), "--part", part, "--output", str(output), *more]
+    return CliRunner().invoke(command, arguments), output
+
+
+def test_command_writes_a_table_that_evaluate_reads(data):
+    result, output = run(data, "--model", "m2.pt", "--model", "image=m7.pt")
+    assert result.exit_code == 0, result.output
+    table = pq.read_table(output)
+    assert table.num_rows == 101
+    assert {f"p_{name}" for name in METHODS} <= set(table.column_names)
+    assert table["p_star"].to_numpy() == pytest.approx(0.2)
+    assert table["p_image"].to_numpy() == pytest.approx(0.7)
+    found = table["found"].to_numpy()
+    assert 40 < found.sum() < 80
+    assert (table["p_spread_model"].to_numpy()[~found] == 0.4).all()
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines()[2:]}
+    assert set(rows) == {*METHODS, "model", "image"}
+    assert rows["spread_model"][1:3] == ["400", f"{100 * found[:-1].mean():.1f}%"]
+    assert rows["trees_features"][1:3] == ["798", "100.0%"]
+    stars = (np.array(table["true_class"].to_pylist()) == "star")[:-1]
+    # the model calls nothing a star: its errors are the stars
+    assert rows["spread_model"][4] == f"{100 * stars[found[:-1]].mean():.2f}%"
+    assert rows["model"][5] == f"{100 * stars.mean():.2f}%"
+    judged = CliRunner().invoke(evaluate_command, ["--table", str(output)])
+    assert judged.exit_code == 0, judged.output
+    assert "trees_catalog" in judged.output
+
+
+def test_command_leaves_out_what_was_not_found_on_request(data):
+    result, output = run(data, "--found-only")
+    assert result.exit_code == 0, result.output
+    table = pq.read_table(output)
+    assert table["found"].to_numpy().all()
+    assert table["p_star"].to_numpy() == pytest.approx(0.9)
+
+
+def test_a_part_without_sextractor_is_refused(data):
+    result, output = run(data, part="validation")
+    assert result.exit_code == 1
+    assert "measured none" in result.output
+    assert not output.exists()
+    result, _ = run(data, "--found-only", part="validation")
+    assert "measured none" in result.output
+
+
+@pytest.mark.parametrize("more", [("m1.pt", "m2.pt"), ("star=m1.pt",), ("class_star=m1.pt",), ("image=",)])
+def test_names_of_models_are_checked(data, more):
+    result, _ = run(data, *(text for one in more for text in ("--model", one)))
+    assert result.exit_code == 2
+    assert "--model" in result.output

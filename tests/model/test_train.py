@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,94 +20,498 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model.dataset import Sample, write_shard
-from sgclassify.model.network import FusionNetwork
+from sgclassify.model import train as module
+from sgclassify.model.dataset import CATALOG_COLUMNS, read_samples, write_shard
+from sgclassify.model.export import export
+from sgclassify.model.network import HEADS, FusionNetwork
 from sgclassify.model.train import (
+    CORE_PX,
+    FEATURE_GROUPS,
+    FIRST_LAYER,
     Recipe,
     augment,
+    cropped,
+    draw_history,
+    figures,
+    fit_calibration,
     fit_normalization,
-    fit_temperature,
-    labels_of,
+    measure_batch_norm,
+    one_cycle,
+    prior_weights,
+    read_rows,
     train,
-    usable,
+    unpacked,
 )
+from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
 
 SIZE = 16
 CLASSES = ("star", "galaxy", "qso", "spurious")
+SHORT = Recipe(
+    sequence_epochs=2,
+    small_epochs=1,
+    epochs=1,
+    small_stamp=8,
+    batch_size=8,
+    sequence_batch_size=8,
+    patience=99,
+)
+STILL = Recipe(
+    band_dropout=0, psf_dropout=0, header_dropout=0, feature_dropout=0, shift_rate=1, noise=0, background=0, mask_rate=0
+)  # fmt: skip
+CPU = torch.device("cpu")
 
 
-def sample(n, seed):
+def arrays_of(n, seed):
     rng = np.random.default_rng(seed)
-    valid = np.ones((n, 7, SIZE, SIZE), bool)
+    valid = rng.random((n, 7, SIZE, SIZE)) > 0.05
     valid[rng.random((n, 7)) < 0.2] = False
     valid[0] = False
-    return Sample(
-        rng.normal(0, 0.05, (n, 7, SIZE, SIZE)).astype(np.float16),
-        valid,
-        np.full((n, 7), 0.02, np.float32),
-        rng.normal(3.0, 2.0, (n, 7, len(FEATURES))).astype(np.float32),
-        pa.table({"true_class": [CLASSES[k % 4] for k in range(n)]}),
-    )
+    return {
+        "image": rng.normal(0, 0.05, (n, 7, SIZE, SIZE)).astype(np.float16),
+        "valid": valid,
+        "sigma": rng.uniform(0.01, 0.03, (n, 7)).astype(np.float32),
+        "features": rng.normal(3.0, 2.0, (n, 7, len(FEATURES))).astype(np.float32),
+        "psf": rng.random((n, 7, SIZE, SIZE)).astype(np.float16),
+        "catalog": np.full((n, 7, len(CATALOG_COLUMNS)), np.nan, np.float32),
+    }
 
 
-def test_quasars_spurious_and_blind_objects_train_nothing():
-    few = sample(9, 0)
-    assert labels_of(few).tolist() == [0, 1, -1, -1, 0, 1, -1, -1, 0]
-    assert usable(few).tolist() == [1, 4, 5, 8]
+def inputs(n, seed):
+    arrays = arrays_of(n, seed)
+    arrays |= {name: arrays[name].astype(np.float32) for name in ("image", "psf")}
+    return [torch.from_numpy(arrays[name]) for name in ("image", "valid", "sigma", "features", "psf")]
 
 
-@given(seed=st.integers(0, 1000), dropout=st.floats(0, 1))
-@settings(max_examples=15, deadline=None)
-def test_augmentation_keeps_pixels_and_at_least_one_band(seed, dropout):
-    few = sample(12, seed)
-    batch = [torch.from_numpy(a) for a in (few.image.astype(np.float32), few.valid, few.sigma, few.features)]
-    before = [t.clone() for t in batch]
-    recipe = Recipe(band_dropout=dropout)
-    image, valid, _, features = augment(batch, recipe, torch.Generator().manual_seed(seed))
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (name, shards) in enumerate((("training", 2), ("validation", 1), ("calibration", 2))):
+        (folder / name).mkdir()
+        for k in range(shards):
+            table = pa.table({"true_class": [CLASSES[j % 4] for j in range(30)]})
+            write_shard(folder / name / f"f{k}.parquet", table, arrays_of(30, 10 * seed + k))
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in the same order whatever else the machine does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_quasars_spurious_and_blind_objects_train_nothing(data):
+    paths = sorted((data / "training").glob("*.parquet"))
+    rows, sample = read_rows(paths), read_samples(paths)
+    kind = sample.table["true_class"].to_pylist()
+    keep = [k for k in range(60) if kind[k] in CLASSES[:2] and sample.valid[k].any()]
+    assert rows.label.tolist() == [CLASSES.index(kind[k]) for k in keep]
+    assert rows.field.tolist() == [k // 30 for k in keep]
+    batch = rows.batch(torch.arange(len(rows)), CPU)
+    for name, got in zip(("image", "valid", "sigma", "features", "psf"), batch, strict=True):
+        np.testing.assert_array_equal(got.numpy(), getattr(sample, name)[keep], err_msg=name)
+    present, _ = rows.sequence_batch(torch.arange(len(rows)), CPU)
+    np.testing.assert_array_equal(present, sample.valid[keep].any(axis=(2, 3)))
+
+
+def test_processes_share_the_rows(data):
+    paths = sorted((data / "training").glob("*.parquet"))
+    parts = [read_rows(paths, rank, 3) for rank in range(3)]
+    together = torch.cat([part.features for part in parts]).flatten(1)
+    whole = read_rows(paths).features.flatten(1)
+    assert sorted(together.tolist()) == sorted(whole.tolist())
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_no_data_is_said(tmp_path):
+    with pytest.raises(UsageError, match="sgclassify dataset"):
+        read_rows([])
+
+
+@given(n=st.integers(1, 4), bits=st.integers(1, 40), seed=st.integers(0, 99))
+def test_masks_come_back_from_their_bits(n, bits, seed):
+    mask = np.random.default_rng(seed).random((n, bits)) < 0.5
+    packed = torch.from_numpy(np.packbits(mask, axis=1))
+    np.testing.assert_array_equal(unpacked(packed, (bits,)), mask)
+
+
+@given(
+    seed=st.integers(0, 1000), dropout=st.floats(0, 1), psf=st.floats(0, 1), size=st.sampled_from([8, SIZE])
+)
+@settings(max_examples=20, deadline=None)
+def test_augmentation_hides_alike_and_keeps_a_band(seed, dropout, psf, size):
+    batch = inputs(12, seed)
+    before = copy.deepcopy(batch)
+    recipe = Recipe(band_dropout=dropout, psf_dropout=psf, mask_rate=0.5)
+    image, valid, sigma, features, planes = augment(batch, recipe, generator(seed), size)
     for old, new in zip(before, batch, strict=True):
         assert torch.equal(old, new), "the sample itself must not change"
-    np.testing.assert_allclose(np.sort(image.flatten(2)), np.sort(before[0].flatten(2)))
-    present, was = valid.flatten(2).any(2), before[1].flatten(2).any(2)
+    assert image.shape == valid.shape == planes.shape == (12, 7, size, size)
+    assert (sigma >= before[2]).all()
+    assert (sigma <= before[2] * np.hypot(1, recipe.noise) * 1.0001).all()
+    present, was = valid.flatten(2).any(2), cropped(before, size)[1].flatten(2).any(2)
     assert (present.any(1) == was.any(1)).all()
     assert not (present & ~was).any()
-    # a band that is hidden in the image is hidden in the sequence too
+    # what is hidden of the image is hidden of the PSF and of the sequence too
     assert torch.isnan(features[was & ~present]).all()
+    assert not planes[was & ~present].any()
+    without = ~planes.flatten(2).any(2)
+    stars = FEATURES.index("psf_stars")
+    assert torch.isnan(features[without][:, [k for k in FEATURE_GROUPS[0] if k != stars]]).all()
+    # an exposure without point sources counts none
+    counted = torch.isfinite(before[3][..., stars])
+    assert (features[without & present & counted][:, stars] == 0).all()
+    features[..., stars] = torch.where(without, torch.nan, features[..., stars])
+    # a feature that is there is the one that was there
+    assert (torch.isnan(features) | (features == before[3])).all()
+
+
+def test_groups_hold_all_that_needs_the_psf():
+    named = {FEATURES[k] for k in FEATURE_GROUPS[0]}
+    assert named == {f for f in FEATURES if f.split("_")[0] in ("psf", "excess", "significance", "extended")}
+    assert [FEATURES[k] for k in FEATURE_GROUPS[1]] == ["header_fwhm"]
+    # the calibration reads it
+    assert not any(FEATURES.index("snr") in group for group in FEATURE_GROUPS)
+    assert all(FEATURE_GROUPS)
+
+
+@pytest.mark.parametrize("size", [8, SIZE])
+def test_stamps_are_turned_mirrored_and_moved_together(size):
+    batch = inputs(200, 5)
+    image, valid, _, features, psf = augment(batch, STILL, generator(), size)
+    assert torch.equal(features, batch[3])
+    seen = set()
+    first = (SIZE - size) // 2 + 1
+    for k in range(1, 200):
+        padded = [np.pad(t[k].numpy(), ((0, 0), (1, 1), (1, 1))) for t in (batch[0], batch[1], batch[4])]
+        for symmetry in range(8):
+            for move in range(9):
+                ys, xs = first + move // 3 - 1, first + move % 3 - 1
+                cut = [
+                    np.rot90(a[..., :: -1 if symmetry >= 4 else 1], symmetry, (1, 2))[
+                        :, ys : ys + size, xs : xs + size
+                    ]
+                    for a in padded
+                ]
+                if all(np.array_equal(a, b[k]) for a, b in zip(cut, (image, valid, psf), strict=True)):
+                    seen.add((symmetry, move))
+                    break
+            else:
+                continue
+            break
+        else:
+            pytest.fail(f"object {k} is none of the variants")
+    assert len(seen) > 60
+
+
+def test_added_noise_is_in_sigma_too():
+    batch = inputs(400, 6)
+    batch[0], batch[1] = torch.zeros_like(batch[0]), torch.ones_like(batch[1])
+    recipe = Recipe(**{**STILL.__dict__, "noise": 0.3, "shift_rate": 0.0})
+    image, _, sigma, *_ = augment(batch, recipe, generator(), SIZE)
+    added = torch.sqrt((sigma**2 - batch[2] ** 2).clamp(min=0))
+    assert 0.3 < float((added > 0).float().mean()) < 0.7
+    noisy = added > 0.05 * batch[2]
+    # chi square of 256 pixels in each of hundreds of bands: its mean is known to a fraction of a per cent
+    assert float((image.var((2, 3)) / added**2)[noisy].mean()) == pytest.approx(1.0, abs=0.02)
+    assert not image[(added == 0).all(1)].any()
+
+
+def test_sky_moves_by_a_fraction_of_the_noise():
+    batch = inputs(50, 7)
+    batch[1] = torch.ones_like(batch[1])
+    recipe = Recipe(**{**STILL.__dict__, "background": 0.1, "shift_rate": 0.0})
+    image, *_ = augment(batch, recipe, generator(), SIZE)
+    moved = (image.mean((2, 3)) - batch[0].mean((2, 3))) / batch[2]
+    assert float(moved.abs().max()) <= 0.1001
+    assert float(moved.std()) == pytest.approx(0.2 / np.sqrt(12), rel=0.1)
+
+
+def test_masked_pixels_lie_off_the_core():
+    batch = inputs(100, 8)
+    batch[1] = torch.ones_like(batch[1])
+    recipe = Recipe(**{**STILL.__dict__, "mask_rate": 0.5, "shift_rate": 0.0})
+    _, valid, *_ = augment(batch, recipe, generator(), SIZE)
+    axis = np.abs(np.arange(SIZE) - (SIZE - 1) / 2)
+    core = torch.from_numpy((axis[:, None] <= CORE_PX) & (axis[None, :] <= CORE_PX))
+    assert valid[:, :, core].all()
+    assert 0.4 < float((~valid).flatten(2).any(2).float().mean()) < 0.6
+
+
+def test_without_augmentation_bands_alone_are_hidden():
+    batch = inputs(60, 9)
+    recipe = Recipe(augmentation=False, psf_dropout=1.0, header_dropout=1.0, band_dropout=1.0)
+    image, valid, sigma, features, psf = augment(batch, recipe, generator(), 8)
+    middle = cropped(batch, 8)
+    assert torch.equal(image, middle[0])
+    assert torch.equal(sigma, middle[2])
+    kept = valid.flatten(2).any(2)
+    for new, old in ((valid, middle[1]), (features, middle[3]), (psf, middle[4])):
+        assert torch.equal(new[kept], old[kept])
+    assert 0.2 < float(kept.float().mean()) < 0.7
 
 
 def test_normalization_is_that_of_the_sample():
-    many = sample(200, 3)
-    many.features[:50] = np.nan
+    features = arrays_of(200, 3)["features"]
+    features[:50] = np.nan
     network = FusionNetwork(SIZE)
-    fit_normalization(network, many, np.arange(200))
-    expected = many.features[50:].astype(np.float64)
+    fit_normalization(network, torch.from_numpy(features))
+    expected = features[50:].astype(np.float64)
     np.testing.assert_allclose(network.sequence_encoder.mean.numpy(), expected.mean(0), rtol=1e-4)
     np.testing.assert_allclose(network.sequence_encoder.std.numpy(), expected.std(0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_is_recovered(temperature):
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(40_000, 2, generator=generator) * 2
-    label = (torch.rand(40_000, generator=generator) < torch.softmax(logits / temperature, 1)[:, 1]).long()
-    assert fit_temperature(logits, label) == pytest.approx(temperature, rel=0.1)
+def drawn(n, log_temperature, slope, share=0.5, seed=1):
+    """Logits whose probabilities are too sure by a known temperature, and labels drawn from the true ones."""
+    rng = generator(seed)
+    brightness = torch.rand(n, generator=rng) * 6 - 3
+    true = torch.randn(n, generator=rng) * 2
+    star = torch.rand(n, generator=rng) < torch.sigmoid(true)
+    logits = torch.stack([true * torch.exp(log_temperature + slope * brightness), torch.zeros(n)], 1)
+    return logits, brightness, (~star).long(), torch.arange(n) % 20
 
 
-def test_a_resumed_training_ends_like_an_undisturbed_one(tmp_path):
-    for name, n, seed in (("training", 40, 1), ("validation", 12, 2), ("calibration", 12, 3)):
-        part = sample(n, seed)
-        (tmp_path / "data" / name).mkdir(parents=True)
-        arrays = {k: getattr(part, k) for k in ("image", "valid", "sigma", "features")}
-        write_shard(tmp_path / "data" / name / "f.parquet", part.table, arrays)
-    recipe = Recipe(epochs=2, batch_size=8)
-    torch.set_num_threads(1)
-    whole = train(tmp_path / "data", tmp_path / "whole", recipe)
-    train(tmp_path / "data", tmp_path / "parts", recipe, max_minutes=0.0)
-    resumed = train(tmp_path / "data", tmp_path / "parts", recipe, resume=True)
-    assert [row["epoch"] for row in resumed.history] == [1, 2]
+@pytest.mark.parametrize(("log_temperature", "slope"), [(0.0, 0.0), (0.7, 0.0), (-0.5, 0.2)])
+def test_temperature_is_recovered(log_temperature, slope):
+    logits, brightness, label, field = drawn(40_000, log_temperature, slope)
+    fitted = fit_calibration(logits, brightness, label, field, float((label == 0).double().mean()))
+    assert float(fitted.log_temperature[0]) == pytest.approx(log_temperature, abs=0.06)
+    assert float(fitted.log_temperature[1]) == pytest.approx(slope, abs=0.04)
+    assert float(fitted.offset.abs().max()) < 0.06
+
+
+def test_little_data_choose_the_simple_calibration():
+    logits, brightness, label, _ = drawn(300, 0.3, 0.0)
+    fitted = fit_calibration(logits, brightness, label, torch.zeros(300, dtype=torch.int64), 0.5)
+    assert float(fitted.log_temperature[1]) == 0.0
+    assert not fitted.offset.any()
+
+
+def test_calibration_assumes_the_prior():
+    logits, brightness, label, field = drawn(40_000, 0.0, 0.0)
+    fitted = fit_calibration(logits, brightness, label, field, 0.2)
+    share = float((label == 0).double().mean())
+    p = torch.softmax(fitted(logits, brightness).double(), 1)[:, 0]
+    weight = prior_weights(share, 0.2)[label].double()
+    assert float((p * weight).sum() / weight.sum()) == pytest.approx(0.2, abs=0.02)
+
+
+@given(share=st.floats(0.01, 0.99), prior=st.floats(0.01, 0.99))
+def test_weights_make_the_prior(share, prior):
+    star, galaxy = prior_weights(share, prior).tolist()
+    assert share * star + (1 - share) * galaxy == pytest.approx(1.0, rel=1e-5)
+    assert share * star == pytest.approx(prior, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_class_is_no_sample(share):
+    with pytest.raises(UsageError):
+        prior_weights(share, 0.5)
+
+
+def test_figures_of_known_logits():
+    logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    label = torch.tensor([0, 0, 1, 1])
+    found = figures(logits, label, torch.ones(2))
+    assert (found["star_recall"], found["galaxy_recall"], found["accuracy"]) == (1.0, 0.5, 0.75)
+    assert found["auc"] == pytest.approx(0.75)
+    assert found["loss"] == pytest.approx(9.0 / 4, rel=1e-3)
+
+
+def test_learning_rate_rises_and_falls():
+    rate = [one_cycle(x) for x in np.linspace(0, 1, 101)]
+    assert rate[0] == pytest.approx(0.04)
+    assert rate[20] == pytest.approx(1.0)
+    assert rate[100] == pytest.approx(0.001)
+    assert np.all(np.diff(rate[:21]) > 0)
+    assert np.all(np.diff(rate[20:]) < 0)
+
+
+def test_batch_norm_statistics_are_those_of_the_data(data):
+    rows = read_rows(sorted((data / "training").glob("*.parquet")))
+    network = FusionNetwork(SIZE)
+    recipe = Recipe(**{**STILL.__dict__, "augmentation": False, "batch_size": len(rows)})
+    measure_batch_norm(network, rows, recipe, SIZE, len(rows))
+    assert not any(m.training for m in network.modules())
+    seen = []
+    encoder = network.image_encoder
+    encoder.backbone.conv1[0].register_forward_hook(lambda *a: seen.append(a[-1]))
+    image, valid, sigma, _, psf = rows.batch(torch.arange(len(rows)), CPU)
+    with torch.no_grad():
+        encoder(image, valid, sigma, psf)
+    norm = encoder.backbone.conv1[1]
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monkeypatch):
+    whole = train(data, tmp_path / "whole", SHORT)
+    rows = json.loads((tmp_path / "whole" / "history.json").read_text())
+    assert rows == json.loads(json.dumps(whole.history))
+    assert [(row["stage"], row["stamp"]) for row in rows] == [
+        ("sequence", SIZE), ("sequence", SIZE), ("joint", 8), ("joint", SIZE),
+    ]  # fmt: skip
+    assert set(rows[-1]["fused"]) == {"loss", "star_recall", "galaxy_recall", "accuracy", "auc", "ece"}
+    assert set(HEADS) <= set(rows[-1])
+    true_loss = module._Trainer.loss
+    calls = []
+
+    def loss(self, *arguments):
+        calls.append(1)
+        # in the middle of an epoch of the first stage, then of the second
+        if len(calls) in (2, 9):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_loss(self, *arguments)
+
+    monkeypatch.setattr(module._Trainer, "loss", loss)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            train(data, tmp_path / "parts", SHORT, resume=True)
+        assert ended.value.code == 143
+    resumed = train(data, tmp_path / "parts", SHORT, resume=True)
+    assert len(calls) == sum(row["stage"] == "sequence" for row in rows) * 3 + 2 * 3
     for (name, a), b in zip(
         whole.network.state_dict().items(), resumed.network.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    with pytest.raises(ValueError, match="another recipe"):
-        train(tmp_path / "data", tmp_path / "parts", Recipe(epochs=3, batch_size=8), resume=True)
+    with pytest.raises(UsageError, match="another recipe"):
+        train(data, tmp_path / "parts", Recipe(), resume=True)
+
+
+def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
+    now, rates, sides = [0.0], [], []
+    true_loss = module._Trainer.loss
+
+    def loss(self, model, batch, target, joint, side):
+        now[0] += 10.0
+        rates.append((joint, progress[-1]))
+        sides.append(side)
+        return true_loss(self, model, batch, target, joint, side)
+
+    progress = []
+    monkeypatch.setattr(module, "one_cycle", lambda x: progress.append(x) or one_cycle(x))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(module._Trainer, "loss", loss)
+    recipe = Recipe(**{**SHORT.__dict__, "sequence_epochs": 500, "small_epochs": 400, "epochs": 200})
+    train(data, tmp_path, recipe, max_minutes=5.0)
+    assert now[0] <= 300.0
+    for joint in (False, True):
+        seen = [x for stage, x in rates if stage == joint]
+        assert seen[0] == 0.0
+        # the last step of the schedule is one step from its end
+        assert 1.0 - seen[-1] < 1.5 / len(seen)
+    second = [side for (joint, _), side in zip(rates, sides, strict=True) if joint]
+    # small and whole stamps take the same time: 400 half-price epochs, 200 others
+    assert second == sorted(second)
+    assert second.count(8) == pytest.approx(len(second) / 2, abs=2)
+
+
+def test_no_progress_ends_a_stage(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "figures", lambda *_: {"loss": 1.0, "accuracy": 0.5})
+    recipe = Recipe(
+        **{**SHORT.__dict__, "sequence_epochs": 50, "epochs": 0, "small_epochs": 0, "patience": 2}
+    )
+    trained = train(data, tmp_path, Recipe(**{**recipe.__dict__, "modality": "sequence"}))
+    assert len([row for row in trained.history if row["epoch"] == int(row["epoch"])]) == 3
+
+
+@pytest.mark.parametrize(("modality", "precision"), [("image", "fp32"), ("sequence", "bf16")])
+def test_one_modality_alone(data, tmp_path, modality, precision):
+    recipe = Recipe(**{**SHORT.__dict__, "modality": modality, "class_balance": True, "precision": precision})
+    trained = train(data, tmp_path, recipe)
+    assert set(trained.calibrations) == {modality}
+    assert trained.prior_star_fraction == 0.5
+    assert {row["stage"] for row in trained.history} == {"joint" if modality == "image" else "sequence"}
+    contract = export(
+        trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "m.pt", modality
+    )
+    assert (contract.head, contract.prior_star_fraction) == (modality, 0.5)
+    draw_history(trained.history, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monkeypatch):
+    recipe = Recipe(**{**SHORT.__dict__, "modality": "sequence"})
+    train(data, tmp_path, recipe)
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    true_loss = module._Trainer.loss
+
+    def loss(self, *arguments):
+        return true_loss(self, *arguments) * (math.inf if self.state["step"] == 3 else 1.0)
+
+    monkeypatch.setattr(module._Trainer, "loss", loss)
+    with pytest.raises(UsageError, match="diverged at step 4 of the first stage"):
+        train(data, tmp_path, recipe)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["state"]["step"] == 3
+    assert all(torch.isfinite(t).all() for t in kept["network"].values() if t.is_floating_point())
+
+
+def started(data, out, path):
+    """Network of a training at its start."""
+    trainer = module._Trainer(data, out, SHORT, (0, 1, CPU), np.inf)
+    trainer.start_from(path)
+    return trainer.network.state_dict()
+
+
+def test_earlier_weights_are_a_start(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "out").mkdir()
+    trained = train(data, tmp_path, Recipe(**{**SHORT.__dict__, "small_epochs": 0}))
+    checkpoint = torch.load(_with_checkpoint(data, tmp_path / "kept"), weights_only=True)
+    own = started(data, tmp_path / "out", tmp_path / "kept" / "checkpoint.pt")
+    for name, value in checkpoint["best"].items():
+        assert torch.equal(own[name], value), name
+    export(trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "model.pt")
+    own = started(data, tmp_path / "out", tmp_path / "model.pt")
+    for name, value in trained.network.state_dict().items():
+        # the archive is in half precision
+        torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)
+    # a network with fewer channels, and with another head
+    checkpoint["best"][FIRST_LAYER] = checkpoint["best"][FIRST_LAYER][:, :21] + 1.0
+    checkpoint["best"]["head.1.weight"] = torch.zeros(3, 3)
+    torch.save(checkpoint, tmp_path / "old.pt")
+    caplog.clear()
+    fresh = module._Trainer(data, tmp_path / "out", SHORT, (0, 1, CPU), np.inf).network.state_dict()
+    own = started(data, tmp_path / "out", tmp_path / "old.pt")
+    assert torch.equal(own[FIRST_LAYER][:, :21], checkpoint["best"][FIRST_LAYER])
+    for name, part in ((FIRST_LAYER, np.s_[:, 21:]), ("head.1.weight", np.s_[:])):
+        assert torch.equal(own[name][part], fresh[name][part]), name
+    assert "not taken: head.1.weight" in caplog.text
+    (tmp_path / "text").write_text("no weights")
+    with pytest.raises(UsageError, match="neither"):
+        started(data, tmp_path / "out", tmp_path / "text")
+
+
+def _with_checkpoint(data, out):
+    """Checkpoint that the end of the time writes."""
+    out.mkdir()
+    trainer = module._Trainer(data, out, SHORT, (0, 1, CPU), np.inf)
+    trainer.save(trainer.optimizer(True))
+    return out / "checkpoint.pt"
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(data, tmp_path):
+    command = [
+        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--no-python", str(Path(sys.executable).with_name("sgclassify")), "train", "--data", str(data),
+        "--output", str(tmp_path), "--sequence-epochs", "1", "--small-epochs", "0", "--epochs", "1",
+        "--batch-size", "8", "--max-minutes", "5",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.pt", "image.pt", "sequence.pt", "curves.png"):
+        assert (tmp_path / name).is_file()
+    rows = json.loads((tmp_path / "history.json").read_text())
+    assert {row["stage"] for row in rows} == {"sequence", "joint"}
+    assert "2 processes" in done.stderr or "training on" in done.stderr

@@ -130,3 +130,14 @@ def test_workers_import_no_training_code_and_no_simulator() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("prior", ["0", "1", "-0.5", "nan", "no.csv"])
+def test_a_prior_that_is_none_is_refused(tmp_path: Path, prior: str) -> None:
+    (tmp_path / "a_IMG.fits").write_text("x")
+    (tmp_path / "list.txt").write_text("a_IMG.fits\n")
+    arguments = ["run", "--exposure-list", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*arguments, "--prior-star-fraction", prior])
+    assert result.exit_code == 2
+    assert prior in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.prior import Prior
 from sgclassify.stages.tile import TileStamps
 
 ORDER = 10
@@ -82,6 +83,25 @@ def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pyte
     assert scored.seconds >= 1.0
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
     assert tasks.infer((_stamps(0), 1.0), model).objects.num_rows == 0
+
+
+def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __call__(self, stamps: TileStamps) -> Any:
+            return P_STAR
+
+        def averaged(self, stamps: TileStamps) -> Any:
+            return P_STAR / 2
+
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
+    prior = Prior((0.2, 0.8), (20.0, 24.0))
+    model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
+    table = tasks.infer((_stamps(), 1.0), model).objects.sort_by("object_id").to_pydict()
+    # without a flux, the faint end: four stars to a galaxy
+    assert table["p_star"][0] == pytest.approx(0.45 * 4 / (0.45 * 4 + 0.55))
+    assert table["p_star"][2] is None
+    assert table["p_galaxy"][0] == pytest.approx(1.0 - table["p_star"][0])
+    assert hash(model) == hash(pickle.loads(pickle.dumps(model)))
 
 
 def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,103 @@
+"""Another prior: Bayes' rule by direct computation, tables, and the magnitudes they are read at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgclassify.stages.bands import BAND_INDEX
+from sgclassify.stages.errors import UsageError
+from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
+from sgclassify.stages.prior import Prior, magnitudes, read_prior, reweighted
+
+SHARE = st.floats(1e-4, 1 - 1e-4)
+PROBABILITY = st.floats(0.0, 1.0, width=32)
+
+
+def test_bayes_by_counting() -> None:
+    # of 30 stars and 70 galaxies, 24 stars and 14 galaxies look alike: p = 24/38; with twice the stars, 48/62
+    old, new = 0.3, 60 / 130
+    assert reweighted(np.array([24 / 38]), old, new)[0] == pytest.approx(48 / 62, rel=1e-12)
+
+
+@given(p=PROBABILITY, old=SHARE)
+def test_the_own_prior_changes_no_bit(p: float, old: float) -> None:
+    values = np.array([p, np.nan], dtype=np.float32)
+    np.testing.assert_array_equal(reweighted(values, old, old).astype(np.float32), values)
+
+
+@given(p=PROBABILITY, q=PROBABILITY, old=SHARE, new=SHARE, more=SHARE)
+def test_monotone_and_inside(p: float, q: float, old: float, new: float, more: float) -> None:
+    low, high = sorted((p, q))
+    a, b = reweighted(np.array([low, high]), old, new)
+    assert a <= b
+    few, many = sorted((new, more))
+    assert reweighted(np.array([p]), old, few)[0] <= reweighted(np.array([p]), old, many)[0] + 2.0**-24
+    if new != old:
+        single = np.float32(a)
+        assert 0.0 < single < 1.0
+        assert single + (np.float32(1.0) - single) == np.float32(1.0)
+
+
+@given(p=st.floats(0.01, 0.99), old=st.floats(0.1, 0.9), new=st.floats(0.1, 0.9))
+def test_there_and_back(p: float, old: float, new: float) -> None:
+    there = reweighted(np.array([p]), old, new)
+    assert reweighted(there, new, old)[0] == pytest.approx(p, abs=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_table(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"prior{suffix}"
+    if suffix == ".csv":
+        path.write_text("magnitude,star_fraction\n20,0.8\n24,0.2\n")
+    else:
+        pq.write_table(pa.table({"star_fraction": [0.8, 0.2], "magnitude": [20.0, 24.0]}), path)
+    prior = read_prior(path)
+    got = prior.at(np.array([15.0, 20.0, 21.0, 30.0, np.nan]))
+    np.testing.assert_allclose(got, [0.8, 0.8, 0.65, 0.2, 0.2])
+    assert prior.describe() == {"magnitude": [20.0, 24.0], "star_fraction": [0.8, 0.2]}
+
+
+def test_one_share_holds_everywhere() -> None:
+    np.testing.assert_array_equal(Prior((0.3,)).at(np.array([12.0, np.nan])), [0.3, 0.3])
+    assert Prior((0.3,)).as_text() == "0.3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "magnitude,share\n20,0.5\n",
+        "magnitude,star_fraction\n20,1.0\n",
+        "magnitude,star_fraction\n20,0.5\n20,0.4\n",
+        "magnitude,star_fraction\n20,\n",
+        "magnitude,star_fraction\n20,many\n",
+        "magnitude,star_fraction\n",
+        "",
+    ],
+)
+def test_no_prior(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prior.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"prior\.csv"):
+        read_prior(path)
+
+
+def test_magnitude_is_that_of_i_or_else_of_the_next_band_with_a_flux() -> None:
+    flux = np.full((4, 7), np.nan)
+    used = np.ones((4, 7), dtype=bool)
+    flux[0, BAND_INDEX["i"]], flux[0, BAND_INDEX["g"]] = 10.0, 100.0
+    flux[1, BAND_INDEX["i"]], flux[1, BAND_INDEX["r"]] = -1.0, 100.0
+    flux[2, BAND_INDEX["i"]], flux[2, BAND_INDEX["y"]] = 10.0, 1.0
+    used[2, BAND_INDEX["i"]] = False
+    features = np.zeros((4, 7, len(FEATURES)), dtype=np.float32)
+    features[:, :, FEATURES.index("flux")] = np.arcsinh(flux / FLUX_SOFTENING)
+    stamps: Any = type("S", (SimpleNamespace,), {"__len__": lambda self: 4})(features=features, used=used)
+    np.testing.assert_allclose(magnitudes(stamps), [20.0, 17.5, 22.5, np.nan], atol=1e-4)
