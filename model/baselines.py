@@ -94,8 +94,10 @@ class Measured:
         for path in paths:
             table = pq.read_table(path, columns=["true_class", "catalog", "features"])
             kind = np.array(table["true_class"].to_pylist(), dtype=object)
-            arrays = (table[name].combine_chunks().to_numpy_ndarray() for name in ("catalog", "features"))
-            parts.append(cls(*arrays, kind == "star").take(np.isin(kind, ("star", "galaxy"))))
+            catalog, features = (
+                table[name].combine_chunks().to_numpy_ndarray() for name in ("catalog", "features")
+            )
+            parts.append(cls(catalog, features, kind == "star").take(np.isin(kind, ("star", "galaxy"))))
         return cls(
             np.concatenate([p.catalog for p in parts]),
             np.concatenate([p.features for p in parts]),

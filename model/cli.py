@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -22,6 +23,16 @@ def _log() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
+
+
+def _edges(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(e) for e in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) < 2 or not all(a < b for a, b in itertools.pairwise(found)):
+        raise click.UsageError(f"--edges must be two or more rising numbers, not {text}")
+    return found
 
 
 @click.command("dataset")
@@ -146,11 +157,10 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
     from sgclassify.model import evaluate as judge
+    from sgclassify.stages.atomic import write_atomic_text
 
     try:
-        bins = tuple(float(e) for e in edges.split(","))
-        if list(bins) != sorted(set(bins)) or len(bins) < 2:
-            raise click.UsageError(f"--edges must be two or more rising numbers, not {edges}")
+        bins = _edges(edges)
         given = (run_dir is not None and truth is not None, data is not None, table is not None)
         if sum(given) != 1 or (run_dir is None) != (truth is None) or (bands and data is None):
             raise click.UsageError("give --run and --truth, or --data, or --table; --bands goes with --data")
@@ -171,7 +181,7 @@ def evaluate(
         result["bands"] = found
         click.echo(judge.bands_as_text(found))
     if json_path is not None:
-        json_path.write_text(json.dumps(judge.plain(result), indent=1))
+        write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
     if report is not None:
         from sgclassify.model.evaluation_report import gallery, write_page
 
@@ -202,23 +212,24 @@ def baselines(data: Path, part: str, given: tuple[str, ...], found_only: bool, o
     import pyarrow.parquet as pq
 
     from sgclassify.model.baselines import METHODS, as_text, score_part
+    from sgclassify.stages.atomic import atomic_path
 
-    models: dict[str, Path | None] = {}
+    models: dict[str, Path | None] = {"model": None}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or not name.isidentifier():
             name, path = "model", text
         elif name in ("model", "star", "galaxy", *METHODS):
             raise click.UsageError(f"--model {text}: the name {name} is taken")
-        if name in models or not path:
+        if models.get(name) is not None or not path:
             raise click.UsageError(
                 f"--model {text}: give one archive without a name, and others as NAME=FILE"
             )
         models[name] = Path(path)
     try:
-        table, told = score_part(data, part, {"model": None} | models, found_only)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, output)
+        table, told = score_part(data, part, models, found_only)
+        with atomic_path(output) as part_path:
+            pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{output}: {table.num_rows} objects")

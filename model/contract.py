@@ -84,6 +84,12 @@ class ModelContract:
         """
         try:
             raw = json.loads(text)
+            # first, as other versions have other fields
+            if raw["contract_version"] != CONTRACT_VERSION:
+                raise ModelError(
+                    f"the model's contract has version {raw['contract_version']}, this software serves"
+                    f" {CONTRACT_VERSION}; export the model again with this version"
+                )
             for name in ("inputs", "bands", "features", "class_order"):
                 raw[name] = tuple(raw[name])
             contract = cls(**raw)
@@ -94,11 +100,6 @@ class ModelContract:
 
     def check(self) -> None:
         """Raise `ModelError` unless the stages can serve this contract."""
-        if self.contract_version != CONTRACT_VERSION:
-            raise ModelError(
-                f"the model's contract has version {self.contract_version}, this software serves"
-                f" {CONTRACT_VERSION}; export the model again with this version"
-            )
         for name, have, want in (
             ("inputs", self.inputs, INPUTS),
             ("bands", self.bands, BANDS),

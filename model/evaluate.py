@@ -172,21 +172,23 @@ class Judged:
         self.p = {MODEL: numbers}
         for name in table.column_names:
             if name.startswith("p_") and name not in ("p_star", "p_galaxy"):
-                values = _numbers(table, name)
-                assert values is not None
-                self.p[name.removeprefix("p_")] = values
+                other = _numbers(table, name)
+                assert other is not None
+                self.p[name.removeprefix("p_")] = other
         self.scored = np.isfinite(numbers) & (self.star | (kind == "galaxy"))
         n = table.num_rows
         unknown = np.full(n, np.nan)
 
         def or_unknown(name: str) -> F64:
-            values = _numbers(table, name)
-            return unknown if values is None else values
+            found = _numbers(table, name)
+            return unknown if found is None else found
 
         self.magnitude = or_unknown(f"mag_{band}")
         self.field = np.nan_to_num(or_unknown("field"), nan=-1).astype(np.int64)
         self.blended = blended(table)
-        values = {name: or_unknown(name) for name in BINNINGS if name not in ("snr_i", "blended")}
+        values: dict[str, F64] = {
+            name: or_unknown(name) for name in BINNINGS if name not in ("snr_i", "blended")
+        }
         values["blended"] = self.blended.astype(np.float64)
         values["snr_i"] = unknown
         if "snr" in table.column_names:
@@ -257,7 +259,7 @@ class Judged:
 
     def paper_like(self) -> Bool:
         """The sample of the paper's kind: signal-to-noise ratio of at least 10 in i, not blended."""
-        return (self.values["snr_i"] >= PAPER_SNR) & ~self.blended
+        return np.asarray((self.values["snr_i"] >= PAPER_SNR) & ~self.blended)
 
 
 def recalls_by_magnitude(
@@ -378,7 +380,7 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
     }
     for path in shards_of(data_dir, part):
         sample = read_shard(path, labelled_only=True)
-        whole = np.flatnonzero(sample.valid.any(axis=(2, 3)).all(axis=1))
+        whole = np.flatnonzero(np.all(sample.valid.any(axis=(2, 3)), axis=1))
         sample = sample.take(whole)
         if not len(sample):
             continue

@@ -147,12 +147,16 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> str:
                 axis.set_title(BANDS[b], fontsize=8)
                 axis.axis("off")
 
-        row = {name: table[name][k].as_py() for name in table.column_names if name != "snr"}
-        told = [f"truth {row['true_class']}", f"p_star {p[k]:.3f}", f"i = {row['mag_i']:.2f}"]
-        if row["true_class"] == "galaxy":
-            told += [f"r50 {row['r50_arcsec']:.3f} arcsec", f"z {row['redshift']:.2f}"]
-        told += [name for name in ("blended", "binary") if row.get(name)]
-        told += [f"{row['n_bands']} bands", f"sg_flags {row['sg_flags']}", f"object_id {row['object_id']}"]
+        facts = {name: table[name][k].as_py() for name in table.column_names if name != "snr"}
+        told = [f"truth {facts['true_class']}", f"p_star {p[k]:.3f}", f"i = {facts['mag_i']:.2f}"]
+        if facts["true_class"] == "galaxy":
+            told += [f"r50 {facts['r50_arcsec']:.3f} arcsec", f"z {facts['redshift']:.2f}"]
+        told += [name for name in ("blended", "binary") if facts.get(name)]
+        told += [
+            f"{facts['n_bands']} bands",
+            f"sg_flags {facts['sg_flags']}",
+            f"object_id {facts['object_id']}",
+        ]
         parts.append(
             f"<figure>{_picture(draw, (9, 1.5))}<figcaption>{html.escape(', '.join(told))}</figcaption></figure>"
         )

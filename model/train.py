@@ -135,7 +135,7 @@ class Recipe:
     seed : int
     """
 
-    sequence_epochs: int = 40
+    sequence_epochs: int = 12
     small_epochs: int = 10
     epochs: int = 8
     small_stamp: int = 16
@@ -473,7 +473,7 @@ def _fitted(
 
     def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         with torch.no_grad():
-            for parameter, two in zip(parameters, torch.from_numpy(values).split(2), strict=True):
+            for parameter, two in zip(parameters, torch.from_numpy(values).reshape(2, 2), strict=True):
                 parameter.copy_(two)
         loss = nn.functional.cross_entropy(calibration(*inputs), label, weight=weight.double())
         gradient = torch.autograd.grad(loss, parameters)

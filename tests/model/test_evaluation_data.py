@@ -1,0 +1,274 @@
+"""Figures of a data set, with bands hidden, in bins, beside other methods, and the page that shows them."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from sgclassify.model import evaluate as module
+from sgclassify.model.cli import evaluate as command
+from sgclassify.model.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.evaluate import BINNINGS, MODEL, PAPER_GALAXIES, PAPER_STARS, Judged, by_bands, evaluate
+from sgclassify.stages.bands import BANDS
+from sgclassify.stages.measure import FEATURES
+
+SIZE = 8
+EDGES = (18.0, 22.0, 26.0)
+
+
+def table_of(n, seed):
+    """Objects whose every property is known; every tenth is a quasar, every seventh spurious."""
+    rng = np.random.default_rng(seed)
+    kind = np.where(rng.random(n) < 0.4, "star", "galaxy").astype(object)
+    kind[::10], kind[::7] = "qso", "spurious"
+    galaxy = kind == "galaxy"
+    snr = rng.uniform(1, 100, (n, len(BANDS))).astype(np.float32)
+    return pa.table(
+        {
+            "field": np.full(n, seed, np.int32),
+            "object_id": np.arange(n, dtype=np.int64) + 1000 * seed,
+            "sg_flags": np.zeros(n, np.int32),
+            "n_bands": np.full(n, 7, np.int8),
+            "snr": pa.FixedSizeListArray.from_arrays(snr.ravel(), len(BANDS)),
+            "star_density": np.full(n, 2.0 + 5 * seed),
+            "roll_deg": np.full(n, 100.0 * seed),
+            "true_class": kind.tolist(),
+            "redshift": np.where(galaxy, rng.uniform(0.1, 3, n), 0.0),
+            "r50_arcsec": np.where(galaxy, rng.uniform(0.03, 0.6, n), 0.0),
+            "blended": rng.random(n) < 0.3,
+        }
+        | {f"mag_{band}": rng.uniform(18, 26, n) for band in BANDS}
+    )
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Two fields, and a model that knows the class wherever three bands or more are there; one object has none."""
+    for seed in (1, 2):
+        table = table_of(80, seed)
+        n = table.num_rows
+        star = np.array(table["true_class"].to_pylist()) == "star"
+        features = np.zeros((n, len(BANDS), len(FEATURES)), np.float32)
+        features[:, :, 0] = star[:, None]
+        valid = np.ones((n, len(BANDS), SIZE, SIZE), bool)
+        valid[1] = False
+        valid[2, :3] = False
+        arrays = {
+            "image": np.random.default_rng(seed).normal(size=valid.shape).astype(np.float16),
+            "valid": valid, "sigma": np.ones((n, len(BANDS)), np.float32), "features": features,
+            "psf": np.ones(valid.shape, np.float16),
+            "catalog": np.full((n, len(BANDS), len(CATALOG_COLUMNS)), np.nan, np.float32),
+        }  # fmt: skip
+        path = tmp_path / "validation" / f"field{seed:05d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        write_shard(path, table, arrays)
+
+    def score(image, valid, sigma, features, psf):
+        there = valid.any(axis=(2, 3))
+        # what is hidden is hidden everywhere
+        assert not image[~valid].any()
+        star = np.nanmax(np.where(there[:, :, None], features, 0)[:, :, 0], axis=1) > 0.5
+        return np.where((there.sum(axis=1) >= 3) == star, 0.9, 0.1).astype(np.float32)
+
+    monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(score_arrays=score))
+    return tmp_path
+
+
+def test_errors_with_hidden_bands(data):
+    found = by_bands(data, "validation", None, draws=2)
+    tables = [table_of(80, seed).slice(0) for seed in (1, 2)]
+    kinds = np.array([t["true_class"].to_pylist() for t in tables])
+    # two objects of each field lack bands of their own
+    n = int(np.isin(kinds[:, np.r_[0, 3:80]], ("star", "galaxy")).sum())
+    assert list(found["number"]) == ["7", "1", "2", "3", "4", "5", "6"]
+    for count, row in found["number"].items():
+        assert row["n"] == n * (1 if count == "7" else 2)
+        assert row["error"] == (1.0 if int(count) < 3 else 0.0), count
+        assert row["low"] <= row["error"] <= row["high"]
+    assert {row["error"] for row in found["alone"].values()} == {1.0}
+    assert {row["error"] for row in found["without"].values()} == {0.0}
+    assert list(found["alone"]) == list(found["without"]) == list(BANDS)
+    assert {row["error"] for row in found["trios"].values()} == {0.0}
+
+
+def test_every_object_is_in_one_bin_of_each_kind():
+    table = pa.concat_tables([table_of(300, seed) for seed in range(3)])
+    p = np.random.default_rng(0).random(900)
+    found = evaluate(table.append_column("p_star", pa.array(p)), "i", EDGES)
+    own = found["methods"][MODEL]
+    judged = Judged(table.append_column("p_star", pa.array(p)))
+    n = found["sample"]["objects"]
+    assert n == own["overall"]["n"] == sum(row["n"] for row in own["by_magnitude"]) == judged.scored.sum()
+    for name, rows in own["by"].items():
+        galaxies_only = name in ("r50_arcsec", "redshift")
+        assert sum(row["n"] for row in rows) == (n - found["sample"]["stars"] if galaxies_only else n), name
+        for row in rows:
+            values = judged.values[name][judged.scored]
+            inside = (values >= row["low"]) & (values < row["high"])
+            wrong = (p[judged.scored] >= 0.5) != judged.star[judged.scored]
+            assert row["error"] == pytest.approx(wrong[inside].mean()), (name, row["low"])
+    assert set(own["by"]) == set(BINNINGS)
+    assert found["quasars"]["n"] == judged.quasar.sum()
+    assert found["quasars"]["called_star"] == (p[judged.quasar] >= 0.5).sum()
+
+
+def test_the_sample_of_the_papers_kind_has_its_class_ratio():
+    table = table_of(2000, 1)
+    star = np.array(table["true_class"].to_pylist()) == "star"
+    p = np.clip(0.3 + 0.4 * star + np.random.default_rng(1).normal(0, 0.25, 2000), 0, 1)
+    found = evaluate(table.append_column("p_star", pa.array(p)), "i", EDGES, paper=True)
+    snr = table["snr"].combine_chunks().flatten().to_numpy().reshape(2000, 7)[:, BANDS.index("i")]
+    known = np.isin(table["true_class"].to_pylist(), ("star", "galaxy"))
+    keep = known & (snr >= 10) & ~table["blended"].to_numpy(zero_copy_only=False)
+    assert found["sample"]["objects"] == keep.sum()
+    n_star, n_galaxy = (keep & star).sum(), (keep & ~star).sum()
+    assert found["sample"]["star_weight"] * n_star / n_galaxy == pytest.approx(PAPER_STARS / PAPER_GALAXIES)
+    # galaxy purity where 96 % of the galaxies are found, stars counting as in the paper
+    cut = np.sort(p[keep & ~star])[int(np.ceil(0.96 * n_galaxy)) - 1]
+    false = found["sample"]["star_weight"] * (p[keep & star] <= cut).sum()
+    true = (p[keep & ~star] <= cut).sum()
+    own = found["methods"][MODEL]["overall"]
+    assert own["galaxy_purity_at_completeness_0.96"] == pytest.approx(true / (true + false), abs=0.01)
+
+
+def test_other_methods_are_compared_on_the_same_objects():
+    table = pa.concat_tables([table_of(200, seed) for seed in range(6)])
+    star = np.array(table["true_class"].to_pylist()) == "star"
+    rng = np.random.default_rng(2)
+    good = np.where(rng.random(len(star)) < 0.02, ~star, star) * 0.8 + 0.1
+    bad = np.where(rng.random(len(star)) < 0.2, ~star, star) * 0.8 + 0.1
+    bad[::3] = np.nan
+    mask = np.isnan(bad)
+    table = table.append_column("p_star", pa.array(good)).append_column("p_bad", pa.array(bad, mask=mask))
+    table = table.append_column("p_same", pa.array(good))
+    found = evaluate(table, "i", EDGES)
+    pair, same = found["paired"]["bad"], found["paired"]["same"]
+    here = Judged(table).scored & ~mask
+    assert pair["n"] == here.sum()
+    assert pair["error_of_model"] == pytest.approx(((good >= 0.5) != star)[here].mean())
+    assert 0 < pair["low"] < pair["difference"] < pair["high"]
+    assert same["difference"] == same["low"] == same["high"] == 0.0
+
+
+def test_command_writes_figures_and_a_page_with_the_mistakes(data, tmp_path):
+    out = tmp_path / "out"
+    arguments = [
+        "--data", str(data), "--bands", "--json", str(out / "figures.json"), "--report", str(out / "page.html"),
+        "--edges", "18,22,26",
+    ]  # fmt: skip
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["bands"]["number"]["2"]["error"] == 1.0
+    # one object of each field has no band, and no probability
+    kinds = [k for seed in (1, 2) for k in [table_of(80, seed)["true_class"][1].as_py()]]
+    assert figures["sample"]["not_scored"] == len(kinds)
+    assert "all but NUV" in done.output
+    page = (out / "page.html").read_text()
+    assert not re.search(r"(src|href)=['\"]?(https?:)?//", page), "the page opens offline"
+    assert page.count("data:image/png") == 3
+    assert "None." in page, "there are no mistakes with all bands"
+    assert not list(out.glob(".*"))
+
+
+def test_mistakes_are_shown_the_surest_first(data, tmp_path, monkeypatch):
+    true_load = module.load
+
+    def worse(path):
+        def score(image, valid, sigma, features, psf):
+            p = true_load(path).score_arrays(image, valid, sigma, features, psf)
+            p[4], p[8] = 1 - p[4], 0.5 + 0.2 * (p[8] < 0.5) - 0.2 * (p[8] >= 0.5)
+            return p
+
+        return SimpleNamespace(score_arrays=score)
+
+    monkeypatch.setattr(module, "load", worse)
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(command, ["--data", str(data), "--report", str(page)])
+    assert done.exit_code == 0, done.output
+    shown = [int(k) for k in re.findall(r"object_id (\d+)", page.read_text())]
+    expected = {1000 * seed + k for seed in (1, 2) for k in (4, 8)}
+    wanted = {
+        table["object_id"][k].as_py(): k
+        for table in (table_of(80, 1), table_of(80, 2))
+        for k in (4, 8)
+        if not table["blended"][k].as_py() and table["true_class"][k].as_py() in ("star", "galaxy")
+    }
+    assert set(shown) == set(wanted) <= expected
+    assert wanted, "the sample must hold some"
+    assert [wanted[k] for k in shown] == sorted(wanted.values())
+
+
+def test_any_labelled_table_can_be_judged(tmp_path):
+    names = "a <b>&"
+    path = tmp_path / f"{names}.csv"
+    path.write_text("true_class,p_star,mag_i\nstar,0.9,20\ngalaxy,0.7,21\ngalaxy,0.2,25\n")
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(command, ["--table", str(path), "--report", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "3 objects, 1 of them stars" in done.output
+    assert names not in page.read_text()
+    assert html.escape(names) in page.read_text()
+    path.write_text("true_class,p\nstar,0.9\n")
+    done = CliRunner().invoke(command, ["--table", str(path)])
+    assert done.exit_code == 1
+    assert "no column p_star; it has true_class, p" in done.output
+    broken = tmp_path / "x.parquet"
+    broken.write_bytes(b"PAR1")
+    done = CliRunner().invoke(command, ["--table", str(broken)])
+    assert done.exit_code == 1
+    assert "not a table" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--bands", "--table", "x.parquet"],
+        ["--run", "x"],
+        ["--data", "x", "--table", "y"],
+        ["--data", "x", "--edges", "20,18"],
+        ["--data", "x", "--edges", "20"],
+        ["--data", "x", "--edges", "bright,faint"],
+    ],
+)
+def test_what_to_judge_must_be_clear(arguments):
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2, done.output
+
+
+def test_nothing_to_judge_is_said(tmp_path):
+    done = CliRunner().invoke(command, ["--data", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "sgclassify dataset" in done.output
+
+
+def test_json_knows_no_nan():
+    value = {"a": [float("nan"), np.float64(1.5), np.inf], 3: (1, None)}
+    assert json.loads(json.dumps(module.plain(value), allow_nan=False)) == {
+        "a": [None, 1.5, None],
+        "3": [1, None],
+    }
+
+
+def test_bins_have_rising_edges():
+    for edges in BINNINGS.values():
+        assert all(a < b for a, b in itertools.pairwise(edges))
+
+
+def test_magnitudes_may_be_of_another_band(tmp_path):
+    table = table_of(100, 1).append_column("p_star", pa.array(np.full(100, 0.2)))
+    path = tmp_path / "scores.parquet"
+    pq.write_table(table, path)
+    done = CliRunner().invoke(command, ["--table", str(path), "--band", "g", "--edges", "18,19"])
+    inside = (table["mag_g"].to_numpy() < 19) & np.isin(table["true_class"].to_pylist(), ("star", "galaxy"))
+    assert f"{inside.sum()} objects" in done.output
