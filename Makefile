@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := demo
+MODEL := build/model
 PYTEST_ARGS ?=
 
 export PYTHONSAFEPATH := 1
@@ -36,6 +37,14 @@ types: $(INSTALLED)
 	mkdir -p build/types/sgclassify
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
+
+# Simulates the data and trains on two CPU cores, each about two hours; both go on where they stopped.
+model: $(INSTALLED)
+	$(BIN)/sgclassify dataset --output $(MODEL)/data --fields 640 --shifted 40
+	$(BIN)/sgclassify train --data $(MODEL)/data --output $(MODEL)/out --max-minutes 90 --resume
+	$(BIN)/sgclassify baselines --data $(MODEL)/data --part validation --model $(MODEL)/out/model.pt \
+		--model image=$(MODEL)/out/image.pt --model sequence=$(MODEL)/out/sequence.pt --output $(MODEL)/scores.parquet
+	$(BIN)/sgclassify evaluate --table $(MODEL)/scores.parquet --edges 15,18,20,22,24,25,26,28
 
 clean:
 	rm -rf build $(DEMO) *.egg-info

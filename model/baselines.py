@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgclassify.model.dataset import CATALOG_COLUMNS, Sample, read_shard
+from sgclassify.model.dataset import CATALOG_COLUMNS, LABELLED, REAL, Sample, read_shard
 from sgclassify.model.evaluate import score_sample, shards_of
 from sgclassify.model.runtime import load
 from sgclassify.stages.bands import BAND_INDEX
@@ -97,7 +97,7 @@ class Measured:
             catalog, features = (
                 table[name].combine_chunks().to_numpy_ndarray() for name in ("catalog", "features")
             )
-            parts.append(cls(catalog, features, kind == "star").take(np.isin(kind, ("star", "galaxy"))))
+            parts.append(cls(catalog, features, kind == "star").take(np.isin(kind, LABELLED)))
         return cls(
             np.concatenate([p.catalog for p in parts]),
             np.concatenate([p.features for p in parts]),
@@ -295,7 +295,7 @@ def score_part(
     baselines = Baselines(Measured.read(shards_of(data_dir, "training")), prior)
     tables, known = [], []
     for path in shards_of(data_dir, part):
-        sample = read_shard(path)
+        sample = read_shard(path, REAL)
         if found_only:
             sample = sample.take(np.flatnonzero(Measured.of(sample).found))
         if not len(sample):
@@ -317,7 +317,7 @@ def score_part(
         )
     table = pa.concat_tables(tables)
     kind = np.array(table["true_class"].to_pylist(), dtype=object)
-    judged = np.isin(kind, ("star", "galaxy"))
+    judged = np.isin(kind, LABELLED)
     wrong = {}
     for name in known[0]:
         p = table["p_star" if name == "model" else f"p_{name}"].to_numpy()

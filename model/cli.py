@@ -105,7 +105,7 @@ def train(
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
-    from sgclassify.model.dataset import read_samples
+    from sgclassify.model.dataset import LABELLED, read_samples
     from sgclassify.model.export import export
     from sgclassify.model.runtime import sha256_of
     from sgclassify.model.train import Recipe, draw_history
@@ -121,7 +121,7 @@ def train(
         raise click.ClickException(str(error)) from error
     if trained is None:
         return
-    sample = read_samples(sorted((data / "calibration").glob("*.parquet"))[:3], labelled_only=True)
+    sample = read_samples(sorted((data / "calibration").glob("*.parquet"))[:3], LABELLED)
     heads = ("fused", "image", "sequence") if chosen.modality == "fused" else (chosen.modality,)
     for name in heads:
         path = output / ("model.pt" if name == chosen.modality else f"{name}.pt")

@@ -9,11 +9,12 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,12 @@ CATALOG_COLUMNS = (
     "FWHM", "A", "B", "E", "R50", "Mu_Max", "Mag_Aper1", "MagErr_Aper1", "Mag_Aper3", "MagErr_Aper3", "Flag",
 )  # fmt: skip
 """What is kept of SExtractor's and PSFEx's catalogues, for the baselines. The network never reads it."""
+
+LABELLED: Final = ("star", "galaxy")
+"""What trains."""
+
+REAL: Final = (*LABELLED, "qso")
+"""What is judged; all but spurious detections."""
 
 TRUTH_COLUMNS = ("true_class", "redshift", "r50_arcsec", "sersic_n", *(f"mag_{band}" for band in BANDS))
 
@@ -255,11 +262,11 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
     write_atomic(table, path, {})
 
 
-def read_shard(path: Path, labelled_only: bool = False) -> Sample:
-    """Read one shard back; on request only stars and galaxies, which is what trains."""
+def read_shard(path: Path, classes: Sequence[str] | None = None) -> Sample:
+    """Read one shard back; on request only objects of some classes, such as `LABELLED`."""
     table = pq.read_table(path)
-    if labelled_only:
-        table = table.filter(pc.is_in(table["true_class"], pa.array(["star", "galaxy"])))
+    if classes is not None:
+        table = table.filter(pc.is_in(table["true_class"], pa.array(classes)))
 
     def tensor(name: str) -> Any:
         return table[name].combine_chunks().to_numpy_ndarray()
@@ -277,9 +284,9 @@ def read_shard(path: Path, labelled_only: bool = False) -> Sample:
     )
 
 
-def read_samples(paths: list[Path], labelled_only: bool = False) -> Sample:
+def read_samples(paths: list[Path], classes: Sequence[str] | None = None) -> Sample:
     """Read shards into one sample, in the order of the paths."""
-    parts = [read_shard(path, labelled_only) for path in paths]
+    parts = [read_shard(path, classes) for path in paths]
     names = ("image", "valid", "sigma", "features", "psf", "catalog")
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
     table = pa.concat_tables([part.table for part in parts])

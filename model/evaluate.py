@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sgclassify.model import metrics
-from sgclassify.model.dataset import Sample, match_truth, read_shard
+from sgclassify.model.dataset import LABELLED, REAL, Sample, match_truth, read_shard
 from sgclassify.model.runtime import Classifier, load
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.errors import UsageError
@@ -115,7 +115,9 @@ def scores_of_part(data_dir: Path, part: str, model: Path | None) -> pa.Table:
     classifier = load(model)
     tables = []
     for path in shards_of(data_dir, part):
-        sample = read_shard(path)
+        sample = read_shard(path, REAL)
+        if not len(sample):
+            continue
         p = score_sample(classifier, sample)
         tables.append(sample.table.append_column("p_star", pa.array(p, mask=np.isnan(p))))
     return pa.concat_tables(tables)
@@ -379,7 +381,7 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
         ",".join(t): [BAND_INDEX[b] for b in t] for t in (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
     }
     for path in shards_of(data_dir, part):
-        sample = read_shard(path, labelled_only=True)
+        sample = read_shard(path, LABELLED)
         whole = np.flatnonzero(np.all(sample.valid.any(axis=(2, 3)), axis=1))
         sample = sample.take(whole)
         if not len(sample):

@@ -100,7 +100,9 @@ class Recipe:
     learning_rate, sequence_learning_rate : float
         Peaks of the one-cycle schedules of the second and of the first stage.
     pretrained_rate : float
-        Factor of the learning rate of what the first stage has trained, in the second.
+        Factor of the learning rate of what the first stage has trained, in the second. With 0 it stays as it is: on
+        64,620 objects the sequence alone overfits after ten epochs, and with 0.3 its validation loss rose from 0.074
+        to 0.090 in the second stage, and that of the fusion with it, while the image still got better.
     weight_decay : float
     band_dropout : float
         Share of objects that lose a random subset of their bands, so that missing bands are familiar.
@@ -143,7 +145,7 @@ class Recipe:
     sequence_batch_size: int = 512
     learning_rate: float = 1.5e-3
     sequence_learning_rate: float = 3e-3
-    pretrained_rate: float = 0.3
+    pretrained_rate: float = 0.0
     weight_decay: float = 0.02
     band_dropout: float = 0.4
     augmentation: bool = True
