@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -141,3 +146,41 @@ def test_a_prior_that_is_none_is_refused(tmp_path: Path, prior: str) -> None:
     assert result.exit_code == 2
     assert prior in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def collected_when_interrupted() -> None:
+    seen: list[str] = []
+
+    def interrupted(phase: str, info: dict[str, int]) -> None:
+        if not seen:
+            seen.append(phase)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    gc.callbacks.append(interrupted)
+    try:
+        gc.collect()
+        time.sleep(5.0)
+    finally:
+        gc.callbacks.remove(interrupted)
+
+
+class Finalised:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def finalised_when_interrupted() -> None:
+    thing = Finalised()
+    del thing
+    time.sleep(5.0)
+
+
+@pytest.mark.parametrize("work", [collected_when_interrupted, finalised_when_interrupted])
+def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(SystemExit) as ended, cli._terminable():
+        work()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGALRM) == before
