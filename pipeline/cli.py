@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import signal
@@ -170,31 +169,24 @@ def summary(record: RunRecord) -> str:
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
 
-def _swallows(frame: FrameType | None) -> bool:
-    """Whether Python would ignore what is raised here: in a finaliser or a callback of the garbage collector."""
-    callbacks = [getattr(callback, "__func__", callback) for callback in gc.callbacks]
-    codes = [getattr(callback, "__code__", None) for callback in callbacks]
-    while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code in codes:
-            return True
-        frame = frame.f_back
-    return False
-
-
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let signals end the run in order: workers end, the lock is given back, the status is 128 + signal."""
-
-    received = 0
+    ends: list[SystemExit] = []
 
     def end(signum: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = received or signum
-        if _swallows(frame):
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
-            return
-        raise SystemExit(128 + received)
+        # the alarm stands for the signal that came first
+        ends.append(SystemExit(ends[0].code if ends else 128 + signum))
+        raise ends[-1]
 
+    def ignored(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python ignores what is raised in finalisers and callbacks of the garbage collector: once more, a moment later
+        if any(unraisable.exc_value is one for one in ends):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, end) for number in signals}
     try:
@@ -203,3 +195,4 @@ def _terminable() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -177,10 +179,24 @@ def finalised_when_interrupted() -> None:
     time.sleep(5.0)
 
 
-@pytest.mark.parametrize("work", [collected_when_interrupted, finalised_when_interrupted])
+def forgotten_when_interrupted() -> None:
+    def interrupted(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+    thing = threading.Event()
+    reference = weakref.ref(thing, interrupted)
+    del thing
+    time.sleep(5.0)
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    "work", [collected_when_interrupted, finalised_when_interrupted, forgotten_when_interrupted]
+)
 def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]) -> None:
-    before = signal.getsignal(signal.SIGALRM)
+    before = signal.getsignal(signal.SIGALRM), sys.unraisablehook
     with pytest.raises(SystemExit) as ended, cli._terminable():
         work()
     assert ended.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGALRM) == before
+    assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
