@@ -61,8 +61,10 @@ def labelled(objects: pa.Table, truth: pa.Table) -> pa.Table:
     """Objects with a match in truth: the truth's columns beside ``p_star``, ``p_galaxy``, ``sg_flags``, ``n_bands``."""
     match = match_truth(objects["ra"].to_numpy(), objects["dec"].to_numpy(), truth)
     found = np.flatnonzero(match >= 0)
-    table = truth.take(match[found])
-    for name in ("p_star", "p_galaxy", "sg_flags", "n_bands"):
+    names = ("p_star", "p_galaxy", "sg_flags", "n_bands")
+    # another simulator may have columns of these names in its truth
+    table = truth.take(match[found]).drop_columns([name for name in names if name in truth.column_names])
+    for name in names:
         table = table.append_column(name, objects[name].take(found))
     return table
 

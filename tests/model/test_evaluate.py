@@ -52,6 +52,8 @@ def run(tmp_path):
             "dec": np.zeros(8),
             "true_class": ["qso"] + ["galaxy"] * 4 + ["star"] * 3,
             "blended": [False] * 6 + [True, False],
+            # as another simulator may count them: not what was scored
+            "n_bands": [1] * 8,
         }
         | {f"mag_{band}": magnitude[::-1] for band in BANDS}
     )
@@ -71,6 +73,11 @@ def test_recall_by_magnitude(run):
     assert (whole["galaxy"]["right"], whole["galaxy"]["n"]) == (3, 3)
     assert (bright["star"]["n"], faint["star"]["n"]) == (1, 2)
     assert faint["star"]["share"] == 0.5
+
+
+def test_bands_are_those_of_the_products(run):
+    table = scores_of_run(*run)
+    assert table["n_bands"].to_pylist() == [7] * 8
 
 
 def test_blended_objects_can_be_left_out(run):
