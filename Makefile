@@ -38,7 +38,7 @@ types: $(INSTALLED)
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
 
-# Simulates the data and trains on two CPU cores, each about two hours; both go on where they stopped.
+# Simulates the data and trains: hours on two CPU cores. Both go on where they stopped.
 model: $(INSTALLED)
 	$(BIN)/sgclassify dataset --output $(MODEL)/data --fields 640 --shifted 40
 	$(BIN)/sgclassify train --data $(MODEL)/data --output $(MODEL)/out --max-minutes 90 --resume
