@@ -41,16 +41,27 @@ def _edges(text: str) -> tuple[float, ...]:
 @click.option(
     "--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set."
 )
+@click.option(
+    "--first",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Leave out the fields before this one.",
+)
 @click.option("--seed", type=int, default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int, processes: int) -> None:
+def dataset(
+    output: Path, fields: int, shifted: int, first: int, seed: int, stamp_size: int, processes: int
+) -> None:
     """Make training data: simulated exposures taken through the stages of a run, matched to truth.
 
     Goes on where it stopped. A smaller set is a prefix of a larger one.
     """
     from sgclassify.model.dataset import make_dataset
 
+    if first >= fields:
+        raise click.UsageError(f"--first {first} leaves nothing of --fields {fields}")
     _log()
     log = logging.getLogger("sgclassify.dataset")
     try:
@@ -62,6 +73,7 @@ def dataset(output: Path, fields: int, shifted: int, seed: int, stamp_size: int,
             processes,
             shifted,
             lambda done, total: log.info("field %d of %d", done, total),
+            first,
         )
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -105,11 +117,12 @@ def train(
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
-    from sgclassify.model.dataset import LABELLED, read_samples
+    from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
     from sgclassify.model.runtime import sha256_of
     from sgclassify.model.train import Recipe, draw_history
     from sgclassify.model.train import train as run_training
+    from sgclassify.stages.columns import CLASSES
 
     _log()
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
@@ -121,7 +134,7 @@ def train(
         raise click.ClickException(str(error)) from error
     if trained is None:
         return
-    sample = read_samples(sorted((data / "calibration").glob("*.parquet"))[:3], LABELLED)
+    sample = read_samples(sorted((data / "calibration").glob("*.parquet"))[:3], CLASSES)
     heads = ("fused", "image", "sequence") if chosen.modality == "fused" else (chosen.modality,)
     for name in heads:
         path = output / ("model.pt" if name == chosen.modality else f"{name}.pt")

@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.measure import FEATURES
 
 CONTRACT_VERSION = 2
-CLASS_ORDER = ("star", "galaxy")
 INPUTS = ("image", "valid", "sigma", "features", "psf")
 """Inputs of the network, in order."""
 
@@ -63,7 +63,7 @@ class ModelContract:
     inputs: tuple[str, ...] = INPUTS
     bands: tuple[str, ...] = BANDS
     features: tuple[str, ...] = FEATURES
-    class_order: tuple[str, ...] = CLASS_ORDER
+    class_order: tuple[str, ...] = CLASSES
     pixel_scale: float = PIXEL_SCALE
     flux_unit: str = "nanomaggy"
     reference_tolerance: float = 2e-3
@@ -104,7 +104,7 @@ class ModelContract:
             ("inputs", self.inputs, INPUTS),
             ("bands", self.bands, BANDS),
             ("features", self.features, FEATURES),
-            ("class_order", self.class_order, CLASS_ORDER),
+            ("class_order", self.class_order, CLASSES),
             ("flux_unit", self.flux_unit, "nanomaggy"),
         ):
             if have != want:

@@ -28,6 +28,7 @@ from sgclassify.pipeline.exposure_list import parse_list
 from sgclassify.pipeline.plan import make_plan
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError, UsageError
 from sgclassify.stages.measure import FEATURES
@@ -56,10 +57,7 @@ CATALOG_COLUMNS = (
 )  # fmt: skip
 """What is kept of SExtractor's and PSFEx's catalogues, for the baselines. The network never reads it."""
 
-LABELLED: Final = ("star", "galaxy")
-"""What trains."""
-
-REAL: Final = (*LABELLED, "qso")
+REAL: Final = (*CLASSES, "qso")
 """What is judged; all but spurious detections."""
 
 TRUTH_COLUMNS = ("true_class", "redshift", "r50_arcsec", "sersic_n", *(f"mag_{band}" for band in BANDS))
@@ -263,7 +261,7 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
 
 
 def read_shard(path: Path, classes: Sequence[str] | None = None) -> Sample:
-    """Read one shard back; on request only objects of some classes, such as `LABELLED`."""
+    """Read one shard back; on request only objects of some classes, such as `CLASSES`."""
     table = pq.read_table(path)
     if classes is not None:
         table = table.filter(pc.is_in(table["true_class"], pa.array(classes)))
@@ -362,6 +360,7 @@ def make_dataset(
     processes: int,
     n_shifted: int = 0,
     progress: Any = None,
+    first: int = 0,
 ) -> dict[str, Any]:
     """Simulate fields in parallel and write one shard each; goes on where an earlier call stopped.
 
@@ -375,6 +374,8 @@ def make_dataset(
         Fields of the shifted test.
     progress : callable, optional
         Called with (fields done, fields in all) after each field.
+    first : int
+        Leave out the fields before this one, which another machine makes or an earlier model was trained on.
 
     Returns
     -------
@@ -399,7 +400,7 @@ def make_dataset(
             f"{data_dir} was begun with other settings ({begun}); choose another folder, or remove it"
         )
     write_atomic_bytes(json.dumps(settings, indent=1, sort_keys=True).encode(), begun)
-    wanted = [(k, False) for k in range(n_fields)] + [(k, True) for k in range(n_shifted)]
+    wanted = [(k, False) for k in range(first, n_fields)] + [(k, True) for k in range(n_shifted)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(make_field, k, seed, data_dir, stamp_size, shifted) for k, shifted in wanted]
         try:
@@ -413,6 +414,7 @@ def make_dataset(
     shutil.rmtree(data_dir / "scratch", ignore_errors=True)
     manifest: dict[str, Any] = {
         "settings": settings,
+        "first_field": first,
         "n_fields": n_fields,
         "n_shifted": n_shifted,
         "shards": {},

@@ -19,9 +19,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sgclassify.model import metrics
-from sgclassify.model.dataset import LABELLED, REAL, Sample, match_truth, read_shard
+from sgclassify.model.dataset import REAL, Sample, match_truth, read_shard
 from sgclassify.model.runtime import Classifier, load
 from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
 
@@ -266,18 +267,6 @@ class Judged:
         return np.asarray((self.values["snr_i"] >= PAPER_SNR) & ~self.blended)
 
 
-def recalls_by_magnitude(
-    judged: Judged, edges: tuple[float, ...], unblended: bool, method: str = MODEL
-) -> list[dict[str, Any]]:
-    """Figures in each interval of magnitude, the whole range first."""
-    clean = ~judged.blended if unblended else np.ones(len(judged.magnitude), dtype=bool)
-    rows = []
-    for low, high in [(edges[0], edges[-1]), *itertools.pairwise(edges)]:
-        keep = clean & (judged.magnitude >= low) & (judged.magnitude < high)
-        rows.append({"band": judged.band, "low": low, "high": high} | judged.block(keep, method))
-    return rows
-
-
 def evaluate(
     table: pa.Table, band: str, edges: tuple[float, ...], unblended: bool = False, paper: bool = False
 ) -> dict[str, Any]:
@@ -383,7 +372,7 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
         ",".join(t): [BAND_INDEX[b] for b in t] for t in (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
     }
     for path in shards_of(data_dir, part):
-        sample = read_shard(path, LABELLED)
+        sample = read_shard(path, CLASSES)
         whole = np.flatnonzero(np.all(sample.valid.any(axis=(2, 3)), axis=1))
         sample = sample.take(whole)
         if not len(sample):

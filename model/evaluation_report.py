@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgclassify.model import metrics
-from sgclassify.model.dataset import read_shard
+from sgclassify.model.dataset import REAL, read_shard
 from sgclassify.model.evaluate import MODEL, Judged, as_text, bands_as_text, shards_of
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.bands import BANDS
@@ -126,7 +126,7 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> str:
     wanted = {int(table["object_id"][k].as_py()): k for k in worst}
     stamps: dict[int, Any] = {}
     for path in shards_of(data_dir, part):
-        sample = read_shard(path)
+        sample = read_shard(path, REAL)
         for row, name in enumerate(sample.table["object_id"].to_pylist()):
             if name in wanted:
                 stamps[wanted[name]] = (sample.image[row].astype(float), sample.valid[row], sample.sigma[row])

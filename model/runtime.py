@@ -108,12 +108,14 @@ class Classifier:
         """Mean of the probability over the eight symmetries of the square, shape (n,), at eight times the cost."""
         total = np.zeros(len(stamps))
         for k in range(8):
-            mirror = -1 if k >= 4 else 1
-            image = np.rot90(stamps.image[..., ::mirror], k, axes=(2, 3))
-            valid = np.rot90(stamps.valid[..., ::mirror], k, axes=(2, 3))
-            psf = np.rot90(stamps.psf[..., ::mirror], k, axes=(2, 3))
+            image, valid, psf = (_turned(a, k) for a in (stamps.image, stamps.valid, stamps.psf))
             total += self.score_arrays(image, valid, stamps.sigma, stamps.features, psf)
         return (total / 8.0).astype(np.float32)
+
+
+def _turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
+    """Stamps in the `k`-th of the eight symmetries of the square: four turns, then those of the mirror image."""
+    return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
 
 
 def load(

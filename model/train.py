@@ -38,12 +38,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sgclassify.model.metrics import ece, roc_auc
 from sgclassify.model.network import HEADS, N_BANDS, Calibration, FusionNetwork, present_bands
 from sgclassify.stages.atomic import write_atomic_bytes
+from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
 
 logger = logging.getLogger(__name__)
-
-CLASSES: Final = ("star", "galaxy")
 
 BATCH_NORM_SAMPLE: Final = 6_000
 """Objects that the statistics of the final weights are measured on; a third of them before each validation."""
