@@ -91,6 +91,7 @@ def dataset(
 @click.option("--small-epochs", type=click.IntRange(0), default=None, help="Passes with small stamps.")
 @click.option("--epochs", type=click.IntRange(0), default=None, help="Passes with whole stamps.")
 @click.option("--batch-size", type=click.IntRange(2), default=None)
+@click.option("--architecture", type=click.Choice(("bands", "resnet50")), default=None, help="Image encoder.")
 @click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
 @click.option(
     "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."

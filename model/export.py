@@ -14,12 +14,12 @@ import torch
 
 from sgclassify.model.contract import ModelContract
 from sgclassify.model.dataset import Sample
-from sgclassify.model.network import CalibratedNetwork
+from sgclassify.model.network import HEADS, CalibratedNetwork
 from sgclassify.model.runtime import CONTRACT_FILE, REFERENCE_FILE, load, sha256_of
 from sgclassify.model.train import Trained
 
 N_REFERENCE = 16
-NAMES = {"fused": "fusion-resnet50-bilstm", "image": "image-resnet50", "sequence": "sequence-bilstm"}
+NAMES = {"fused": "fusion-{}-bilstm", "image": "image-{}", "sequence": "sequence-bilstm"}
 
 
 def _archive(
@@ -54,17 +54,19 @@ def export(
     """
     calibration = trained.calibrations[head]
     # a copy: half precision is made in place
-    module = CalibratedNetwork(copy.deepcopy(trained.network), copy.deepcopy(calibration), head).half().eval()
+    parts = (trained.network, calibration, trained.weights[head])
+    module = CalibratedNetwork(*copy.deepcopy(parts)).half().eval()
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.numpy().tobytes())
     contract = ModelContract(
-        model_id=f"{NAMES[head]}-{digest.hexdigest()[:12]}",
+        model_id=f"{NAMES[head].format(trained.network.architecture)}-{digest.hexdigest()[:12]}",
         stamp_size=trained.stamp_size,
         head=head,
         temperature=float(calibration.log_temperature[0].exp()),
-        calibration={name: value.tolist() for name, value in calibration.named_parameters()},
+        calibration={name: value.tolist() for name, value in calibration.named_parameters()}
+        | {"weights": dict(zip(HEADS, trained.weights[head].tolist(), strict=True))},
         prior_star_fraction=trained.prior_star_fraction,
         training_set_id=training_set_id,
         n_parameters=sum(p.numel() for p in trained.network.parameters()),

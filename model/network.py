@@ -11,6 +11,7 @@ from typing import Final
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.measure import FEATURES, PSF_ERROR
@@ -21,6 +22,12 @@ HEADS: Final = ("fused", "image", "sequence")
 
 CHANNELS: Final = 5
 """Channels a band that the image encoder sees."""
+
+BAND_SIDE: Final = 16
+"""Side (pixels) of the middle of a stamp that `BandEncoder` looks at."""
+
+ARCHITECTURES: Final = ("resnet50", "bands")
+"""Image encoders: the paper's, and the alternative to it."""
 
 
 class StampNormalizer(nn.Module):
@@ -82,6 +89,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, stamp_size: int, width: int) -> None:
         super().__init__()
+        self.side = stamp_size
         self.normalizer = StampNormalizer(stamp_size)
         backbone = torchvision.models.resnet50(weights=None)
         backbone.conv1 = nn.Sequential(
@@ -97,6 +105,111 @@ class ImageEncoder(nn.Module):
     def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, psf: Tensor) -> Tensor:
         channels = self.normalizer(image, valid, sigma, psf)
         out: Tensor = self.backbone(channels.contiguous(memory_format=torch.channels_last))
+        return out
+
+
+class _Step(nn.Module):
+    """Convolutions with a shortcut past them; the first halves the side of the maps where the width changes."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1))
+        )
+        self.layers = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out: Tensor = functional.relu(self.layers(maps) + self.shortcut(maps))
+        return out
+
+
+class _Attention(nn.Module):
+    """One block of a transformer over the bands, which looks only at those that are present."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before = nn.LayerNorm(width)
+        self.inputs = nn.Linear(width, 3 * width)
+        self.outputs = nn.Linear(width, width)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        n, bands, width = tokens.shape
+        three = self.inputs(self.before(tokens)).reshape(n, bands, 3, self.heads, width // self.heads)
+        query, key, value = three.permute(2, 0, 3, 1, 4).unbind(0)
+        # an object without any band looks everywhere: there is nothing, but it is finite
+        seen = present | ~present.any(dim=1, keepdim=True)
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
+        tokens = tokens + self.outputs(found.transpose(1, 2).reshape(n, bands, width))
+        out: Tensor = tokens + self.mix(tokens)
+        return out
+
+
+class BandEncoder(nn.Module):
+    """One small residual network for every band, and attention over the bands.
+
+    The alternative to the paper's ResNet-50. A star or a galaxy looks the same in each band but for its noise and PSF,
+    both of which the network sees; so all bands teach the same weights, at the full resolution of the camera. Only the
+    middle of the stamp is looked at, where compact galaxies differ from stars; the light around is in the features.
+    """
+
+    def __init__(self, stamp_size: int, width: int, maps: tuple[int, int, int] = (24, 48, 96)) -> None:
+        super().__init__()
+        self.side = min(BAND_SIDE, stamp_size)
+        self.normalizer = StampNormalizer(self.side)
+        self.middle = min(4, self.side // 4)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(CHANNELS, maps[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(maps[0]),
+            nn.ReLU(inplace=True),
+            _Step(maps[0], maps[1]),
+            _Step(maps[1], maps[1]),
+            _Step(maps[1], maps[2]),
+        )
+        # what lies in the middle keeps its place; all of it is averaged too
+        self.token = nn.Linear((self.middle**2 + 1) * maps[2], width)
+        self.position = nn.Parameter(torch.zeros(N_BANDS, width))
+        self.first = _Attention(width, 4)
+        self.second = _Attention(width, 4)
+        self.project = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width))
+
+    def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, psf: Tensor) -> Tensor:
+        present = present_bands(valid)
+        n, bands, side = image.shape[0], image.shape[1], self.side
+        cut = (image.shape[2] - side) // 2
+        image, valid, psf = (
+            image[:, :, cut : cut + side, cut : cut + side],
+            valid[:, :, cut : cut + side, cut : cut + side],
+            psf[:, :, cut : cut + side, cut : cut + side],
+        )
+        channels = self.normalizer(image, valid, sigma, psf)
+        # [object, channel, band, y, x] to a stack of bands. In training absent ones are left out of it, and of the
+        # statistics of its norms; in a run its length must not depend on what is in it, or the sums would be rounded
+        # differently
+        stack = channels.reshape(n, -1, bands, side, side).transpose(1, 2).flatten(0, 1)
+        every = torch.ones_like(present)
+        index = torch.nonzero((present if self.training else every).flatten())[:, 0]
+        maps = self.convolutions(stack[index].contiguous(memory_format=torch.channels_last))
+        first = (maps.shape[2] - self.middle) // 2
+        middle = maps[:, :, first : first + self.middle, first : first + self.middle]
+        one = self.token(torch.cat([middle.flatten(1), maps.mean(dim=(2, 3))], dim=1))
+        tokens = torch.zeros(n * bands, one.shape[1], dtype=one.dtype, device=one.device)
+        tokens = tokens.index_copy(0, index, one).reshape(n, bands, -1) + self.position
+        tokens = self.second(self.first(tokens, present), present)
+        weight = present.to(tokens.dtype)[:, :, None]
+        mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+        most = torch.where(present[:, :, None], tokens, torch.full_like(tokens, -10.0)).amax(dim=1)
+        out: Tensor = self.project(torch.cat([mean, most], dim=1))
         return out
 
 
@@ -152,11 +265,22 @@ class FusionNetwork(nn.Module):
         Width of the features of each modality.
     dropout : float
         Dropout in the fusion head.
+    architecture : str
+        One of `ARCHITECTURES`.
     """
 
-    def __init__(self, stamp_size: int, hidden: int = 96, width: int = 192, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        stamp_size: int,
+        hidden: int = 96,
+        width: int = 192,
+        dropout: float = 0.2,
+        architecture: str = "resnet50",
+    ) -> None:
         super().__init__()
-        self.image_encoder = ImageEncoder(stamp_size, width)
+        self.architecture = architecture
+        encoders = {"resnet50": ImageEncoder, "bands": BandEncoder}
+        self.image_encoder = encoders[architecture](stamp_size, width)
         self.sequence_encoder = SequenceEncoder(len(FEATURES), hidden, width)
         self.head = nn.Sequential(
             nn.LayerNorm(2 * width),
@@ -194,6 +318,11 @@ def present_bands(valid: Tensor) -> Tensor:
     return valid.flatten(2).any(dim=2)
 
 
+def weighted(logits: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the logits (3, n, 2) of the heads with their weights (3,)."""
+    return (logits * weights[:, None, None]).sum(dim=0)
+
+
 class Calibration(nn.Module):
     """Temperature and offset of the logits, both linear in the brightness of the object.
 
@@ -219,18 +348,27 @@ class Calibration(nn.Module):
 
 
 class CalibratedNetwork(nn.Module):
-    """The network as it is shipped: calibrated probabilities of one head."""
+    """The network as it is shipped: calibrated probabilities of its heads, weighted.
 
-    def __init__(self, network: FusionNetwork, calibration: Calibration, head: str = "fused") -> None:
+    Parameters
+    ----------
+    network : FusionNetwork
+    calibration : Calibration
+    weights : Tensor of float32, shape (3,)
+        Weight of the logits of each head, in the order of `HEADS`.
+    """
+
+    def __init__(self, network: FusionNetwork, calibration: Calibration, weights: Tensor) -> None:
         super().__init__()
         self.network = network
         self.calibration = calibration
-        self.head = HEADS.index(head)
+        self.register_buffer("weights", weights)
         self.snr = FEATURES.index("snr")
 
     def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, features: Tensor, psf: Tensor) -> Tensor:
         """Probabilities (n, 2) in class order star, galaxy."""
-        logits = torch.stack(self.network(image, valid, sigma, features, psf))[self.head]
+        heads = torch.stack(self.network(image, valid, sigma, features, psf))
+        logits = weighted(heads, self.weights)  # type: ignore[arg-type]
         # as in Calibration.brightness, which TorchScript cannot call
         brightness = torch.nan_to_num(features[:, :, self.snr]).amax(dim=1).clamp(0.0, 7.0) - 3.0
         return torch.softmax(self.calibration(logits, brightness), dim=1)

@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sgclassify.model.metrics import ece, roc_auc
-from sgclassify.model.network import HEADS, N_BANDS, Calibration, FusionNetwork, present_bands
+from sgclassify.model.network import HEADS, N_BANDS, Calibration, FusionNetwork, present_bands, weighted
 from sgclassify.stages.atomic import write_atomic_bytes
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
@@ -123,6 +123,8 @@ class Recipe:
         Share of bands with a masked column or blob.
     class_balance : bool
         Weigh both classes alike, which makes the prior 0.5. Without, the model keeps the prior of its sample.
+    architecture : str
+        Image encoder, one of `sgclassify.model.network.ARCHITECTURES`.
     modality : str
         Which head is trained for: ``"fused"``, or for ablations ``"image"`` or ``"sequence"``.
     auxiliary_weight : float
@@ -156,6 +158,7 @@ class Recipe:
     background: float = 0.1
     mask_rate: float = 0.05
     class_balance: bool = False
+    architecture: str = "bands"
     modality: str = "fused"
     auxiliary_weight: float = 0.3
     ema_decay: float = 0.998
@@ -526,6 +529,36 @@ def fit_calibration(
     return _fitted(logits, brightness, label, weight, best[1])
 
 
+def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Weights of the heads' logits that answer best together.
+
+    A head that has seen the training objects trusts an encoder that knows them by heart more than it should. What each
+    head is worth on other fields is therefore fitted there: three numbers, none negative.
+
+    Parameters
+    ----------
+    logits : Tensor of float32, shape (3, n, 2)
+        Of the validation fields.
+    label : Tensor of int64, shape (n,)
+    weight : Tensor of float32, shape (2,)
+        Of the classes, as in training.
+
+    Returns
+    -------
+    Tensor of float32, shape (3,)
+    """
+    heads = logits.double()
+
+    def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        weights = torch.from_numpy(values).requires_grad_()
+        loss = nn.functional.cross_entropy(weighted(heads, weights), label, weight=weight.double())
+        (gradient,) = torch.autograd.grad(loss, [weights])
+        return float(loss.detach()), gradient.numpy()
+
+    found = minimize(cost, np.full(3, 1 / 3), jac=True, method="L-BFGS-B", bounds=[(0.0, 2.0)] * 3)
+    return torch.from_numpy(found.x).float()
+
+
 def one_cycle(progress: float) -> float:
     """Share of the peak learning rate: up from 1/25 in the first fifth, then down along a cosine to 1/1000."""
     if progress < 0.2:
@@ -578,6 +611,8 @@ class Trained:
         On the CPU, in evaluation mode.
     calibrations : dict of str to Calibration
         For each head that was trained.
+    weights : dict of str to Tensor of float32, shape (3,)
+        Weights of the logits behind each of them: of all heads for the fusion, of the head alone for the others.
     prior_star_fraction : float
         Share of stars that the probabilities assume.
     stamp_size : int
@@ -589,6 +624,7 @@ class Trained:
 
     network: FusionNetwork
     calibrations: dict[str, Calibration]
+    weights: dict[str, Tensor]
     prior_star_fraction: float
     stamp_size: int
     recipe: dict[str, Any]
@@ -713,7 +749,8 @@ class _Trainer:
                 len(found),
             )
         torch.manual_seed(recipe.seed)
-        self.network = FusionNetwork(self.size)
+        self.network = FusionNetwork(self.size, architecture=recipe.architecture)
+        self.side = self.network.image_encoder.side
         fit_normalization(self.network, self.rows.features)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
@@ -880,7 +917,7 @@ class _Trainer:
         if better:
             state |= {"best_loss": loss, "best_side": side}
             self.best = copy.deepcopy(self.average.state_dict())
-        state["since_best"] = 0 if better or side < self.size else state["since_best"] + 1
+        state["since_best"] = 0 if better or side < self.side else state["since_best"] + 1
         state |= {"total": 0.0, "count": 0}
         write_atomic_bytes(json.dumps(state["history"], indent=1).encode(), self.out_dir / "history.json")
 
@@ -893,7 +930,7 @@ class _Trainer:
         recipe, state = self.recipe, self.state
         size = min(recipe.batch_size if joint else recipe.sequence_batch_size, self.per_process)
         steps = self.per_process // size
-        small = SMALL_COST * recipe.small_epochs if joint else 0.0
+        small = SMALL_COST * recipe.small_epochs if joint and recipe.small_stamp < self.side else 0.0
         work = steps * (small + recipe.epochs if joint else recipe.sequence_epochs)
         if not work:
             return
@@ -927,7 +964,7 @@ class _Trainer:
                 self.save(optimizer)
                 saved = time.monotonic()
             shrunk = progress * work < steps * small
-            side = min(recipe.small_stamp, self.size) if shrunk else self.size
+            side = recipe.small_stamp if shrunk else self.side
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * one_cycle(progress)
             inputs, target = next(batches)
@@ -964,7 +1001,7 @@ class _Trainer:
                 self.network.train()
         batches.close()  # type: ignore[attr-defined]
         if self.rank == 0 and state["count"]:
-            self.validate(joint, self.size, state["step"] / steps)
+            self.validate(joint, self.side, state["step"] / steps)
 
     def agreed(self, *values: float) -> list[float]:
         """The largest of each number over the processes."""
@@ -995,12 +1032,22 @@ class _Trainer:
         """Calibrate the best weights."""
         modality = self.recipe.modality
         if modality != "sequence":
-            measure_batch_norm(self.network, self.rows, self.recipe, self.size, BATCH_NORM_SAMPLE)
-        logits = predict(self.network, self.calibration, self.device, self.size, modality == "sequence")
+            measure_batch_norm(self.network, self.rows, self.recipe, self.side, BATCH_NORM_SAMPLE)
+        weights = {name: torch.eye(len(HEADS))[HEADS.index(name)] for name in HEADS}
+        if modality == "fused":
+            logits = predict(self.network, self.validation, self.device, self.side)
+            weights["fused"] = fit_weights(logits, self.validation.label, self.weight)
+            row = {
+                "stage": "weighted",
+                "fused": figures(weighted(logits, weights["fused"]), self.validation.label, self.weight),
+            }
+            self.state["history"].append(row)
+            logger.info("weights of %s: %s; %s", ", ".join(HEADS), weights["fused"].tolist(), row["fused"])
+        logits = predict(self.network, self.calibration, self.device, self.side, modality == "sequence")
         brightness = Calibration.brightness(self.calibration.features)
         calibrations = {
             name: fit_calibration(
-                logits[HEADS.index(name)],
+                weighted(logits, weights[name]),
                 brightness,
                 self.calibration.label,
                 self.calibration.field,
@@ -1011,6 +1058,7 @@ class _Trainer:
         return Trained(
             network=self.network.cpu().eval(),
             calibrations=calibrations,
+            weights=weights,
             prior_star_fraction=self.prior,
             stamp_size=self.size,
             recipe=asdict(self.recipe),
