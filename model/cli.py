@@ -98,9 +98,11 @@ def dataset(
 )
 @click.option("--class-balance/--no-class-balance", default=None, help="Weigh either class alike.")
 @click.option("--learning-rate", type=float, default=None, help="Peak rate of the second stage.")
+@click.option("--sequence-learning-rate", type=float, default=None, help="Peak rate of the first stage.")
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=int, default=None)
 @click.option("--initial", type=FILE, help="Checkpoint or archive of another training to start from.")
+@click.option("--beside", type=FILE, help="Checkpoint or archive that answers together with what is trained.")
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
@@ -115,6 +117,7 @@ def train(
     max_minutes: float,
     resume: bool,
     initial: Path | None,
+    beside: Path | None,
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
@@ -129,7 +132,14 @@ def train(
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
     try:
         trained = run_training(
-            data, output, chosen, device=device, resume=resume, max_minutes=max_minutes, initial=initial
+            data,
+            output,
+            chosen,
+            device=device,
+            resume=resume,
+            max_minutes=max_minutes,
+            initial=initial,
+            beside=beside,
         )
     except SgClassifyError as error:
         raise click.ClickException(str(error)) from error

@@ -54,22 +54,23 @@ def export(
     """
     calibration = trained.calibrations[head]
     # a copy: half precision is made in place
-    parts = (trained.network, calibration, trained.weights[head])
-    module = CalibratedNetwork(*copy.deepcopy(parts)).half().eval()
+    weights = trained.weights[head]
+    networks = trained.networks[: len(weights) // len(HEADS)]
+    module = CalibratedNetwork(*copy.deepcopy((networks, calibration, weights))).half().eval()
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.numpy().tobytes())
     contract = ModelContract(
-        model_id=f"{NAMES[head].format(trained.network.architecture)}-{digest.hexdigest()[:12]}",
+        model_id=f"{NAMES[head].format('-'.join(n.architecture for n in networks))}-{digest.hexdigest()[:12]}",
         stamp_size=trained.stamp_size,
         head=head,
         temperature=float(calibration.log_temperature[0].exp()),
         calibration={name: value.tolist() for name, value in calibration.named_parameters()}
-        | {"weights": dict(zip(HEADS, trained.weights[head].tolist(), strict=True))},
+        | {"weights": weights.tolist()},
         prior_star_fraction=trained.prior_star_fraction,
         training_set_id=training_set_id,
-        n_parameters=sum(p.numel() for p in trained.network.parameters()),
+        n_parameters=sum(p.numel() for n in networks for p in n.parameters()),
         training={"recipe": trained.recipe, "counts": trained.counts, "validation": trained.history[-1:]},
     )
     rows = np.unique(np.linspace(0, len(sample) - 1, N_REFERENCE).astype(np.int64))

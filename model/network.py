@@ -6,6 +6,7 @@ there, are this project's own choice (docs/model.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -302,12 +303,6 @@ class FusionNetwork(nn.Module):
         return fused, self.image_head(from_image), self.sequence_head(from_sequence)
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
-    def sequence_logits(self, valid: Tensor, features: Tensor) -> Tensor:
-        """Logits of the sequence alone, without the cost of the image."""
-        out: Tensor = self.sequence_head(self.sequence_encoder(features, present_bands(valid)))
-        return out
-
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
     def sequence_parameters(self) -> list[nn.Parameter]:
         """Parameters of the sequence encoder and of its head."""
         return [*self.sequence_encoder.parameters(), *self.sequence_head.parameters()]
@@ -319,7 +314,7 @@ def present_bands(valid: Tensor) -> Tensor:
 
 
 def weighted(logits: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the logits (3, n, 2) of the heads with their weights (3,)."""
+    """Sum of the logits (m, n, 2) of the heads with their weights (m,)."""
     return (logits * weights[:, None, None]).sum(dim=0)
 
 
@@ -348,27 +343,30 @@ class Calibration(nn.Module):
 
 
 class CalibratedNetwork(nn.Module):
-    """The network as it is shipped: calibrated probabilities of its heads, weighted.
+    """The networks as they are shipped: calibrated probabilities of their heads, weighted.
 
     Parameters
     ----------
-    network : FusionNetwork
+    networks : sequence of FusionNetwork
     calibration : Calibration
-    weights : Tensor of float32, shape (3,)
-        Weight of the logits of each head, in the order of `HEADS`.
+    weights : Tensor of float32, shape (3 * number of networks,)
+        Weight of the logits of each head, in the order of `HEADS`, of one network after the other.
     """
 
-    def __init__(self, network: FusionNetwork, calibration: Calibration, weights: Tensor) -> None:
+    def __init__(self, networks: Sequence[FusionNetwork], calibration: Calibration, weights: Tensor) -> None:
         super().__init__()
-        self.network = network
+        self.networks = nn.ModuleList(networks)
         self.calibration = calibration
         self.register_buffer("weights", weights)
         self.snr = FEATURES.index("snr")
 
     def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, features: Tensor, psf: Tensor) -> Tensor:
         """Probabilities (n, 2) in class order star, galaxy."""
-        heads = torch.stack(self.network(image, valid, sigma, features, psf))
-        logits = weighted(heads, self.weights)  # type: ignore[arg-type]
+        heads = []
+        for network in self.networks:
+            fused, from_image, from_sequence = network(image, valid, sigma, features, psf)
+            heads += [fused, from_image, from_sequence]
+        logits = weighted(torch.stack(heads), self.weights)  # type: ignore[arg-type]
         # as in Calibration.brightness, which TorchScript cannot call
         brightness = torch.nan_to_num(features[:, :, self.snr]).amax(dim=1).clamp(0.0, 7.0) - 3.0
         return torch.softmax(self.calibration(logits, brightness), dim=1)

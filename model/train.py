@@ -91,7 +91,8 @@ class Recipe:
     sequence_epochs : int
         Epochs of the first stage, of the sequence encoder alone.
     small_epochs, small_stamp : int
-        First epochs of the second stage, on the central `small_stamp` pixels only.
+        First epochs of the second stage, on the central `small_stamp` pixels only; of the ResNet, which takes stamps of
+        any size.
     epochs : int
         Epochs on whole stamps after that.
     batch_size, sequence_batch_size : int
@@ -533,11 +534,11 @@ def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """Weights of the heads' logits that answer best together.
 
     A head that has seen the training objects trusts an encoder that knows them by heart more than it should. What each
-    head is worth on other fields is therefore fitted there: three numbers, none negative.
+    head is worth on other fields is therefore fitted there: a few numbers, none negative.
 
     Parameters
     ----------
-    logits : Tensor of float32, shape (3, n, 2)
+    logits : Tensor of float32, shape (m, n, 2)
         Of the validation fields.
     label : Tensor of int64, shape (n,)
     weight : Tensor of float32, shape (2,)
@@ -545,7 +546,7 @@ def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of float32, shape (3,)
+    Tensor of float32, shape (m,)
     """
     heads = logits.double()
 
@@ -555,7 +556,13 @@ def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(loss, [weights])
         return float(loss.detach()), gradient.numpy()
 
-    found = minimize(cost, np.full(3, 1 / 3), jac=True, method="L-BFGS-B", bounds=[(0.0, 2.0)] * 3)
+    found = minimize(
+        cost,
+        np.full(len(heads), 1 / len(heads)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, 2.0)] * len(heads),
+    )
     return torch.from_numpy(found.x).float()
 
 
@@ -607,12 +614,13 @@ class Trained:
 
     Attributes
     ----------
-    network : FusionNetwork
-        On the CPU, in evaluation mode.
+    networks : tuple of FusionNetwork
+        What was trained, and what stands beside it; on the CPU, in evaluation mode.
     calibrations : dict of str to Calibration
         For each head that was trained.
-    weights : dict of str to Tensor of float32, shape (3,)
-        Weights of the logits behind each of them: of all heads for the fusion, of the head alone for the others.
+    weights : dict of str to Tensor of float32, shape (3 * number of networks,) or (3,)
+        Weights of the logits behind each of them: of all heads of all networks for the fusion, of the head of the first
+        network alone for the others.
     prior_star_fraction : float
         Share of stars that the probabilities assume.
     stamp_size : int
@@ -622,7 +630,7 @@ class Trained:
     counts : dict of str to int
     """
 
-    network: FusionNetwork
+    networks: tuple[FusionNetwork, ...]
     calibrations: dict[str, Calibration]
     weights: dict[str, Tensor]
     prior_star_fraction: float
@@ -648,18 +656,16 @@ FIRST_LAYER: Final = "image_encoder.backbone.conv1.0.weight"
 
 
 def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """Weights of a checkpoint, the best so far, or of an archive."""
+    """Weights of a checkpoint, the best so far, or of the first network of an archive."""
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-        prefix = "network."
-        return {
-            name.removeprefix(prefix): value
-            for name, value in module.float().state_dict().items()
-            if name.startswith(prefix)
-        }
+        values = module.float().state_dict()
+        # archives of one network had it under a name of its own
+        prefix = next(p for p in ("networks.0.", "network.") if any(name.startswith(p) for name in values))
+        return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
     except RuntimeError:
         pass  # no archive
     try:
@@ -669,6 +675,19 @@ def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
             f"{path}: neither a checkpoint of a training nor a model archive: {error}"
         ) from error
     return found
+
+
+def _network_of(path: Path, stamp_size: int, device: torch.device) -> FusionNetwork:
+    """The network of a checkpoint, or the first one of an archive, in evaluation mode."""
+    weights = _weights_of(path, device)
+    network = FusionNetwork(stamp_size, architecture="resnet50" if FIRST_LAYER in weights else "bands")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: a network of other stamps or features cannot stand beside this one"
+        ) from error
+    return network.to(device).eval()
 
 
 @contextmanager
@@ -713,6 +732,7 @@ class _Trainer:
         recipe: Recipe,
         place: tuple[int, int, torch.device],
         minutes: float,
+        beside: Path | None = None,
     ) -> None:
         self.rank, self.world, self.device = place
         self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
@@ -758,6 +778,7 @@ class _Trainer:
             # room for network, optimizer and batches beside the data
             if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
                 self.rows = self.rows.to(self.device)
+        self.beside = [] if beside is None else [_network_of(beside, self.size, self.device)]
         self.average = copy.deepcopy(self.network)
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimizer_state: dict[str, Any] = {}
@@ -803,8 +824,8 @@ class _Trainer:
         own = self.network.state_dict()
         taken = [name for name in own if name in found and found[name].shape == own[name].shape]
         own |= {name: found[name] for name in taken}
-        old, new = found.get(FIRST_LAYER), own[FIRST_LAYER]
-        if FIRST_LAYER not in taken and old is not None and old.shape[1] < new.shape[1]:
+        old, new = found.get(FIRST_LAYER), own.get(FIRST_LAYER)
+        if FIRST_LAYER not in taken and old is not None and new is not None and old.shape[1] < new.shape[1]:
             # channels were added behind those that were there
             new[:, : old.shape[1]] = old
             taken.append(FIRST_LAYER)
@@ -813,13 +834,18 @@ class _Trainer:
         logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
         logger.info("not taken: %s", ", ".join(sorted(own.keys() - taken)) or "none")
 
+    @property
+    def learns_sequence(self) -> bool:
+        """Whether the second stage changes the sequence encoder."""
+        return self.recipe.pretrained_rate > 0 or not self.recipe.sequence_epochs
+
     def optimizer(self, joint: bool) -> torch.optim.AdamW:
         """AdamW over what the stage trains; biases, norms and positions do not decay."""
         recipe = self.recipe
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             sequence = name.startswith("sequence_")
-            if joint or sequence:
+            if parameter.requires_grad and (joint or sequence):
                 rate = recipe.learning_rate if joint else recipe.sequence_learning_rate
                 if joint and sequence and recipe.sequence_epochs:
                     rate *= recipe.pretrained_rate
@@ -919,7 +945,13 @@ class _Trainer:
             self.best = copy.deepcopy(self.average.state_dict())
         state["since_best"] = 0 if better or side < self.side else state["since_best"] + 1
         state |= {"total": 0.0, "count": 0}
-        write_atomic_bytes(json.dumps(state["history"], indent=1).encode(), self.out_dir / "history.json")
+        self.write_history()
+
+    def write_history(self) -> None:
+        """Write what the validations have found so far."""
+        write_atomic_bytes(
+            json.dumps(self.state["history"], indent=1).encode(), self.out_dir / "history.json"
+        )
 
     def run_stage(self, joint: bool, stop: threading.Event) -> None:
         """Train the sequence alone, or everything, from wherever the state is in this stage.
@@ -930,11 +962,16 @@ class _Trainer:
         recipe, state = self.recipe, self.state
         size = min(recipe.batch_size if joint else recipe.sequence_batch_size, self.per_process)
         steps = self.per_process // size
-        small = SMALL_COST * recipe.small_epochs if joint and recipe.small_stamp < self.side else 0.0
+        progressive = joint and recipe.architecture == "resnet50"
+        small = SMALL_COST * recipe.small_epochs if progressive else 0.0
         work = steps * (small + recipe.epochs if joint else recipe.sequence_epochs)
         if not work:
             return
         until = self.seconds * (0.95 if joint else SEQUENCE_TIME)
+        # a gradient that the first stage has left behind would count when they are clipped
+        self.network.zero_grad(set_to_none=True)
+        for parameter in self.network.sequence_parameters():
+            parameter.requires_grad_(not joint or self.learns_sequence)
         optimizer = self.optimizer(joint)
         model: nn.Module = self.network if joint else _SequenceOnly(self.network)
         if self.world > 1:
@@ -964,7 +1001,7 @@ class _Trainer:
                 self.save(optimizer)
                 saved = time.monotonic()
             shrunk = progress * work < steps * small
-            side = recipe.small_stamp if shrunk else self.side
+            side = min(recipe.small_stamp, self.side) if shrunk else self.side
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * one_cycle(progress)
             inputs, target = next(batches)
@@ -1033,21 +1070,29 @@ class _Trainer:
         modality = self.recipe.modality
         if modality != "sequence":
             measure_batch_norm(self.network, self.rows, self.recipe, self.side, BATCH_NORM_SAMPLE)
-        weights = {name: torch.eye(len(HEADS))[HEADS.index(name)] for name in HEADS}
+        networks = [self.network, *(self.beside if modality == "fused" else [])]
+
+        def answers(rows: Rows) -> Tensor:
+            parts = [
+                predict(n, rows, self.device, n.image_encoder.side, modality == "sequence") for n in networks
+            ]
+            return torch.cat(parts)
+
+        weights = {name: torch.eye(len(HEADS))[k] for k, name in enumerate(HEADS)}
         if modality == "fused":
-            logits = predict(self.network, self.validation, self.device, self.side)
-            weights["fused"] = fit_weights(logits, self.validation.label, self.weight)
-            row = {
-                "stage": "weighted",
-                "fused": figures(weighted(logits, weights["fused"]), self.validation.label, self.weight),
-            }
-            self.state["history"].append(row)
-            logger.info("weights of %s: %s; %s", ", ".join(HEADS), weights["fused"].tolist(), row["fused"])
-        logits = predict(self.network, self.calibration, self.device, self.side, modality == "sequence")
+            logits, label = answers(self.validation), self.validation.label
+            weights["fused"] = fit_weights(logits, label, self.weight)
+            together = figures(weighted(logits, weights["fused"]), label, self.weight)
+            self.state["history"].append(
+                {"stage": "weighted", "seconds": round(self.state["spent"], 1), "fused": together}
+            )
+            self.write_history()
+            logger.info("weights of the heads: %s; together %s", weights["fused"].tolist(), together)
+        logits = answers(self.calibration)
         brightness = Calibration.brightness(self.calibration.features)
         calibrations = {
             name: fit_calibration(
-                weighted(logits, weights[name]),
+                weighted(logits[: len(weights[name])], weights[name]),
                 brightness,
                 self.calibration.label,
                 self.calibration.field,
@@ -1056,7 +1101,7 @@ class _Trainer:
             for name in (HEADS if modality == "fused" else (modality,))
         }
         return Trained(
-            network=self.network.cpu().eval(),
+            networks=tuple(network.cpu().eval() for network in networks),
             calibrations=calibrations,
             weights=weights,
             prior_star_fraction=self.prior,
@@ -1082,6 +1127,7 @@ def train(
     resume: bool = False,
     max_minutes: float = math.inf,
     initial: Path | None = None,
+    beside: Path | None = None,
 ) -> Trained | None:
     """Train, keep the best epoch on the validation fields, and calibrate on the calibration fields.
 
@@ -1102,6 +1148,8 @@ def train(
     initial : Path, optional
         Checkpoint or archive of another training to start from, as far as names and shapes agree; of a first layer
         with fewer channels, those that it has.
+    beside : Path, optional
+        Checkpoint or archive of another network, trained on other fields, which answers together with this one.
 
     Returns
     -------
@@ -1115,7 +1163,7 @@ def train(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     with _processes(device) as place, _termination() as stop:
-        trainer = _Trainer(data_dir, out_dir, recipe, place, max_minutes)
+        trainer = _Trainer(data_dir, out_dir, recipe, place, max_minutes, beside)
         if initial is not None:
             trainer.start_from(initial)
         if resume:

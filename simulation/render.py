@@ -149,27 +149,51 @@ def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> n
     nodes = psf.node_at(sky.x, sky.y)
     for index in np.flatnonzero(bright & near & np.isfinite(sky.flux)):
         size = int(sizes[index])
-        transform = psf.fourier(int(nodes[index]), size)
         x0, y0 = int(np.floor(sky.x[index])) - size // 2, int(np.floor(sky.y[index])) - size // 2
-        point = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
-        product = point.copy()
-        if not sky.point[index]:
-            product *= _galaxy_transform(
-                size, sky.shape[index], sky.sersic_n[index], sky.bulge_fraction[index]
-            )
-            # clumps show in what is well detected; elsewhere they are not worth their time
-            if sky.clumpiness[index] > 0 and sky.flux[index] > CLUMPY_SNR * 4.0 * noise:
-                share = np.float32(sky.clumpiness[index])
-                clumps = _clump_transform(size, sky.shape[index], int(sky.texture[index]))
-                product *= 1 - share
-                product += share * clumps * point
-        side = OVERSAMPLING * size
-        fine = scipy.fft.irfft2(product, (side, side), overwrite_x=True)
-        stamp = fine[::OVERSAMPLING, ::OVERSAMPLING] * np.float32(sky.flux[index] * OVERSAMPLING**2)
+        stamp = draw_stamp(sky, int(index), psf.fourier(int(nodes[index]), size), size, noise)
         ya, yb, xa, xb = max(y0, 0), min(y0 + size, shape[0]), max(x0, 0), min(x0 + size, shape[1])
         if ya < yb and xa < xb:
             image[ya:yb, xa:xb] += stamp[ya - y0 : yb - y0, xa - x0 : xb - x0]
     return image
+
+
+def draw_stamp(
+    sky: Scene, index: int, transform: npt.NDArray[np.complex64], size: int, noise: float
+) -> npt.NDArray[np.float32]:
+    """Draw one source.
+
+    Parameters
+    ----------
+    sky : Scene
+        Sources on the detector.
+    index : int
+        Which of them.
+    transform : ndarray, complex64
+        Of the PSF, as `PsfField.fourier` gives it for this size.
+    size : int
+        Side of the stamp, pixels; its pixel [0, 0] is ``floor(position) - size // 2`` of the detector.
+    noise : float
+        As for `render`.
+
+    Returns
+    -------
+    ndarray, float32, shape (size, size)
+        Electrons a second.
+    """
+    x0, y0 = int(np.floor(sky.x[index])) - size // 2, int(np.floor(sky.y[index])) - size // 2
+    point = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
+    product = point.copy()
+    if not sky.point[index]:
+        product *= _galaxy_transform(size, sky.shape[index], sky.sersic_n[index], sky.bulge_fraction[index])
+        # clumps show in what is well detected; elsewhere they are not worth their time
+        if sky.clumpiness[index] > 0 and sky.flux[index] > CLUMPY_SNR * 4.0 * noise:
+            share = np.float32(sky.clumpiness[index])
+            clumps = _clump_transform(size, sky.shape[index], int(sky.texture[index]))
+            product *= 1 - share
+            product += share * clumps * point
+    side = OVERSAMPLING * size
+    fine = scipy.fft.irfft2(product, (side, side), overwrite_x=True)
+    return np.asarray(fine[::OVERSAMPLING, ::OVERSAMPLING] * np.float32(sky.flux[index] * OVERSAMPLING**2))
 
 
 def _half_sizes(sky: Scene, noise: float) -> Array:

@@ -221,7 +221,7 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
         system[members] = n_galaxies + primary
         pair_separation[members] = separation
     mags = np.concatenate([galaxy_mags, star_mags, companion_mags, quasar_mags]) + EXTINCTION * model.ebv
-    shape = _galaxy_shapes(galaxy_i, model.compact_share, rng)
+    shape = galaxy_shapes(galaxy_i, model.compact_share, rng)
     blank = np.full(n_point, np.nan)
     r50, sersic_n, axis_ratio, position_angle, bulge = (np.concatenate([column, blank]) for column in shape)
     clumpiness = np.where(r50 > SMALLEST_CLUMPY, 10 ** rng.uniform(*CLUMPINESS, len(r50)), 0.0)
@@ -288,9 +288,23 @@ def _companions(primary_mags: Array, rng: np.random.Generator) -> tuple[Array, A
     return _star_colors(mag_i, rng), separation
 
 
-def _galaxy_shapes(
+def galaxy_shapes(
     mag_i: Array, compact_share: tuple[float, float], rng: np.random.Generator
 ) -> tuple[Array, ...]:
+    """Shapes of galaxies by their magnitude.
+
+    Parameters
+    ----------
+    mag_i : ndarray, float64, shape (n,)
+    compact_share : pair of float
+        Range of the share with a half-light radius below 0.08 arcsec.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    tuple of ndarray, float64, shape (n,)
+        ``r50`` to ``bulge_fraction`` of `Sources`.
+    """
     n = len(mag_i)
     a, b, pivot, scatter = SIZE_RELATION
     r50 = 10 ** (a + b * (mag_i - pivot) + rng.normal(0.0, scatter, n))

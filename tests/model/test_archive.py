@@ -22,6 +22,7 @@ from sgclassify.stages.errors import ModelError
 from sgclassify.stages.measure import FEATURES
 
 SIZE = 32
+WEIGHTS = {name: torch.eye(3)[k] for k, name in enumerate(HEADS)}
 
 
 def sample(n, seed=0):
@@ -48,7 +49,14 @@ def archive(tmp_path_factory):
     calibration = Calibration().requires_grad_(False)
     calibration.log_temperature.copy_(torch.tensor([1.5, 1.1]).log())
     trained = Trained(
-        FusionNetwork(SIZE), dict.fromkeys(HEADS, calibration), 0.25, SIZE, {}, [], {"training": 0}
+        (FusionNetwork(SIZE),),
+        dict.fromkeys(HEADS, calibration),
+        WEIGHTS,
+        0.25,
+        SIZE,
+        {},
+        [],
+        {"training": 0},
     )
     contract = export(trained, sample(20), "0" * 64, path)
     return path, contract
@@ -136,7 +144,9 @@ def test_each_head_can_be_served(archive, tmp_path, head):
     network = FusionNetwork(SIZE).eval()
     plain = {name: Calibration().requires_grad_(False) for name in HEADS}
     data = sample(6, seed=9)
-    export(Trained(network, plain, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head)
+    export(
+        Trained((network,), plain, WEIGHTS, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head
+    )
     classifier = load(tmp_path / "m.pt")
     assert classifier.contract.head == head
     image, psf = (torch.from_numpy(a.astype(np.float32)) for a in (data.image, data.psf))

@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from sgclassify.model import train as module
 from sgclassify.model.dataset import CATALOG_COLUMNS, read_samples, write_shard
 from sgclassify.model.export import export
 from sgclassify.model.network import HEADS, FusionNetwork
+from sgclassify.model.runtime import load
 from sgclassify.model.train import (
     CORE_PX,
     FEATURE_GROUPS,
@@ -35,6 +38,7 @@ from sgclassify.model.train import (
     figures,
     fit_calibration,
     fit_normalization,
+    fit_weights,
     measure_batch_norm,
     one_cycle,
     prior_weights,
@@ -55,7 +59,9 @@ SHORT = Recipe(
     batch_size=8,
     sequence_batch_size=8,
     patience=99,
+    architecture="resnet50",
 )
+BANDS = replace(SHORT, architecture="bands")
 STILL = Recipe(
     band_dropout=0, psf_dropout=0, header_dropout=0, feature_dropout=0, shift_rate=1, noise=0, background=0, mask_rate=0
 )  # fmt: skip
@@ -356,11 +362,11 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
     whole = train(data, tmp_path / "whole", SHORT)
     rows = json.loads((tmp_path / "whole" / "history.json").read_text())
     assert rows == json.loads(json.dumps(whole.history))
-    assert [(row["stage"], row["stamp"]) for row in rows] == [
-        ("sequence", SIZE), ("sequence", SIZE), ("joint", 8), ("joint", SIZE),
+    assert [(row["stage"], row.get("stamp")) for row in rows] == [
+        ("sequence", SIZE), ("sequence", SIZE), ("joint", 8), ("joint", SIZE), ("weighted", None),
     ]  # fmt: skip
     assert set(rows[-1]["fused"]) == {"loss", "star_recall", "galaxy_recall", "accuracy", "auc", "ece"}
-    assert set(HEADS) <= set(rows[-1])
+    assert set(HEADS) <= set(rows[-2])
     true_loss = module._Trainer.loss
     calls = []
 
@@ -379,7 +385,7 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
     resumed = train(data, tmp_path / "parts", SHORT, resume=True)
     assert len(calls) == sum(row["stage"] == "sequence" for row in rows) * 3 + 2 * 3
     for (name, a), b in zip(
-        whole.network.state_dict().items(), resumed.network.state_dict().values(), strict=True
+        whole.networks[0].state_dict().items(), resumed.networks[0].state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
     with pytest.raises(UsageError, match="another recipe"):
@@ -455,9 +461,106 @@ def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monk
     assert all(torch.isfinite(t).all() for t in kept["network"].values() if t.is_floating_point())
 
 
-def started(data, out, path):
+@pytest.mark.parametrize("architecture", ["bands", "resnet50"])
+def test_another_network_answers_beside(data, tmp_path, architecture):
+    other = train(data, tmp_path / "other", replace(SHORT, architecture=architecture))
+    few = read_samples([data / "calibration" / "f0.parquet"])
+    export(other, few, "0", tmp_path / "other.pt")
+    recipe = replace(BANDS, seed=5, epochs=2)
+    both = train(data, tmp_path / "both", recipe, beside=tmp_path / "other.pt")
+    assert [n.architecture for n in both.networks] == ["bands", architecture]
+    assert both.weights["fused"].shape == (6,)
+    # in half precision, as the archive has it
+    for name, value in other.networks[0].state_dict().items():
+        torch.testing.assert_close(both.networks[1].state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    contract = export(both, few, "0", tmp_path / "both.pt")
+    assert contract.model_id.startswith(f"fusion-bands-{architecture}-bilstm-")
+    # what the archive answers is the weighted sum of all heads, calibrated
+    batch = [torch.from_numpy(a.astype(np.float32)) for a in (few.image, few.sigma, few.features, few.psf)]
+    image, sigma, features, psf = batch
+    with torch.inference_mode():
+        heads = [
+            h for n in both.networks for h in n(image, torch.from_numpy(few.valid), sigma, features, psf)
+        ]
+        total = sum(w * h for w, h in zip(both.weights["fused"], heads, strict=True))
+        calibration = both.calibrations["fused"]
+        expected = torch.softmax(calibration(total, calibration.brightness(features)), 1)[:, 0]
+    got = load(tmp_path / "both.pt").score_arrays(
+        image.numpy(), few.valid, few.sigma, few.features, psf.numpy()
+    )
+    np.testing.assert_allclose(got, expected.numpy(), atol=2e-3)
+    # parts alone come from the network that was trained
+    assert export(both, few, "0", tmp_path / "image.pt", "image").model_id.startswith("image-bands-")
+    # and the trained network is where another training starts
+    own = started(data, tmp_path / "both", tmp_path / "both.pt", BANDS)
+    torch.testing.assert_close(
+        own["head.1.weight"], both.networks[0].state_dict()["head.1.weight"], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_heads_weigh_what_they_know():
+    rng = np.random.default_rng(3)
+    label = torch.from_numpy(rng.integers(0, 2, 20_000))
+    truth = 1.0 - 2.0 * label.double()
+
+    def head(signal, noise):
+        d = signal * truth + torch.from_numpy(rng.normal(0.0, noise, len(label)))
+        return torch.stack([d / 2, -d / 2], dim=1).float()
+
+    # the log-likelihood ratio of +-1 under noise s is 2 d / s^2; one of noise alone says nothing
+    logits = torch.stack([head(1.0, 1.0), head(1.0, 2.0), head(0.0, 1.0)])
+    found = fit_weights(logits, label, torch.ones(2))
+    assert found.tolist() == pytest.approx([2.0, 0.5, 0.0], abs=0.1)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=10)
+def test_bands_that_are_absent_say_nothing(seed):
+    torch.manual_seed(seed)
+    network = FusionNetwork(SIZE, architecture="bands").eval()
+    image, valid, sigma, _, psf = inputs(12, seed)
+    with torch.inference_mode():
+        expected = network.image_encoder(image, valid, sigma, psf)
+        absent = ~valid.any(dim=(2, 3))
+        image = torch.where(valid, image, torch.nan)
+        other = network.image_encoder(image, valid, sigma, psf * (1 + absent[:, :, None, None]))
+        torch.testing.assert_close(other, expected)
+        # training leaves them out altogether: the same tokens, where norms do not mix the objects
+        for layer in network.image_encoder.convolutions.modules():
+            layer.training = False
+        network.image_encoder.training = True
+        torch.testing.assert_close(
+            network.image_encoder(image, valid, sigma, psf), expected, rtol=1e-4, atol=1e-5
+        )
+    assert torch.isfinite(expected).all()
+
+
+def test_only_the_middle_is_looked_at():
+    network = FusionNetwork(2 * SIZE, architecture="bands").eval()
+    image, valid, sigma, _, psf = inputs(4, 1)
+    wide = [torch.nn.functional.pad(t, (SIZE // 2,) * 4) for t in (image, valid, psf)]
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            network.image_encoder(wide[0], wide[1], sigma, wide[2]),
+            network.image_encoder(image, valid, sigma, psf),
+        )
+
+
+@pytest.mark.parametrize("pretrained", [0.0, 0.3])
+def test_the_second_stage_leaves_the_sequence_alone_or_not(data, tmp_path, pretrained):
+    trainer = module._Trainer(data, tmp_path, replace(BANDS, pretrained_rate=pretrained), (0, 1, CPU), np.inf)
+    before = copy.deepcopy(trainer.network.state_dict())
+    trainer.run_stage(True, threading.Event())
+    after = trainer.network.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    learnt = {name for name, _ in trainer.network.named_parameters() if name.startswith("sequence_")}
+    assert learnt <= same if pretrained == 0 else not learnt <= same
+    assert "image_encoder.token.weight" not in same
+
+
+def started(data, out, path, recipe=SHORT):
     """Network of a training at its start."""
-    trainer = module._Trainer(data, out, SHORT, (0, 1, CPU), np.inf)
+    trainer = module._Trainer(data, out, recipe, (0, 1, CPU), np.inf)
     trainer.start_from(path)
     return trainer.network.state_dict()
 
@@ -472,7 +575,7 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
         assert torch.equal(own[name], value), name
     export(trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "model.pt")
     own = started(data, tmp_path / "out", tmp_path / "model.pt")
-    for name, value in trained.network.state_dict().items():
+    for name, value in trained.networks[0].state_dict().items():
         # the archive is in half precision
         torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)
     # a network with fewer channels, and with another head
@@ -513,5 +616,5 @@ def test_two_processes_train_one_model(data, tmp_path):
     for name in ("model.pt", "image.pt", "sequence.pt", "curves.png"):
         assert (tmp_path / name).is_file()
     rows = json.loads((tmp_path / "history.json").read_text())
-    assert {row["stage"] for row in rows} == {"sequence", "joint"}
+    assert {row["stage"] for row in rows} == {"sequence", "joint", "weighted"}
     assert "2 processes" in done.stderr or "training on" in done.stderr
