@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgclassify.model.ceiling import MagnitudePrior, oracle_probabilities
 from sgclassify.model.dataset import CATALOG_COLUMNS, REAL, Sample, read_shard
 from sgclassify.model.evaluate import MODEL, score_sample, shards_of
 from sgclassify.model.runtime import load
@@ -30,6 +31,9 @@ F64 = npt.NDArray[np.float64]
 
 RAW: Final = "class_star_i_raw"
 """CLASS_STAR of the i band as it is, cut at 0.5."""
+
+ORACLE: Final = "oracle"
+"""The likelihood ratio with the true PSF, see `sgclassify.model.ceiling`."""
 
 METHODS: Final = (
     RAW, "class_star", "spread_model", "concentration", "psf_model", "trees_catalog", "trees_features",
@@ -261,7 +265,11 @@ class Baselines:
 
 
 def score_part(
-    data_dir: Path, part: str, models: dict[str, Path | None], found_only: bool = False
+    data_dir: Path,
+    part: str,
+    models: dict[str, Path | None],
+    found_only: bool = False,
+    oracle: int = 0,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Score a part of a data set with every method.
 
@@ -273,6 +281,8 @@ def score_part(
         Archives: ``model`` gives the column ``p_star``, the others ``p_<name>``. None is the shipped model.
     found_only : bool
         Leave out what SExtractor did not find, so that all methods are judged on objects that they know.
+    oracle : int
+        About how many objects, spread over the fields, also get ``p_oracle``, see `oracle_probabilities`.
 
     Returns
     -------
@@ -292,7 +302,9 @@ def score_part(
     prior = classifiers[MODEL].contract.prior_star_fraction
     baselines = Baselines(Measured.read(shards_of(data_dir, "training")), prior)
     tables, known = [], []
-    for path in shards_of(data_dir, part):
+    paths = shards_of(data_dir, part)
+    by_magnitude = MagnitudePrior(shards_of(data_dir, "training")) if oracle else None
+    for path in paths:
         sample = read_shard(path, REAL)
         if found_only:
             sample = sample.take(np.flatnonzero(Measured.of(sample).found))
@@ -304,6 +316,9 @@ def score_part(
         for name, classifier in classifiers.items():
             p = columns[_column(name)] = score_sample(classifier, sample)
             covered[name] = np.isfinite(p)
+        if by_magnitude is not None:
+            p = oracle_probabilities(data_dir, part, sample, -(-oracle // len(paths)), by_magnitude)
+            columns[_column(ORACLE)], covered[ORACLE] = p, np.isfinite(p)
         table = sample.table.append_column("found", pa.array(m.found))
         for name, p in columns.items():
             table = table.append_column(name, pa.array(p, mask=np.isnan(p)))

@@ -227,15 +227,24 @@ def evaluate(
     help="Model archive [default: the shipped one]; with a name, another beside it, say of an ablation. Repeatable.",
 )
 @click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
+@click.option(
+    "--oracle",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Objects that are also judged by an oracle that knows the true PSF; some a second.",
+)
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
-def baselines(data: Path, part: str, given: tuple[str, ...], found_only: bool, output: Path) -> None:
+def baselines(
+    data: Path, part: str, given: tuple[str, ...], found_only: bool, oracle: int, output: Path
+) -> None:
     """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
 
     What a method has no value for gets the prior; prints how many these are.
     """
     import pyarrow.parquet as pq
 
-    from sgclassify.model.baselines import METHODS, as_text, score_part
+    from sgclassify.model.baselines import METHODS, ORACLE, as_text, score_part
     from sgclassify.stages.atomic import atomic_path
 
     models: dict[str, Path | None] = {"model": None}
@@ -243,7 +252,7 @@ def baselines(data: Path, part: str, given: tuple[str, ...], found_only: bool, o
         name, equals, path = text.partition("=")
         if not equals or not name.isidentifier():
             name, path = "model", text
-        elif name in ("model", "star", "galaxy", *METHODS):
+        elif name in ("model", "star", "galaxy", ORACLE, *METHODS):
             raise click.UsageError(f"--model {text}: the name {name} is taken")
         if models.get(name) is not None or not path:
             raise click.UsageError(
@@ -251,7 +260,7 @@ def baselines(data: Path, part: str, given: tuple[str, ...], found_only: bool, o
             )
         models[name] = Path(path)
     try:
-        table, told = score_part(data, part, models, found_only)
+        table, told = score_part(data, part, models, found_only, oracle)
         with atomic_path(output) as part_path:
             pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sgclassify.model import baselines as baselines_module
 from sgclassify.model.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
+from sgclassify.model.ceiling import MagnitudePrior
 from sgclassify.model.cli import baselines as command
 from sgclassify.model.cli import evaluate as evaluate_command
 from sgclassify.model.dataset import CATALOG_COLUMNS, write_shard
@@ -246,3 +247,60 @@ def test_names_of_models_are_checked(data, more):
     result, _ = run(data, *(text for one in more for text in ("--model", one)))
     assert result.exit_code == 2
     assert "--model" in result.output
+
+
+def test_the_oracle_judges_some_single_objects(tmp_path, monkeypatch):
+    from sgclassify.model import ceiling
+    from sgclassify.simulation import oracle
+
+    rng = np.random.default_rng(5)
+    n = 40
+    kind = np.array(["star", "galaxy", "qso", "spurious"])[rng.integers(0, 4, n)]
+    table = pa.table(
+        {
+            "field": np.full(n, 12, np.int32),
+            "true_class": kind.tolist(),
+            "mag_i": rng.uniform(20, 26, n),
+            "blended": pa.array(rng.random(n) < 0.2, mask=kind == "spurious"),
+            "binary": pa.array(rng.random(n) < 0.2, mask=kind == "spurious"),
+        }
+    )
+    valid = np.ones((n, 7, 4, 4), bool)
+    valid[::3, 2:] = False
+
+    class Objects(SimpleNamespace):
+        def __len__(self):
+            return n
+
+    sample = Objects(table=table, valid=valid)
+    (tmp_path / "settings.json").write_text('{"seed": 9}')
+    asked = []
+
+    def log_ratios(config, field, mag_i, used):
+        asked.append((config, field, mag_i, used))
+        return np.where(mag_i < 23.0, 800.0, -1.0)
+
+    monkeypatch.setattr(oracle, "log_ratios", log_ratios)
+    prior = SimpleNamespace(log_odds=lambda magnitude: np.full(len(magnitude), 1.0))
+    p = ceiling.oracle_probabilities(tmp_path, "test", sample, 5, prior)
+    rows = np.flatnonzero(np.isfinite(p))
+    assert len(rows) == 5
+    assert set(kind[rows]) <= {"star", "galaxy"}
+    assert not any(table[name][int(k)].as_py() for name in ("blended", "binary") for k in rows)
+    (config, field, mag_i, used), magnitude = asked[0], table["mag_i"].to_numpy()
+    assert (config.seed, field) == (9, 12)
+    np.testing.assert_array_equal(mag_i, magnitude[rows])
+    np.testing.assert_array_equal(used, valid[rows].any(axis=(2, 3)))
+    np.testing.assert_allclose(p[rows], np.where(magnitude[rows] < 23.0, 1.0, 0.5))
+    shifted = ceiling.oracle_probabilities(tmp_path, "shifted", sample, 5, prior)
+    assert np.isfinite(shifted).sum() == 5
+    assert asked[1][0].seed != 9
+
+
+def test_the_share_of_stars_by_magnitude_is_counted(tmp_path):
+    kinds = ["star"] * 30 + ["galaxy"] * 10 + ["galaxy"] * 40 + ["qso"] * 9
+    magnitude = np.r_[np.full(40, 20.25), np.full(40, 25.25), np.full(9, 20.25)]
+    pq.write_table(pa.table({"true_class": kinds, "mag_i": magnitude}), tmp_path / "a.parquet")
+    prior = MagnitudePrior([tmp_path / "a.parquet"])
+    expected = np.log([30.5 / 10.5, 0.5 / 40.5])
+    np.testing.assert_allclose(prior.log_odds(np.array([20.25, 25.25])), expected)
