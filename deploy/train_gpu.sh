@@ -7,8 +7,8 @@
 # FIELDS     simulated fields; the default is more than the paper's sample
 # PROCESSES  that make the data; the default is one a core
 #
-# From the environment: DEVICE (cuda, or cpu), EPOCHS (50), GPUS (one by default; more by torchrun), BATCH (512 a GPU),
-# SEED of the data. Needs Python 3.11 or later with this package and its extras:
+# From the environment: DEVICE (cuda, or cpu), ARCHITECTURE (bands, or the paper's resnet50), EPOCHS (50), GPUS (one by
+# default; more by torchrun), BATCH (512 a GPU), SEED of the data. Needs Python 3.11 or later with this package and its extras:
 #   pip install '.[train,simulate]'    (torch, torchvision, numpy, scipy, astropy, pyarrow, galsim, skypy, speclite)
 # Nothing is downloaded while it runs. Debian's sextractor and psfex are used where installed, for the baselines only.
 set -euo pipefail
@@ -21,6 +21,7 @@ output=$1
 fields=${2:-640}
 processes=${3:-$(nproc)}
 device=${DEVICE:-cuda}
+architecture=${ARCHITECTURE:-bands}
 epochs=${EPOCHS:-50}
 gpus=${GPUS:-1}
 batch=${BATCH:-512}
@@ -39,6 +40,7 @@ if [[ $device == cuda* ]]; then precision=bf16; fi
 start=(sgclassify)
 if [[ $gpus -gt 1 ]]; then start=(torchrun --standalone --nproc-per-node "$gpus" --no-python sgclassify); fi
 "${start[@]}" train --data "$data" --output "$model" --device "$device" --precision "$precision" \
+    --architecture "$architecture" \
     --sequence-epochs "$epochs" --small-epochs 0 --epochs "$epochs" --batch-size "$batch" --resume
 
 for part in validation shifted; do

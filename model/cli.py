@@ -173,11 +173,13 @@ def train(
     "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
 )
 @click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
+@click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
 def evaluate(
     run_dir: Path | None, truth: Path | None, data: Path | None, part: str, model: Path | None, table: Path | None,
-    band: str, edges: str, unblended: bool, paper: bool, bands: bool, json_path: Path | None, report: Path | None,
+    band: str, edges: str, unblended: bool, paper: bool, bands: bool, symmetries: bool, json_path: Path | None,
+    report: Path | None,
 ) -> None:  # fmt: skip
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
     from sgclassify.model import evaluate as judge
@@ -186,8 +188,14 @@ def evaluate(
     try:
         bins = _edges(edges)
         given = (run_dir is not None and truth is not None, data is not None, table is not None)
-        if sum(given) != 1 or (run_dir is None) != (truth is None) or (bands and data is None):
-            raise click.UsageError("give --run and --truth, or --data, or --table; --bands goes with --data")
+        if (
+            sum(given) != 1
+            or (run_dir is None) != (truth is None)
+            or ((bands or symmetries) and data is None)
+        ):
+            raise click.UsageError(
+                "give --run and --truth, or --data, or --table; --bands and --symmetries go with --data"
+            )
         if data is not None:
             scores = judge.scores_of_part(data, part, model)
         elif table is not None:
@@ -198,12 +206,16 @@ def evaluate(
             scores = judge.scores_of_run(run_dir, truth)
         result = judge.evaluate(scores, band, bins, unblended, paper)
         found = judge.by_bands(data, part, model) if bands and data is not None else None
+        turned = judge.by_symmetry(data, part, model) if symmetries and data is not None else None
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(judge.as_text(result))
     if found is not None:
         result["bands"] = found
         click.echo(judge.bands_as_text(found))
+    if turned is not None:
+        result["symmetries"] = turned
+        click.echo(judge.symmetry_as_text(turned))
     if json_path is not None:
         write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
     if report is not None:

@@ -37,6 +37,9 @@ PAPER_STARS, PAPER_GALAXIES = 32_371, 93_525
 
 PAPER_SNR: Final = 10.0
 
+SYMMETRY_SAMPLE: Final = 2_000
+"""Objects that are looked at in all eight symmetries."""
+
 BINNINGS: Final[dict[str, tuple[float, ...]]] = {
     "snr_i": (-np.inf, 5, 10, 20, 50, 200, np.inf),
     "r50_arcsec": (0, 0.05, 0.1, 0.2, 0.4, np.inf),
@@ -404,6 +407,59 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
             result["number"]["7"]["error"], 1e-12
         )
     return result
+
+
+def by_symmetry(data_dir: Path, part: str, model: Path | None, most: int = SYMMETRY_SAMPLE) -> dict[str, Any]:
+    """How far probabilities depend on the orientation of the stamp.
+
+    Parameters
+    ----------
+    data_dir : Path
+    part : str
+    model : Path or None
+    most : int
+        Objects looked at, drawn evenly from the fields.
+
+    Returns
+    -------
+    dict
+        Of each object's largest probability less its smallest one over the eight symmetries of the square: ``median``,
+        ``quantile_0.95`` and ``largest``; ``error`` as they are and ``error_of_mean``; ``n``.
+    """
+    classifier = load(model)
+    paths = shards_of(data_dir, part)
+    rng = np.random.default_rng(0)
+    every, stars = [], []
+    for path in paths:
+        sample = read_shard(path, CLASSES)
+        sample = sample.take(np.sort(rng.permutation(len(sample))[: -(-most // len(paths))]))
+        if len(sample):
+            image = np.where(sample.valid, sample.image.astype(np.float32), np.float32(0))
+            psf = sample.psf.astype(np.float32)
+            p = classifier.symmetries(image, sample.valid, sample.sigma, sample.features, psf)
+            every.append(p.astype(np.float64))
+            stars.append(np.array(sample.table["true_class"].to_pylist()) == "star")
+    p, star = np.concatenate(every, axis=1), np.concatenate(stars)
+    known = np.isfinite(p).all(axis=0)
+    p, star = p[:, known], star[known]
+    spread = np.ptp(p, axis=0)
+    return {
+        "n": len(star),
+        "median": float(np.median(spread)),
+        "quantile_0.95": float(np.quantile(spread, 0.95)),
+        "largest": float(spread.max()),
+        "error": float(((p[0] >= 0.5) != star).mean()),
+        "error_of_mean": float(((p.mean(axis=0) >= 0.5) != star).mean()),
+    }
+
+
+def symmetry_as_text(found: dict[str, Any]) -> str:
+    """`by_symmetry` as text."""
+    return (
+        f"\nprobabilities of {found['n']} objects in the eight symmetries of the square differ by"
+        f" {found['median']:.5f} in the median, by {found['quantile_0.95']:.4f} at 95 %;"
+        f" errors {_percent(found['error'])} as they are, {_percent(found['error_of_mean'])} of the mean (--tta)"
+    )
 
 
 def blended(table: pa.Table) -> Bool:

@@ -106,11 +106,21 @@ class Classifier:
 
     def averaged(self, stamps: TileStamps) -> F32:
         """Mean of the probability over the eight symmetries of the square, shape (n,), at eight times the cost."""
-        total = np.zeros(len(stamps))
+        every = self.symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+        return np.asarray(every.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+    def symmetries(
+        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+    ) -> F32:
+        """Probability of being a star in each of the eight symmetries of the square, shape (8, n).
+
+        Parameters as of `score_arrays`; the first is the stamp as it is.
+        """
+        every = []
         for k in range(8):
-            image, valid, psf = (_turned(a, k) for a in (stamps.image, stamps.valid, stamps.psf))
-            total += self.score_arrays(image, valid, stamps.sigma, stamps.features, psf)
-        return (total / 8.0).astype(np.float32)
+            turned = [_turned(a, k) for a in (image, valid, psf)]
+            every.append(self.score_arrays(turned[0], turned[1], sigma, features, turned[2]))
+        return np.stack(every)
 
 
 def _turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:

@@ -12,12 +12,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 from sgclassify.model import evaluate as module
 from sgclassify.model.cli import evaluate as command
-from sgclassify.model.dataset import CATALOG_COLUMNS, write_shard
-from sgclassify.model.evaluate import BINNINGS, MODEL, PAPER_GALAXIES, PAPER_STARS, Judged, by_bands, evaluate
+from sgclassify.model.dataset import CATALOG_COLUMNS, read_shard, write_shard
+from sgclassify.model.evaluate import (
+    BINNINGS,
+    MODEL,
+    PAPER_GALAXIES,
+    PAPER_STARS,
+    Judged,
+    by_bands,
+    by_symmetry,
+    evaluate,
+)
+from sgclassify.model.runtime import Classifier
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.measure import FEATURES
 
@@ -82,6 +93,32 @@ def data(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(score_arrays=score))
     return tmp_path
+
+
+def test_differences_between_the_symmetries(data, monkeypatch):
+    # what an object is called depends on the field alone, how surely on the orientation: on pixel [0, 0]
+    def score(image, valid, sigma, features, psf):
+        star = np.nanmax(features[:, :, 0], axis=1) > 0.5
+        p = 0.9 + 0.001 * image[:, 3, 0, 0]
+        return np.where(valid.any(axis=(1, 2, 3)), np.where(star, p, 1 - p), np.nan)
+
+    classifier = Classifier(None, None, "", torch.device("cpu"), 64)
+    monkeypatch.setattr(classifier, "score_arrays", score)
+    monkeypatch.setattr(module, "load", lambda path: classifier)
+    found = by_symmetry(data, "validation", None)
+    corners, n = [], 0
+    for path in sorted((data / "validation").glob("*.parquet")):
+        sample = read_shard(path, ("star", "galaxy"))
+        seen = sample.valid.any(axis=(1, 2, 3))
+        image = np.where(sample.valid, sample.image.astype(float), 0)[seen, 3]
+        corners.append(image[:, [0, 0, -1, -1], [0, -1, 0, -1]])
+        n += seen.sum()
+    spread = 0.001 * np.ptp(np.concatenate(corners), axis=1)
+    assert found["n"] == n
+    assert found["median"] == pytest.approx(np.median(spread), rel=1e-3)
+    assert found["largest"] == pytest.approx(spread.max(), rel=1e-3)
+    assert found["error"] == found["error_of_mean"] == 0.0
+    assert by_symmetry(data, "validation", None, most=6)["n"] <= 6
 
 
 def test_errors_with_hidden_bands(data):
