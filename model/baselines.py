@@ -270,6 +270,7 @@ def score_part(
     models: dict[str, Path | None],
     found_only: bool = False,
     oracle: int = 0,
+    prior: float | None = None,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Score a part of a data set with every method.
 
@@ -283,6 +284,8 @@ def score_part(
         Leave out what SExtractor did not find, so that all methods are judged on objects that they know.
     oracle : int
         About how many objects, spread over the fields, also get ``p_oracle``, see `oracle_probabilities`.
+    prior : float, optional
+        Share of stars that all methods assume; the model's own where None.
 
     Returns
     -------
@@ -299,8 +302,8 @@ def score_part(
         If a part is missing, or SExtractor has measured too few training objects or none of this part.
     """
     classifiers = {name: load(path) for name, path in models.items()}
-    prior = classifiers[MODEL].contract.prior_star_fraction
-    baselines = Baselines(Measured.read(shards_of(data_dir, "training")), prior)
+    assumed = classifiers[MODEL].contract.prior_star_fraction if prior is None else prior
+    baselines = Baselines(Measured.read(shards_of(data_dir, "training")), assumed)
     tables, known = [], []
     paths = shards_of(data_dir, part)
     by_magnitude = MagnitudePrior(shards_of(data_dir, "training")) if oracle else None
@@ -314,7 +317,7 @@ def score_part(
         probabilities, covered = baselines.probabilities(m)
         columns = {_column(name): p for name, p in probabilities.items()}
         for name, classifier in classifiers.items():
-            p = columns[_column(name)] = score_sample(classifier, sample)
+            p = columns[_column(name)] = score_sample(classifier, sample, prior=prior)
             covered[name] = np.isfinite(p)
         if by_magnitude is not None:
             p = oracle_probabilities(data_dir, part, sample, -(-oracle // len(paths)), by_magnitude)

@@ -17,6 +17,12 @@ from sgclassify.stages.errors import SgClassifyError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+PRIOR = click.option(
+    "--prior-star-fraction",
+    "prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="With --data: share of stars to assume, say that of the data  [default: the model's own prior]",
+)
 
 
 def _log() -> None:
@@ -96,7 +102,15 @@ def dataset(
 @click.option(
     "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."
 )
-@click.option("--class-balance/--no-class-balance", default=None, help="Weigh either class alike.")
+@click.option(
+    "--class-balance/--no-class-balance", default=None, help="Weigh either class alike in training."
+)
+@click.option(
+    "--prior-star-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=None,
+    help="Share of stars that the probabilities assume.",
+)
 @click.option("--learning-rate", type=float, default=None, help="Peak rate of the second stage.")
 @click.option("--sequence-learning-rate", type=float, default=None, help="Peak rate of the first stage.")
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
@@ -173,13 +187,14 @@ def train(
     "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
 )
 @click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
+@PRIOR
 @click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
 def evaluate(
     run_dir: Path | None, truth: Path | None, data: Path | None, part: str, model: Path | None, table: Path | None,
     band: str, edges: str, unblended: bool, paper: bool, bands: bool, symmetries: bool, json_path: Path | None,
-    report: Path | None,
+    report: Path | None, prior: float | None,
 ) -> None:  # fmt: skip
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
     from sgclassify.model import evaluate as judge
@@ -191,13 +206,14 @@ def evaluate(
         if (
             sum(given) != 1
             or (run_dir is None) != (truth is None)
-            or ((bands or symmetries) and data is None)
+            or ((bands or symmetries or prior is not None) and data is None)
         ):
             raise click.UsageError(
-                "give --run and --truth, or --data, or --table; --bands and --symmetries go with --data"
+                "give --run and --truth, or --data, or --table;"
+                " --bands, --symmetries and --prior-star-fraction go with --data"
             )
         if data is not None:
-            scores = judge.scores_of_part(data, part, model)
+            scores = judge.scores_of_part(data, part, model, prior)
         elif table is not None:
             scores = judge.read_scores(table)
         else:
@@ -205,7 +221,7 @@ def evaluate(
             assert truth is not None
             scores = judge.scores_of_run(run_dir, truth)
         result = judge.evaluate(scores, band, bins, unblended, paper)
-        found = judge.by_bands(data, part, model) if bands and data is not None else None
+        found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
         turned = judge.by_symmetry(data, part, model) if symmetries and data is not None else None
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
@@ -238,6 +254,7 @@ def evaluate(
     metavar="[NAME=]FILE",
     help="Model archive [default: the shipped one]; with a name, another beside it, say of an ablation. Repeatable.",
 )
+@PRIOR
 @click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
 @click.option(
     "--oracle",
@@ -248,7 +265,13 @@ def evaluate(
 )
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
 def baselines(
-    data: Path, part: str, given: tuple[str, ...], found_only: bool, oracle: int, output: Path
+    data: Path,
+    part: str,
+    given: tuple[str, ...],
+    found_only: bool,
+    oracle: int,
+    output: Path,
+    prior: float | None,
 ) -> None:
     """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
 
@@ -272,7 +295,7 @@ def baselines(
             )
         models[name] = Path(path)
     try:
-        table, told = score_part(data, part, models, found_only, oracle)
+        table, told = score_part(data, part, models, found_only, oracle, prior)
         with atomic_path(output) as part_path:
             pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:

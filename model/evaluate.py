@@ -25,6 +25,7 @@ from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.prior import reweighted
 
 Bool = npt.NDArray[np.bool_]
 F64 = npt.NDArray[np.float64]
@@ -95,7 +96,9 @@ def shards_of(data_dir: Path, part: str) -> list[Path]:
     return paths
 
 
-def score_sample(classifier: Classifier, sample: Sample, hidden: Bool | None = None) -> F64:
+def score_sample(
+    classifier: Classifier, sample: Sample, hidden: Bool | None = None, prior: float | None = None
+) -> F64:
     """Probability of being a star of every object; nan where it has no band.
 
     Parameters
@@ -104,6 +107,8 @@ def score_sample(classifier: Classifier, sample: Sample, hidden: Bool | None = N
     sample : Sample
     hidden : ndarray of bool, shape (n, 7), optional
         Bands to hide.
+    prior : float, optional
+        Share of stars to assume instead of the model's own prior.
     """
     image, valid = sample.image.astype(np.float32), sample.valid
     features, psf = sample.features, sample.psf.astype(np.float32)
@@ -113,10 +118,12 @@ def score_sample(classifier: Classifier, sample: Sample, hidden: Bool | None = N
         psf = np.where(hidden[:, :, None, None], np.float32(0), psf)
     image = np.where(valid, image, np.float32(0))
     p = classifier.score_arrays(image, valid, sample.sigma, features, psf).astype(np.float64)
+    if prior is not None:
+        p = reweighted(p, classifier.contract.prior_star_fraction, prior)
     return np.where(valid.any(axis=(1, 2, 3)), p, np.nan)
 
 
-def scores_of_part(data_dir: Path, part: str, model: Path | None) -> pa.Table:
+def scores_of_part(data_dir: Path, part: str, model: Path | None, prior: float | None = None) -> pa.Table:
     """One part (validation, calibration, test, shifted) of a data set, scored here by a model."""
     classifier = load(model)
     tables = []
@@ -124,7 +131,7 @@ def scores_of_part(data_dir: Path, part: str, model: Path | None) -> pa.Table:
         sample = read_shard(path, REAL)
         if not len(sample):
             continue
-        p = score_sample(classifier, sample)
+        p = score_sample(classifier, sample, prior=prior)
         tables.append(sample.table.append_column("p_star", pa.array(p, mask=np.isnan(p))))
     return pa.concat_tables(tables)
 
@@ -350,7 +357,14 @@ def evaluate(
     return result
 
 
-def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed: int = 0) -> dict[str, Any]:
+def by_bands(
+    data_dir: Path,
+    part: str,
+    model: Path | None,
+    prior: float | None = None,
+    draws: int = 2,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
 
     Parameters
@@ -358,6 +372,8 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
     data_dir : Path
     part : str
     model : Path or None
+    prior : float, optional
+        As of `score_sample`.
     draws : int
         Random subsets of each size for every object.
     seed : int
@@ -383,7 +399,7 @@ def by_bands(data_dir: Path, part: str, model: Path | None, draws: int = 2, seed
         star = np.array(sample.table["true_class"].to_pylist()) == "star"
 
         def judge(kind: str, name: str, hidden: Bool, sample: Sample = sample, star: Bool = star) -> None:
-            p = score_sample(classifier, sample, hidden)
+            p = score_sample(classifier, sample, hidden, prior)
             wrong.setdefault((kind, name), []).extend(((p >= 0.5) != star)[np.isfinite(p)].tolist())
 
         n = len(sample)

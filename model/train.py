@@ -61,6 +61,9 @@ SMALL_COST: Final = 0.5
 CORE_PX: Final = 5.0
 """Half-width (pixels) of the middle of a stamp in which no pixel is masked for training."""
 
+PAPER_SHARE: Final = 0.257
+"""Share of stars in the sample of arXiv:2604.10086: 32,371 of 125,896."""
+
 CALIBRATION_FOLDS: Final = 5
 
 CALIBRATION_LIMITS: Final = (2.0, 0.5)
@@ -122,8 +125,11 @@ class Recipe:
         Largest offset of the sky, in units of the noise.
     mask_rate : float
         Share of bands with a masked column or blob.
+    prior_star_fraction : float
+        Share of stars that the calibrated probabilities assume. Training sees the sample as it is; its share is taken
+        out of the logits afterwards and this one put in.
     class_balance : bool
-        Weigh both classes alike, which makes the prior 0.5. Without, the model keeps the prior of its sample.
+        Weigh both classes alike in training.
     architecture : str
         Image encoder, one of `sgclassify.model.network.ARCHITECTURES`.
     modality : str
@@ -158,6 +164,7 @@ class Recipe:
     noise: float = 0.3
     background: float = 0.1
     mask_rate: float = 0.05
+    prior_star_fraction: float = PAPER_SHARE
     class_balance: bool = False
     architecture: str = "bands"
     modality: str = "fused"
@@ -751,7 +758,7 @@ class _Trainer:
             distributed.all_reduce(fewest, distributed.ReduceOp.MIN)
         self.n_rows, self.n_stars = counts.tolist()
         self.per_process = int(fewest)
-        self.prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
+        self.learnt_prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
         self.weight = torch.ones(2)
         if recipe.class_balance:
             self.weight = prior_weights(self.n_stars / self.n_rows, 0.5)
@@ -1090,21 +1097,19 @@ class _Trainer:
             logger.info("weights of the heads: %s; together %s", weights["fused"].tolist(), together)
         logits = answers(self.calibration)
         brightness = Calibration.brightness(self.calibration.features)
-        calibrations = {
-            name: fit_calibration(
-                weighted(logits[: len(weights[name])], weights[name]),
-                brightness,
-                self.calibration.label,
-                self.calibration.field,
-                self.prior,
-            )
-            for name in (HEADS if modality == "fused" else (modality,))
-        }
+        prior = self.recipe.prior_star_fraction
+        shift = math.log(prior / (1.0 - prior)) - math.log(self.learnt_prior / (1.0 - self.learnt_prior))
+        calibrations = {}
+        for name in HEADS if modality == "fused" else (modality,):
+            total = weighted(logits[: len(weights[name])], weights[name]) + torch.tensor([shift, 0.0])
+            found = fit_calibration(total, brightness, self.calibration.label, self.calibration.field, prior)
+            found.offset[0] += shift
+            calibrations[name] = found
         return Trained(
             networks=tuple(network.cpu().eval() for network in networks),
             calibrations=calibrations,
             weights=weights,
-            prior_star_fraction=self.prior,
+            prior_star_fraction=prior,
             stamp_size=self.size,
             recipe=asdict(self.recipe),
             history=self.state["history"],

@@ -27,6 +27,7 @@ from sgclassify.model.evaluate import (
     by_bands,
     by_symmetry,
     evaluate,
+    scores_of_part,
 )
 from sgclassify.model.runtime import Classifier
 from sgclassify.stages.bands import BANDS
@@ -119,6 +120,25 @@ def test_differences_between_the_symmetries(data, monkeypatch):
     assert found["largest"] == pytest.approx(spread.max(), rel=1e-3)
     assert found["error"] == found["error_of_mean"] == 0.0
     assert by_symmetry(data, "validation", None, most=6)["n"] <= 6
+
+
+def test_another_prior_can_be_assumed(data, monkeypatch):
+    plain = scores_of_part(data, "validation", None)["p_star"].to_numpy(zero_copy_only=False)
+    fake = module.load(None)
+    fake.contract = SimpleNamespace(prior_star_fraction=0.25)
+    monkeypatch.setattr(module, "load", lambda path: fake)
+    moved = scores_of_part(data, "validation", None, 0.5)["p_star"].to_numpy(zero_copy_only=False)
+    known = np.isfinite(plain)
+    assert known.any()
+    # odds of 1 to 3 become 1 to 1: three times the odds
+    odds = 3.0 * plain[known] / (1.0 - plain[known])
+    np.testing.assert_allclose(moved[known], odds / (1.0 + odds), rtol=1e-6)
+    assert np.isnan(moved[~known]).all()
+    # a prior that leaves no doubt decides everything
+    certain = by_bands(data, "validation", None, 0.999_999, draws=1)
+    assert (
+        certain["number"]["7"]["error"] != by_bands(data, "validation", None, draws=1)["number"]["7"]["error"]
+    )
 
 
 def test_errors_with_hidden_bands(data):

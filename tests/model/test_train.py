@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from sgclassify.model import train as module
 from sgclassify.model.dataset import CATALOG_COLUMNS, read_samples, write_shard
 from sgclassify.model.export import export
-from sgclassify.model.network import HEADS, FusionNetwork
+from sgclassify.model.network import HEADS, Calibration, FusionNetwork
 from sgclassify.model.runtime import load
 from sgclassify.model.train import (
     CORE_PX,
@@ -434,12 +434,12 @@ def test_one_modality_alone(data, tmp_path, modality, precision):
     recipe = Recipe(**{**SHORT.__dict__, "modality": modality, "class_balance": True, "precision": precision})
     trained = train(data, tmp_path, recipe)
     assert set(trained.calibrations) == {modality}
-    assert trained.prior_star_fraction == 0.5
+    assert trained.prior_star_fraction == recipe.prior_star_fraction
     assert {row["stage"] for row in trained.history} == {"joint" if modality == "image" else "sequence"}
     contract = export(
         trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "m.pt", modality
     )
-    assert (contract.head, contract.prior_star_fraction) == (modality, 0.5)
+    assert (contract.head, contract.prior_star_fraction) == (modality, recipe.prior_star_fraction)
     draw_history(trained.history, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -544,6 +544,25 @@ def test_only_the_middle_is_looked_at():
             network.image_encoder(wide[0], wide[1], sigma, wide[2]),
             network.image_encoder(image, valid, sigma, psf),
         )
+
+
+@pytest.mark.parametrize(("prior", "balance"), [(0.1, False), (0.1, True), (0.8, False)])
+def test_the_prior_is_put_in_afterwards(data, tmp_path, monkeypatch, prior, balance):
+    recipe = replace(SHORT, modality="sequence", prior_star_fraction=prior, class_balance=balance)
+    seen = []
+    monkeypatch.setattr(
+        module, "fit_calibration", lambda *a: seen.append(a) or Calibration().requires_grad_(False)
+    )
+    trained = train(data, tmp_path, recipe)
+    rows = read_rows(sorted((data / "calibration").glob("*.parquet")))
+    plain = module.predict(trained.networks[0], rows, CPU, SIZE, sequence_only=True)[2]
+    # the odds of every object change by those of the priors
+    before = 0.5 if balance else trained.counts["training_stars"] / trained.counts["training"]
+    shift = math.log(prior / (1 - prior)) - math.log(before / (1 - before))
+    torch.testing.assert_close(seen[0][0][:, 0], plain[:, 0] + shift)
+    assert seen[0][-1] == prior
+    assert float(trained.calibrations["sequence"].offset[0]) == pytest.approx(shift)
+    assert trained.prior_star_fraction == prior
 
 
 @pytest.mark.parametrize("pretrained", [0.0, 0.3])
