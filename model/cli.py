@@ -118,6 +118,9 @@ def dataset(
 @click.option("--initial", type=FILE, help="Checkpoint or archive of another training to start from.")
 @click.option("--beside", type=FILE, help="Checkpoint or archive that answers together with what is trained.")
 @click.option(
+    "--training-fields", "fields", type=click.IntRange(1), help="Train on the first so many fields only."
+)
+@click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
 @click.option(
@@ -132,6 +135,7 @@ def train(
     resume: bool,
     initial: Path | None,
     beside: Path | None,
+    fields: int | None,
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
@@ -154,6 +158,7 @@ def train(
             max_minutes=max_minutes,
             initial=initial,
             beside=beside,
+            fields=fields,
         )
     except SgClassifyError as error:
         raise click.ClickException(str(error)) from error

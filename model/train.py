@@ -740,6 +740,7 @@ class _Trainer:
         place: tuple[int, int, torch.device],
         minutes: float,
         beside: Path | None = None,
+        fields: int | None = None,
     ) -> None:
         self.rank, self.world, self.device = place
         self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
@@ -749,7 +750,7 @@ class _Trainer:
         def paths(part: str) -> list[Path]:
             return sorted((data_dir / part).glob("*.parquet"))
 
-        self.rows = read_rows(paths("training"), self.rank, self.world)
+        self.rows = read_rows(paths("training")[:fields], self.rank, self.world)
         self.size = self.rows.size
         counts = torch.tensor([len(self.rows), int((self.rows.label == 0).sum())], device=self.device)
         fewest = counts[:1].clone()
@@ -1133,6 +1134,7 @@ def train(
     max_minutes: float = math.inf,
     initial: Path | None = None,
     beside: Path | None = None,
+    fields: int | None = None,
 ) -> Trained | None:
     """Train, keep the best epoch on the validation fields, and calibrate on the calibration fields.
 
@@ -1155,6 +1157,8 @@ def train(
         with fewer channels, those that it has.
     beside : Path, optional
         Checkpoint or archive of another network, trained on other fields, which answers together with this one.
+    fields : int, optional
+        Train on so many of the training fields only, the first ones: for ablations and learning curves.
 
     Returns
     -------
@@ -1168,7 +1172,7 @@ def train(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     with _processes(device) as place, _termination() as stop:
-        trainer = _Trainer(data_dir, out_dir, recipe, place, max_minutes, beside)
+        trainer = _Trainer(data_dir, out_dir, recipe, place, max_minutes, beside, fields)
         if initial is not None:
             trainer.start_from(initial)
         if resume:

@@ -498,6 +498,13 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
     )
 
 
+def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
+    trainer = module._Trainer(data, tmp_path, SHORT, (0, 1, CPU), np.inf, fields=1)
+    first = read_rows(sorted((data / "training").glob("*.parquet"))[:1])
+    assert torch.equal(trainer.rows.image, first.image)
+    assert trainer.n_rows == len(first)
+
+
 def test_heads_weigh_what_they_know():
     rng = np.random.default_rng(3)
     label = torch.from_numpy(rng.integers(0, 2, 20_000))
