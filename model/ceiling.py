@@ -75,8 +75,8 @@ def oracle_probabilities(data_dir: Path, part: str, sample: Sample, count: int, 
     mixed = np.zeros(len(sample), dtype=bool)
     for name in ("blended", "binary"):
         mixed |= sample.table[name].fill_null(False).to_numpy(zero_copy_only=False)
-    used = sample.valid.any(axis=(2, 3))
-    fit = np.flatnonzero(np.isin(kind, CLASSES) & ~mixed & used.any(axis=1))
+    used = np.asarray(np.any(sample.valid, axis=(2, 3)))
+    fit = np.flatnonzero(np.isin(kind, CLASSES) & ~mixed & np.any(used, axis=1))
     rows = np.sort(np.random.default_rng((seed, field, 3)).permutation(fit)[:count])
     magnitude = sample.table["mag_i"].to_numpy()[rows]
     ratio = log_ratios(config, field, magnitude, used[rows]) + prior.log_odds(magnitude)
