@@ -43,10 +43,10 @@ types: $(INSTALLED)
 TRAIN := $(BIN)/sgclassify train --resume
 model: $(INSTALLED)
 	$(BIN)/sgclassify dataset --output $(MODEL)/first --fields 640
-	$(TRAIN) --data $(MODEL)/first --output $(MODEL)/resnet50 --architecture resnet50 --max-minutes 90
+	$(TRAIN) --data $(MODEL)/first --output $(MODEL)/resnet50 --architecture resnet50 --epochs 8 --max-minutes 90
 	$(BIN)/sgclassify dataset --output $(MODEL)/second --first 640 --fields 1140 --shifted 40
 	$(TRAIN) --data $(MODEL)/second --output $(MODEL)/out --initial $(MODEL)/resnet50/model.pt \
-		--beside $(MODEL)/resnet50/model.pt --sequence-epochs 8 --sequence-learning-rate 1e-3 --epochs 25 --precision bf16 \
+		--beside $(MODEL)/resnet50/model.pt --sequence-epochs 8 --sequence-learning-rate 1e-3 --precision bf16 \
 		--max-minutes 58
 	$(BIN)/sgclassify baselines --data $(MODEL)/second --part validation --prior-star-fraction 0.42 \
 		--model $(MODEL)/out/model.pt --model image=$(MODEL)/out/image.pt --model sequence=$(MODEL)/out/sequence.pt \

@@ -147,7 +147,7 @@ class Recipe:
 
     sequence_epochs: int = 12
     small_epochs: int = 10
-    epochs: int = 8
+    epochs: int = 25
     small_stamp: int = 16
     batch_size: int = 128
     sequence_batch_size: int = 512
