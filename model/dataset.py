@@ -300,7 +300,8 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     """Simulate one field and write its shard; a shard that is there already is kept.
 
     Training shards hold only what matches truth; the others keep the spurious detections. Where SExtractor and PSFEx
-    are installed, they measure the fields of the tests and one in seven of the training fields, for the baselines.
+    are installed, they measure the fields of validation and tests and one in seven of the training fields, for the
+    baselines.
     """
     # the simulator is an extra: only making data needs it
     from sgclassify.simulation import sextractor
@@ -315,7 +316,9 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     scratch.mkdir(parents=True)
     config = (shifted_config if shifted else training_config)(seed, field)
     training = path.parent.name == "training"
-    if sextractor.available() and (path.parent.name in ("test", "shifted") or field % 10 == len(SPLITS)):
+    if sextractor.available() and (
+        path.parent.name in ("validation", "test", "shifted") or field % 10 == len(SPLITS)
+    ):
         config = replace(config, sextractor_columns=True)
     result = simulate_field(config, field, scratch)
     list_path = scratch / "list.txt"
