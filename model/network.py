@@ -27,9 +27,6 @@ CHANNELS: Final = 5
 BAND_SIDE: Final = 16
 """Side (pixels) of the middle of a stamp that `BandEncoder` looks at."""
 
-ARCHITECTURES: Final = ("resnet50", "bands")
-"""Image encoders: the paper's, and the alternative to it."""
-
 
 class StampNormalizer(nn.Module):
     """Turn stamps in nanomaggies into network channels.
@@ -214,6 +211,10 @@ class BandEncoder(nn.Module):
         return out
 
 
+ENCODERS: Final = {"resnet50": ImageEncoder, "bands": BandEncoder}
+"""Image encoders by their names: the paper's, and the alternative to it."""
+
+
 class SequenceEncoder(nn.Module):
     """Bidirectional LSTM over the bands in order of wavelength.
 
@@ -267,7 +268,7 @@ class FusionNetwork(nn.Module):
     dropout : float
         Dropout in the fusion head.
     architecture : str
-        One of `ARCHITECTURES`.
+        One of `ENCODERS`.
     """
 
     def __init__(
@@ -280,8 +281,7 @@ class FusionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        encoders = {"resnet50": ImageEncoder, "bands": BandEncoder}
-        self.image_encoder = encoders[architecture](stamp_size, width)
+        self.image_encoder = ENCODERS[architecture](stamp_size, width)
         self.sequence_encoder = SequenceEncoder(len(FEATURES), hidden, width)
         self.head = nn.Sequential(
             nn.LayerNorm(2 * width),

@@ -131,7 +131,7 @@ class Recipe:
     class_balance : bool
         Weigh both classes alike in training.
     architecture : str
-        Image encoder, one of `sgclassify.model.network.ARCHITECTURES`.
+        Image encoder, one of `sgclassify.model.network.ENCODERS`.
     modality : str
         Which head is trained for: ``"fused"``, or for ablations ``"image"`` or ``"sequence"``.
     auxiliary_weight : float
@@ -671,7 +671,7 @@ def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
             module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
         values = module.float().state_dict()
         # archives of one network had it under a name of its own
-        prefix = next(p for p in ("networks.0.", "network.") if any(name.startswith(p) for name in values))
+        prefix = "networks.0." if any(name.startswith("networks.0.") for name in values) else "network."
         return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
     except RuntimeError:
         pass  # no archive

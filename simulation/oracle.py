@@ -60,7 +60,8 @@ def log_ratios(
     deepest: dict[str, Conditions] = {}
     for taken in sorted(conditions, key=lambda c: -c.noise):
         deepest[taken.band] = taken
-    placed = {band: _placed(sources, taken) for band, taken in deepest.items()}
+    scales = {band: jacobian(WCS(taken.true_header), taken.psf.shape) for band, taken in deepest.items()}
+    placed = {band: _placed(sources, taken, scales[band]) for band, taken in deepest.items()}
     rng = np.random.default_rng((config.seed, field_index, 2))
     result = np.full(len(rows), np.nan)
     for k, row in enumerate(rows):
@@ -70,16 +71,14 @@ def log_ratios(
         total = np.zeros(len(templates))
         for number, band in enumerate(BANDS):
             if used[k, number] and band in deepest:
-                total += _evidence(placed[band], row, templates, deepest[band], rng)
+                total += _evidence(placed[band], row, templates, deepest[band], scales[band], rng)
         result[k] = total[0] - logsumexp(total[1:] + log_weight)
     return result
 
 
-def _placed(sources: Sources, taken: Conditions) -> Scene:
-    wcs = WCS(taken.true_header)
-    x, y = wcs.all_world2pix(sources.ra, sources.dec, 0)
-    shape = taken.psf.shape
-    return scene(sources, taken.band, np.asarray(x), np.asarray(y), taken.zero_point, jacobian(wcs, shape))
+def _placed(sources: Sources, taken: Conditions, scale: Array) -> Scene:
+    x, y = WCS(taken.true_header).all_world2pix(sources.ra, sources.dec, 0)
+    return scene(sources, taken.band, np.asarray(x), np.asarray(y), taken.zero_point, scale)
 
 
 def _templates(
@@ -110,7 +109,9 @@ def _templates(
     return templates, np.log(weight)
 
 
-def _evidence(sky: Scene, row: int, templates: Sources, taken: Conditions, rng: np.random.Generator) -> Array:
+def _evidence(
+    sky: Scene, row: int, templates: Sources, taken: Conditions, scale: Array, rng: np.random.Generator
+) -> Array:
     """Logarithm of the likelihood of each template for one new exposure of a source, the flux integrated out."""
     x, y = sky.x[row], sky.y[row]
     node = int(taken.psf.node_at(np.array([x]), np.array([y]))[0])
@@ -118,11 +119,8 @@ def _evidence(sky: Scene, row: int, templates: Sources, taken: Conditions, rng: 
     truth = draw_stamp(sky, row, transform, SIZE, taken.noise).astype(np.float64)
     variance = taken.noise**2 + np.maximum(truth, 0.0) / taken.detector.exposure_time
     data = truth + np.sqrt(variance) * rng.normal(size=truth.shape)
-    wcs = WCS(taken.true_header)
-    others = scene(
-        templates, taken.band, np.full(len(templates), x), np.full(len(templates), y), taken.zero_point,
-        jacobian(wcs, taken.psf.shape),
-    )  # fmt: skip
+    here = np.full(len(templates), x), np.full(len(templates), y)
+    others = scene(templates, taken.band, *here, taken.zero_point, scale)
     others = replace(others, flux=np.ones(len(templates)))
     drawn = np.stack([draw_stamp(others, k, transform, SIZE, np.inf) for k in range(len(templates))])
     drawn = drawn.astype(np.float64)
