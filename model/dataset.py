@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -147,8 +147,29 @@ def match_truth(
     return match
 
 
-def extract_field(list_path: Path, work_dir: Path, stamp_size: int, config: StageConfig) -> list[TileStamps]:
-    """Take the exposures of a list through the stages up to the stamps, without a cluster."""
+def near_truth(truth: pa.Table) -> Callable[[Any, Any], npt.NDArray[np.bool_]]:
+    """What says of positions (ra, dec, degrees) whether any source of a truth table is within the match radius."""
+    radius = np.radians(MATCH_RADIUS_ARCSEC / 3600.0)
+    tree = cKDTree(_unit_vectors(truth["ra"].to_numpy(), truth["dec"].to_numpy()))
+
+    def near(ra: Any, dec: Any) -> npt.NDArray[np.bool_]:
+        distance, _ = tree.query(_unit_vectors(ra, dec))
+        return np.asarray(distance <= radius)
+
+    return near
+
+
+def extract_field(
+    list_path: Path,
+    work_dir: Path,
+    stamp_size: int,
+    config: StageConfig,
+    wanted: Callable[[Any, Any], npt.NDArray[np.bool_]] | None = None,
+) -> list[TileStamps]:
+    """Take the exposures of a list through the stages up to the stamps, without a cluster.
+
+    ``wanted`` says which objects are cut and measured, see `extract_tile`.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
     listed = parse_list(list_path)
     if listed.problems:
@@ -163,7 +184,7 @@ def extract_field(list_path: Path, work_dir: Path, stamp_size: int, config: Stag
     by_id = {p.exposure_id: p for p in prepared}
     tiles = make_plan([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
     return [
-        extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config) for t in tiles
+        extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted) for t in tiles
     ]
 
 
@@ -323,11 +344,13 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     result = simulate_field(config, field, scratch)
     list_path = scratch / "list.txt"
     list_path.write_text("".join(f"{Path(image).resolve()}\n" for image in result.images))
-    tiles = extract_field(list_path, scratch / "work", stamp_size, StageConfig())
+    truth = pq.read_table(result.truth)
+    # most detections of a deep field are spurious: a training field need not pay for their stamps
+    wanted = near_truth(truth) if training and truth.num_rows else None
+    tiles = extract_field(list_path, scratch / "work", stamp_size, StageConfig(), wanted)
     tiles = [tile for tile in tiles if len(tile)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if tiles:
-        truth = pq.read_table(result.truth)
         table, arrays = field_table(
             field, tiles, truth, _sextractor_tables(result), _field_record(result, truth)
         )

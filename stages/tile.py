@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +131,7 @@ def extract_tile(
     prepared: Sequence[PreparedExposure],
     stamp_size: int,
     config: StageConfig,
+    wanted: Callable[[F64, F64], Bool] | None = None,
 ) -> TileStamps:
     """Associate a tile's detections into objects and cut and measure their stamps.
 
@@ -143,6 +144,9 @@ def extract_tile(
     stamp_size : int
         Side of the stamps, pixels (the model's contract).
     config : StageConfig
+    wanted : callable, optional
+        Says from the positions of the objects, degrees, which to cut and measure; None for all. An object comes out
+        the same whether or not the others are wanted.
 
     Returns
     -------
@@ -155,13 +159,17 @@ def extract_tile(
         order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec
     )
     # found's arrays run over the members; source leads back into the pool
-    member = found.source
+    member, member_object, anchor = found.source, found.object_index, found.source[found.anchor]
+    if wanted is not None:
+        keep = wanted(pool.at.ra[anchor], pool.at.dec[anchor])
+        kept = keep[member_object]
+        member, member_object = member[kept], (np.cumsum(keep) - 1)[member_object[kept]]
+        anchor = anchor[keep]
     key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
-    anchor = member[found.anchor]
     object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
     rank = np.argsort(object_id, kind="stable")
     object_id, anchor = object_id[rank], anchor[rank]
-    member_object = np.argsort(rank, kind="stable")[found.object_index]
+    member_object = np.argsort(rank, kind="stable")[member_object]
 
     stamps = BandStamps(len(anchor), stamp_size)
     detected = np.zeros((len(anchor), len(BANDS)), dtype=bool)

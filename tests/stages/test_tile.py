@@ -182,6 +182,19 @@ def test_an_object_is_the_same_whatever_the_tiles(three, order):
     assert rows == sorted(tuple(m.values()) for m in whole.members.to_pylist())
 
 
+def test_an_object_comes_out_the_same_alone(three):
+    (pixel,) = tiles_of(three, 8)
+    whole = extract_tile(8, pixel, three, SIZE, CONFIG)
+    middle = np.median(whole.ra)
+    half = extract_tile(8, pixel, three, SIZE, CONFIG, lambda ra, dec: ra < middle)
+    kept = np.flatnonzero(whole.ra < middle)
+    assert 0 < len(kept) < len(whole)
+    for name in ("object_id", "ra", "dec", "sg_flags", "used", "image", "valid", "sigma", "features", "psf"):
+        np.testing.assert_array_equal(getattr(half, name), getattr(whole, name)[kept])
+    ids = set(half.object_id.tolist())
+    assert half.members.to_pylist() == [m for m in whole.members.to_pylist() if m["object_id"] in ids]
+
+
 def test_every_detection_is_in_exactly_one_object(three):
     (pixel,) = tiles_of(three, 8)
     members = extract_tile(8, pixel, three, SIZE, CONFIG).members.to_pylist()
