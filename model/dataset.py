@@ -184,7 +184,8 @@ def extract_field(
     by_id = {p.exposure_id: p for p in prepared}
     tiles = make_plan([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
     return [
-        extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted) for t in tiles
+        extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted)
+        for t in tiles
     ]
 
 
