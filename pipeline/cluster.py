@@ -3,40 +3,65 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from importlib import metadata
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dask
-from distributed import Client, Nanny, Scheduler, SpecCluster, wait
+from dask.utils import format_bytes
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, wait
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker, NoWorkerError
 
 from sgclassify.pipeline.config import RunConfig
+from sgclassify.pipeline.worker import (
+    CPU,
+    CRASH_DIR,
+    GPU,
+    Readiness,
+    crash_of,
+    differing,
+    inspect,
+    require_same,
+    versions,
+)
 from sgclassify.stages.errors import ClusterError, SgClassifyError
+
+if TYPE_CHECKING:
+    from sgclassify.pipeline.tasks import ModelRef
 
 log = logging.getLogger(__name__)
 
-_POLL_S: Final = 2.0
+CRASHES: Final = "crashes"
+"""Folder below that of the embedded workers for what they leave when they crash."""
 
-GPU: Final = "GPU"
-CPU: Final = "CPU"
+_POLL_S: Final = 2.0
+_CONNECT_S: Final = 10.0
+"""Longest time to connect to a scheduler: one that runs answers at once."""
+_GPU_S: Final = 5.0
+"""Time for a first GPU worker once other workers are there."""
+_JUNK_S: Final = 5.0
+"""Time for a scheduler file to become complete."""
+
+Workers = Mapping[str, Mapping[str, Any]]
+"""Workers as the scheduler describes them, by address."""
 
 # Pausing a worker for memory can stall a run for ever; a worker that is really too large is ended by its
-# nanny, its task tried once more, and then set aside with a reason.
+# nanny. Its task fails at once: the dispatcher tries it again by itself, so that no innocent one dies with it.
 _EMBEDDED_SETTINGS: Final[dict[str, object]] = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.daemon": True,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
@@ -62,6 +87,10 @@ class Cluster:
         Whether the cluster lives and ends with the run.
     timeout_s : float
         Longest time without workers.
+    crash_dir : Path or None
+        Where workers that crash leave their stack; None for workers of others.
+    seen : Seen
+        Workers as they were when last looked at.
     """
 
     client: Client
@@ -72,6 +101,8 @@ class Cluster:
     address: str
     embedded: bool
     timeout_s: float
+    crash_dir: Path | None = None
+    seen: Seen = field(default_factory=lambda: Seen())
 
     def wait_any(self, futures: set[Any]) -> set[Any]:
         """Wait until at least one future is done; return those that are.
@@ -82,6 +113,8 @@ class Cluster:
             If the scheduler is lost, or no worker was there for `timeout_s`.
         """
         watch = _Watch(self)
+        if time.monotonic() - self.seen.at > _POLL_S:
+            self.look()
         while True:
             try:
                 with self.client.as_current():
@@ -118,9 +151,29 @@ class Cluster:
                 raise ClusterError(f"{self.address}: tasks were cancelled on the scheduler") from cancelled
             if isinstance(error, NoWorkerError):
                 raise ClusterError(f"{self.address}: {error}")
-            return None, TaskKilledError() if isinstance(error, KilledWorker) else error, trace
+            return None, self._killed(error) if isinstance(error, KilledWorker) else error, trace
 
-    def is_fit(self, workers: Mapping[str, Mapping[str, Any]]) -> bool:
+    def _killed(self, error: KilledWorker) -> TaskKilledError:
+        """What is known of the death of a worker."""
+        worker = error.last_worker
+        known = [f"worker {worker.name} at {worker.address}, process {worker.pid}"]
+        memory = self.seen.workers.get(worker.address, {}).get("metrics", {}).get("memory")
+        if memory:
+            known.append(f"memory when last seen {format_bytes(memory)}")
+        if worker.memory_limit:
+            known.append(f"limit {format_bytes(worker.memory_limit)}")
+        if self.crash_dir is not None and (crash := crash_of(self.crash_dir, worker.pid)):
+            known.append(crash)
+        return TaskKilledError("; ".join(known))
+
+    def look(self) -> Workers:
+        """Workers of the cluster now; `seen` is brought up to date."""
+        workers = workers_of(self.client)
+        self.seen.workers.update(workers)
+        self.seen.at = time.monotonic()
+        return workers
+
+    def is_fit(self, workers: Workers) -> bool:
         """Whether these workers, as the scheduler describes them, can do all the work."""
         return all(
             any(
@@ -135,15 +188,32 @@ class Cluster:
             raise ClusterError(f"{self.address}: the scheduler is lost; look at its log and run again")
 
 
+@dataclass
+class Seen:
+    """Workers as they were when last looked at, at the time `at`; those that are gone since among them."""
+
+    workers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    at: float = 0.0
+
+
 class TaskKilledError(SgClassifyError):
-    """The worker process ended while it computed a task, every time that the scheduler tried."""
+    """The worker process ended while it computed a task, every time that the scheduler tried.
+
+    Parameters
+    ----------
+    known : str
+        What is known of the worker and its death.
+    """
 
     exit_code = 3
     path = ""
-    fault = "the worker process ended while it computed this, every time"
     advice = (
         "its memory may not suffice: give the workers more, or choose smaller tiles (a larger tile_order)"
     )
+
+    def __init__(self, known: str = "") -> None:
+        super().__init__(known)
+        self.fault = "the worker process ended while it computed this" + (f" ({known})" if known else "")
 
     def __str__(self) -> str:
         return f"{self.fault}; {self.advice}"
@@ -159,7 +229,7 @@ class _Watch:
     def check(self) -> None:
         """Raise `ClusterError` if the scheduler is lost or there was no worker for too long."""
         self._cluster.check_alive()
-        if self._cluster.is_fit(workers_of(self._cluster.client)):
+        if self._cluster.is_fit(self._cluster.look()):
             self._empty_since = None
             return
         now = time.monotonic()
@@ -182,7 +252,15 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def open_cluster(
-    config: RunConfig, *, scheduler: str | None, n_workers: int | None, scratch: Path, shared: Path
+    config: RunConfig,
+    *,
+    scheduler: str | None,
+    n_workers: int | None,
+    scratch: Path,
+    shared: Path,
+    scheduler_file: Path | None = None,
+    model: ModelRef | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Iterator[Cluster]:
     """Open the cluster and check that it can do the work.
 
@@ -192,32 +270,196 @@ def open_cluster(
     scheduler : str or None
         Address of an existing scheduler; None starts a cluster on this machine that ends with the context.
     n_workers : int or None
-        Worker processes of the embedded cluster; None for one a core. With `scheduler`: workers to wait for.
+        Worker processes of the embedded cluster; None for one a core. Else: workers to wait for.
     scratch : Path
         Folder for the files of embedded workers.
     shared : Path
         Folder that every worker must see under the same path.
+    scheduler_file : Path or None
+        File that an existing scheduler has written its address into, instead of `scheduler`.
+    model : ModelRef or None
+        What GPU workers load before their first task.
+    on_notice : callable, optional
+        Gets what is logged as a warning: versions that differ, late workers that were refused.
 
     Raises
     ------
     ClusterError
         If the scheduler does not answer, no worker comes in time, workers lack what the run needs, run
-        another version of the software or do not see `shared`.
+        another version of the software, do not see `shared` or share a GPU.
+    ModelError
+        If a GPU worker cannot load `model`.
     """
+    embedded = scheduler is None and scheduler_file is None
     with ExitStack() as stack:
-        if scheduler is None:
+        if embedded:
+            if config.device == "gpu" and not count_gpus():
+                raise ClusterError(
+                    "device = 'gpu' is asked for, but this machine has no GPU that torch can use; ask for the "
+                    "CPU: --device cpu, or use a cluster that has one: --scheduler"
+                )
             address = stack.enter_context(_embedded(config, n_workers, scratch)).scheduler_address
         else:
-            address = scheduler
-        try:
-            client = Client(address, timeout=config.worker_timeout_s, set_as_default=False)  # type: ignore[no-untyped-call]
-        except (OSError, ValueError) as error:
-            raise ClusterError(
-                f"{address}: the scheduler does not answer ({error}); check the address and that it runs"
-            ) from error
+            address = scheduler or _read_address(scheduler_file, config.worker_timeout_s)  # type: ignore[arg-type]
+        client = _connect(address, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
         stack.callback(_close, client)
-        workers = _wait_for_workers(client, n_workers or 1, config.worker_timeout_s, address)
-        yield _preflight(client, workers, config, address, shared, embedded=scheduler is None)
+        notices = _Notices(on_notice)
+        present = frozenset(workers_of(client))
+        if not embedded or config.device != "cpu":
+            token = shared / "preflight"
+            token.write_text(str(os.getpid()))
+            stack.callback(token.unlink, missing_ok=True)
+            if not embedded:
+                _check_versions(client, address, token, notices)
+            plugin = Readiness(
+                token=token,
+                topic=f"sgclassify-{uuid.uuid4().hex}",
+                model=model,
+                use_gpu=config.device != "cpu",
+                present=present,
+            )
+            client.subscribe_topic(plugin.topic, notices.handle)  # type: ignore[no-untyped-call]
+            stack.callback(_withdraw, client, plugin)
+            _make_ready(client, address, plugin)
+        wants_gpu = config.device == "gpu" or (config.device == "auto" and not embedded)
+        workers = _wait_for_workers(client, address, config, n_workers or 1, notices, wants_gpu=wants_gpu)
+        notices.started = True
+        yield _cluster_of(client, workers, config, address, scratch if embedded else None)
+
+
+class _Notices:
+    """What the driver learns of single workers."""
+
+    def __init__(self, on_notice: Callable[[str], None] | None) -> None:
+        self._on_notice = on_notice
+        self._said: set[str] = set()
+        self.started = False
+        self.refused: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Log a warning, once, and pass it on."""
+        if text in self._said:
+            return
+        self._said.add(text)
+        log.warning("%s", text)
+        if self._on_notice is not None:
+            self._on_notice(text)
+
+    def differs(self, others: str) -> None:
+        """Warn of packages of other versions."""
+        self.say(f"{others}: another version may change the last bits of the products")
+
+    def handle(self, event: tuple[float, Mapping[str, str]]) -> None:
+        """Take an event that `Readiness` has sent from a worker."""
+        _, message = event
+        if "differs" in message:
+            self.differs(message["differs"])
+        if "refused" in message:
+            self.refused.append(message["refused"])
+            if self.started:
+                self.say(f"a worker that came late was refused and closed: {message['refused']}")
+
+
+def _read_address(path: Path, timeout_s: float) -> str:
+    """Address in a scheduler file, once it is there."""
+    start = time.monotonic()
+    while True:
+        patience = min(_JUNK_S, timeout_s)
+        try:
+            address = json.loads(path.read_text(encoding="utf-8"))["address"]
+            if isinstance(address, str) and address:
+                return address
+            fault = "names no address"
+        except FileNotFoundError:
+            fault, patience = "is not there", timeout_s
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        except (ValueError, KeyError, TypeError):
+            fault = "is not what `dask scheduler --scheduler-file` writes"
+        if time.monotonic() - start > patience:
+            raise ClusterError(
+                f"{path}: the scheduler file {fault}, after {patience:g} s; start the scheduler with "
+                f"`dask scheduler --scheduler-file {path}`"
+            )
+        time.sleep(0.1)
+
+
+def _connect(address: str, timeout_s: float, file: Path | None) -> Client:
+    """A client of a scheduler that answers."""
+    advice = "check the address and that it runs"
+    if file is not None:
+        advice = f"{file} may be left from a scheduler that has ended"
+    try:
+        if address.startswith("tls://"):
+            _check_tls(address)
+            advice += ", and that one authority has signed all certificates"
+        elif address.startswith("tcp://"):
+            advice += ", or whether it is a tls:// scheduler"
+        # the timeout is also that of reconnecting, which is never of use: the tasks of a lost scheduler are lost
+        return Client(address, timeout=timeout_s, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"{address}: the scheduler does not answer ({error}); {advice}") from error
+
+
+def _check_tls(address: str) -> None:
+    """A scheduler on tls:// needs certificates, without which Dask fails with an error of its own defects' kind."""
+    keys = "DASK_DISTRIBUTED__COMM__TLS__{CA_FILE,CLIENT__CERT,CLIENT__KEY}"
+    try:
+        found = Security().get_connection_args("client").get("ssl_context")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{address}: the certificates cannot be read ({error}); look at {keys}") from error
+    if found is None:
+        raise ClusterError(
+            f"{address}: no certificates are configured; set {keys} in the environment (docs/clusters.md)"
+        )
+
+
+def _withdraw(client: Client, plugin: Readiness) -> None:
+    """Take the plugin off the scheduler: workers that come after the run are none of its business."""
+    try:
+        client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, RuntimeError) as error:
+        log.debug("taking the plugin off the scheduler: %s", error)
+
+
+def _check_versions(client: Client, address: str, token: Path, notices: _Notices) -> None:
+    """The scheduler and the workers that are there must run the same software and see the shared folder."""
+    ours = versions()
+    try:
+        scheduler: dict[str, str] = client.get_versions()["scheduler"]["packages"]  # type: ignore[index]
+        answers: dict[str, Any] = client.run(inspect, token, on_error="return")
+    except OSError as error:
+        raise ClusterError(f"{address}: the cluster does not answer ({error})") from error
+    require_same({name: scheduler[name] for name in ("dask", "distributed")}, ours, f"scheduler {address}")
+    differ: dict[str, list[str]] = {}
+    for worker, answer in sorted(answers.items()):
+        if isinstance(answer, OSError):
+            continue  # it has left: what matters is who is there when the work begins
+        if isinstance(answer, BaseException):
+            raise ClusterError(f"{address}: worker {worker} cannot run the software: {answer!r}")
+        theirs, sees = answer
+        require_same(theirs, ours, f"{address}: worker {worker}")
+        if not sees:
+            raise ClusterError(
+                f"{address}: worker {worker} does not see {token.parent}; the output must lie on a file "
+                "system that all workers share under one path"
+            )
+        for other in differing(theirs, ours):
+            differ.setdefault(other, []).append(worker)
+    for other, of in differ.items():
+        notices.differs(f"{other} on {len(of)} of {len(answers)} workers, such as {of[0]}")
+
+
+def _make_ready(client: Client, address: str, plugin: Readiness) -> None:
+    """Have `Readiness` set up on the workers that are there, and on those that come."""
+    try:
+        client.register_plugin(plugin)
+    except SgClassifyError as error:
+        raise type(error)(f"{address}: {error}") from error
+    except Exception as error:
+        raise ClusterError(
+            f"{address}: a worker cannot run the software: {error!r}; look at the logs of the workers"
+        ) from error
 
 
 def _close(client: Client) -> None:
@@ -269,7 +511,7 @@ def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> 
             "nthreads": 1,
             "dashboard": False,
             "resources": resources,
-            "env": env,
+            "env": {**env, CRASH_DIR: str(scratch / CRASHES)},
             "local_directory": str(scratch),
             "memory_limit": _memory_limit(),
             "silence_logs": logging.CRITICAL,
@@ -303,53 +545,57 @@ def _gpu(number: int) -> str:
     return visible[number] if number < len(visible) else str(number)
 
 
+def _offering(workers: Workers, resource: str) -> Workers:
+    return {a: w for a, w in workers.items() if w.get("resources", {}).get(resource, 0) >= 1}
+
+
 def _wait_for_workers(
-    client: Client, count: int, timeout_s: float, address: str
-) -> dict[str, dict[str, Any]]:
-    """Workers of the cluster, once there are at least `count`, or some after the time is over."""
-    with suppress(TimeoutError):
-        client.wait_for_workers(count, timeout=timeout_s)
-    workers = workers_of(client)
-    if not workers:
-        raise ClusterError(f"{address}: no worker came within {timeout_s:g} s; start workers and run again")
+    client: Client, address: str, config: RunConfig, count: int, notices: _Notices, *, wants_gpu: bool
+) -> Workers:
+    """Workers of the cluster, once there are `count` with a GPU among them if wanted, or when the time is over."""
+    deadline = time.monotonic() + config.worker_timeout_s
+    gpu_deadline: float | None = None
+    while True:
+        workers = workers_of(client)
+        if notices.refused:
+            raise ClusterError(f"{address}: {notices.refused[0]}")
+        now = time.monotonic()
+        if workers and (len(workers) >= count or now > deadline):
+            gpu_deadline = gpu_deadline or min(now + _GPU_S, deadline)
+            if not wants_gpu or _offering(workers, GPU):
+                break
+            if now > gpu_deadline:
+                raise ClusterError(
+                    f"{address}: none of the {len(workers)} workers offers a GPU for the model; start one for each "
+                    f"GPU with `dask worker {address} --nthreads 1 --resources GPU=1`, or ask for the CPU: "
+                    "--device cpu"
+                )
+        elif now > deadline:
+            raise ClusterError(
+                f"{address}: no worker came within {config.worker_timeout_s:g} s; start workers with "
+                f"`dask worker {address} --nthreads 1` and run again"
+            )
+        time.sleep(0.1)
     if len(workers) < count:
-        log.warning("%s: %d of %d workers came within %g s", address, len(workers), count, timeout_s)
+        notices.say(f"{address}: {len(workers)} of {count} workers came within {config.worker_timeout_s:g} s")
     return workers
 
 
-def _preflight(
-    client: Client,
-    workers: dict[str, dict[str, Any]],
-    config: RunConfig,
-    address: str,
-    shared: Path,
-    *,
-    embedded: bool,
+def _cluster_of(
+    client: Client, workers: Workers, config: RunConfig, address: str, scratch: Path | None
 ) -> Cluster:
-    """Check that the workers offer what the run needs."""
-
-    def offering(resource: str) -> dict[str, dict[str, Any]]:
-        return {a: w for a, w in workers.items() if w.get("resources", {}).get(resource, 0) >= 1}
-
-    gpu, cpu = offering(GPU), offering(CPU)
-    if config.device == "gpu" and not gpu:
-        raise ClusterError(
-            f"{address}: device = 'gpu' is asked for, but no worker offers the resource GPU"
-            + (
-                "; this machine has no GPU that torch can use"
-                if embedded
-                else "; start one with --resources GPU=1"
-            )
-        )
+    """How these workers share the work; `scratch` is None for workers of others."""
+    gpu, cpu = _offering(workers, GPU), _offering(workers, CPU)
     use_gpu = bool(gpu) and config.device != "cpu"
     # Where no worker says CPU, any worker may do any work.
     cpu_resources: dict[str, float] = {CPU: 1} if cpu else {}
-    slots = sum(int(w.get("nthreads", 1)) for w in (cpu or workers).values())
-    if not embedded:
-        _check_workers(client, address, shared)
+    slots = sum(
+        min([int(w.get("nthreads", 1)), *([int(w["resources"][CPU])] if cpu else [])])
+        for w in (cpu or workers).values()
+    )
     log.info(
         "cluster %s: %d workers, %d CPU slots, model on %s",
-        address if not embedded else "on this machine",
+        address if scratch is None else "on this machine",
         len(workers),
         slots,
         "GPU" if use_gpu else "CPU",
@@ -361,42 +607,12 @@ def _preflight(
         inference={GPU: 1} if use_gpu else cpu_resources,
         device="cuda" if use_gpu else "cpu",
         address=address,
-        embedded=embedded,
-        timeout_s=config.worker_timeout_s,
+        embedded=scratch is not None,
+        timeout_s=config.lost_workers_timeout_s,
+        crash_dir=scratch / CRASHES if scratch is not None else None,
     )
-
-
-def _check_workers(client: Client, address: str, shared: Path) -> None:
-    """Every worker must run this version of the software and see the shared folder."""
-    token = shared / "preflight"
-    token.write_text(str(os.getpid()))
-    try:
-        answers: dict[str, Any] = client.run(_inspect, str(token), on_error="return")
-    except OSError as error:
-        raise ClusterError(f"{address}: the workers do not answer ({error})") from error
-    finally:
-        token.unlink()
-    ours = software_version()
-    for worker, answer in sorted(answers.items()):
-        if isinstance(answer, BaseException):
-            raise ClusterError(f"{address}: worker {worker} cannot run the software: {answer!r}")
-        version, sees = answer
-        if version != ours:
-            raise ClusterError(
-                f"{address}: worker {worker} runs sgclassify {version}, this is {ours}; install one version"
-            )
-        if not sees:
-            raise ClusterError(
-                f"{address}: worker {worker} does not see {shared}; the output must lie on a file system "
-                "that all workers share under one path"
-            )
 
 
 def software_version() -> str:
     """Installed version of the software."""
-    return metadata.version("sgclassify")
-
-
-def _inspect(token: str) -> tuple[str, bool]:
-    """On a worker: the version of the software, and whether the token can be seen."""
-    return software_version(), Path(token).is_file()
+    return versions()["sgclassify"]

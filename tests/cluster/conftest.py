@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +28,55 @@ def importable_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         )
         yield
     assert str(folder) not in sys.path
+
+
+class Processes:
+    """An outside scheduler and workers, as an operator would start them."""
+
+    def __init__(self, folder: Path, env: dict[str, str] | None = None, host: str = "127.0.0.1") -> None:
+        self.folder = folder
+        self.env = {**os.environ, **(env or {})}
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.file = folder / "scheduler.json"
+        self.scheduler = self._start(
+            "scheduler", "--host", host, "--port", "0", "--no-dashboard", "--dashboard-address",
+            "127.0.0.1:0", "--scheduler-file", str(self.file),
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not self.file.exists() or not self.file.stat().st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.address = str(json.loads(self.file.read_text())["address"])
+
+    def worker(self, *options: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker, with these variables in its environment."""
+        host = self.address.rpartition(":")[0].removeprefix("tcp://")
+        return self._start(
+            "worker", self.address, "--host", host, "--nthreads", "1", "--no-nanny", "--no-dashboard",
+            "--local-directory", str(self.folder / "w"), *options, **env,
+        )  # fmt: skip
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process has written so far."""
+        return (self.folder / f"log{self.running.index(process)}.txt").read_text()
+
+    def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"log{len(self.running)}.txt").open("w") as log:
+            command = [sys.executable, "-m", "dask", *arguments]
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**self.env, **env})
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in reversed(self.running):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Processes]:
+    """A scheduler without workers."""
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +32,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def _submit(cluster: Cluster, function: Any) -> Any:
     return lambda job: cluster.client.submit(function, job, pure=False, resources=cluster.cpu)
+
+
+def _outcomes(cluster: Cluster, function: Any, jobs: Any, in_flight: int = 2) -> dict[Any, Any]:
+    return {done.job: done.result for done in dispatch(cluster, jobs, _submit(cluster, function), in_flight)}
 
 
 def _unusable(job: int) -> int:
@@ -75,29 +78,29 @@ def test_embedded_cluster(cluster: Cluster) -> None:
     assert cluster.n_slots == 2
     assert cluster.device == "cpu"
     assert cluster.address.startswith("tcp://127.0.0.1:")
-    outcomes = dict(dispatch(cluster, range(8), _submit(cluster, _environment), 4))
+    outcomes = _outcomes(cluster, _environment, range(8), 4)
     assert len({pid for pid, _, _ in outcomes.values()}) == 2
     assert os.getpid() not in {pid for pid, _, _ in outcomes.values()}
     assert {rest for _, *rest in map(list, outcomes.values()) for rest in [tuple(rest)]} == {("", "1")}
 
 
 def test_unusable_input_costs_its_job_only(cluster: Cluster) -> None:
-    outcomes = dict(dispatch(cluster, range(3), _submit(cluster, _unusable), 2))
+    outcomes = _outcomes(cluster, _unusable, range(3))
     assert outcomes == {0: 0, 1: Failure("/1.fits", "truncated", "copy it again"), 2: 2}
 
 
 def test_model_error_of_a_worker_ends_the_run(cluster: Cluster) -> None:
     with pytest.raises(ModelError, match="another model"):
-        list(dispatch(cluster, range(3), _submit(cluster, _model), 2))
+        _outcomes(cluster, _model, range(3))
 
 
 def test_unexpected_error_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     job = str(tmp_path / "tried")
-    assert list(dispatch(cluster, [job], _submit(cluster, _fail_once), 2)) == [(job, "fine")]
+    assert _outcomes(cluster, _fail_once, [job]) == {job: "fine"}
 
 
 def test_defect_is_set_aside_with_its_traceback(cluster: Cluster) -> None:
-    ((_, failure),) = dispatch(cluster, [1], _submit(cluster, _defect), 2)
+    failure = _outcomes(cluster, _defect, [1])[1]
     assert "ZeroDivisionError" in failure.fault
     assert "_defect" in failure.traceback
 
@@ -107,16 +110,39 @@ def test_error_passes_through_a_chain_of_futures(cluster: Cluster) -> None:
         first = cluster.client.submit(_unusable, job, pure=False)
         return cluster.client.submit(_environment, first, pure=False)
 
-    ((_, failure),) = dispatch(cluster, [1], submit, 2)
-    assert failure == Failure("/1.fits", "truncated", "copy it again")
+    (done,) = dispatch(cluster, [1], submit, 2)
+    assert done.result == Failure("/1.fits", "truncated", "copy it again")
 
 
 def test_a_job_that_kills_its_worker_is_set_aside(tmp_path: Path) -> None:
     with open_cluster(
         CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
     ) as opened:
-        outcomes = dict(dispatch(opened, range(3), _submit(opened, _die), 1))
-    assert outcomes == {0: Failure.from_error(TaskKilledError()), 1: 1, 2: 2}
+        outcomes = _outcomes(opened, _die, range(3), 3)
+    failure = outcomes.pop(0)
+    assert outcomes == {1: 1, 2: 2}
+    assert re.search(
+        r"the worker process ended .*worker cpu-0 at tcp://127\.0\.0\.1:\d+, process \d+; .*limit \d",
+        failure.fault,
+    )
+
+
+def _crash(job: int) -> None:
+    import faulthandler
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+
+
+def test_crash_is_named(tmp_path: Path) -> None:
+    with open_cluster(
+        CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
+    ) as opened:
+        failure = _outcomes(opened, _crash, [0])[0]
+    assert "Segmentation fault" in failure.fault
+    assert "test_cluster.py" in failure.fault
+    assert "in _crash" in failure.fault
 
 
 def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,57 +193,13 @@ def test_address_that_is_none(tmp_path: Path) -> None:
         pass
 
 
-class _Processes:
-    """An outside scheduler and workers, as an operator would start them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.running: list[subprocess.Popen[bytes]] = []
-        self._file = folder / "scheduler.json"
-        self.scheduler = self._start(
-            "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address",
-            "127.0.0.1:0", "--scheduler-file", str(self._file),
-        )  # fmt: skip
-        deadline = time.monotonic() + 20
-        while not self._file.exists() or not self._file.stat().st_size:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        import json
-
-        self.address = str(json.loads(self._file.read_text())["address"])
-
-    def worker(self, *options: str) -> subprocess.Popen[bytes]:
-        return self._start(
-            "worker", self.address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard",
-            "--local-directory", str(self.folder / "w"), *options,
-        )  # fmt: skip
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        self.running.append(process)
-        return process
-
-    def stop(self) -> None:
-        for process in reversed(self.running):
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Iterator[_Processes]:
-    processes = _Processes(tmp_path)
-    yield processes
-    processes.stop()
-
-
 def _sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
 
-def test_outside_cluster_with_and_without_workers(outside: _Processes, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_outside_cluster_with_and_without_workers(outside: Any, tmp_path: Path) -> None:
     config = replace(CONFIG, worker_timeout_s=1.0)
     with (
         pytest.raises(ClusterError, match="no worker came within 1 s"),
@@ -232,7 +214,7 @@ def test_outside_cluster_with_and_without_workers(outside: _Processes, tmp_path:
         assert opened.device == "cuda"
         assert opened.inference == {"GPU": 1}
         assert opened.cpu == {}
-        assert list(dispatch(opened, [0], _submit(opened, _sleep), 1)) == [(0, 0)]
+        assert _outcomes(opened, _sleep, [0]) == {0: 0}
     with (
         pytest.raises(ClusterError, match="does not see"),
         open_cluster(
@@ -251,7 +233,7 @@ def _here_only(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_lost_scheduler_is_noticed(outside: _Processes, tmp_path: Path) -> None:
+def test_lost_scheduler_is_noticed(outside: Any, tmp_path: Path) -> None:
     outside.worker()
     with open_cluster(
         CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
@@ -263,9 +245,9 @@ def test_lost_scheduler_is_noticed(outside: _Processes, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lost_workers_are_noticed(outside: _Processes, tmp_path: Path) -> None:
+def test_lost_workers_are_noticed(outside: Any, tmp_path: Path) -> None:
     worker = outside.worker()
-    config = replace(CONFIG, worker_timeout_s=5.0)
+    config = replace(CONFIG, lost_workers_timeout_s=5.0)
     with open_cluster(
         config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
     ) as opened:
@@ -276,7 +258,12 @@ def test_lost_workers_are_noticed(outside: _Processes, tmp_path: Path) -> None:
 
 
 def test_errors_cross_process_borders() -> None:
-    for error in (UnusableInputError("/a", "b", "c"), TaskKilledError(), ClusterError("x"), ModelError("x")):
+    for error in (
+        UnusableInputError("/a", "b", "c"),
+        TaskKilledError("y"),
+        ClusterError("x"),
+        ModelError("x"),
+    ):
         back = pickle.loads(pickle.dumps(error))
         assert type(back) is type(error)
         assert str(back) == str(error)
