@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sgclassify.pipeline.config import DEVICES
 from sgclassify.stages.errors import SgClassifyError
 
 if TYPE_CHECKING:
@@ -80,11 +82,25 @@ def main() -> None:
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the products.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model archive. [default: the shipped one]")
-@click.option("--scheduler", help="Address of a Dask scheduler. [default: a cluster on this machine]")
+@click.option(
+    "--scheduler",
+    help="Address of a Dask scheduler, tcp:// or tls://. [default: a cluster on this machine]",
+)
+@click.option(
+    "--scheduler-file",
+    type=click.Path(path_type=Path),
+    help="JSON file that a Dask scheduler wrote its address into, instead of --scheduler.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, 4096),
     help="Worker processes [default: one a core]; with --scheduler, workers to wait for [default: 1].",
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    help="Where the model runs; auto: on GPUs, but on the CPU where the cluster is of this machine and has none."
+    " [default: as configured]",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option(
@@ -96,22 +112,41 @@ def main() -> None:
 @click.option(
     "--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings."
 )
-@click.option("--keep-work", is_flag=True, help="Keep the work folder, to look into it.")
+@click.option("--keep-work", is_flag=True, help="Keep the work folder of a finished run, to look into it.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and what would be done; write nothing.")
+@click.option(
+    "--verify-inputs",
+    is_flag=True,
+    help="Compare the checksums of inputs that an earlier run has read, not only their size and time.",
+)
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path),
+    help="Keep metrics in this file, for the textfile collector of Prometheus' node exporter.",
+)
 @click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
 def run(
     exposure_list: Path,
     output: Path,
     model: Path | None,
     scheduler: str | None,
+    scheduler_file: Path | None,
     workers: int | None,
+    device: str | None,
     config: Path | None,
     prior_star_fraction: str | None,
     tta: bool,
     overwrite: bool,
     keep_work: bool,
+    dry_run: bool,
+    verify_inputs: bool,
+    metrics_file: Path | None,
     log_format: str,
 ) -> None:
     """Classify the sources of a list of exposures.
+
+    The same command again goes on from what is complete; exposures that were appended to the list add what they
+    touch.
 
     Exit status: 0 all done; 1 a defect in the program; 2 usage or configuration; 3 finished, but some
     exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
@@ -119,24 +154,33 @@ def run(
     """
     # Imported here: it takes seconds, which --help and wrong usage need not wait for.
     from sgclassify.pipeline.progress import reporting
-    from sgclassify.pipeline.run import Options
+    from sgclassify.pipeline.run import Options, plan
     from sgclassify.pipeline.run import run as carry_out
 
+    if scheduler is not None and scheduler_file is not None:
+        raise click.UsageError("--scheduler and --scheduler-file exclude each other")
     options = Options(
         exposure_list=exposure_list,
         output=output,
         model=model,
         scheduler=scheduler,
+        scheduler_file=scheduler_file,
+        device=device,
         workers=workers,
         config=config,
         prior=prior_star_fraction,
         tta=tta,
         overwrite=overwrite,
         keep_work=keep_work,
+        verify_inputs=verify_inputs,
+        metrics_file=metrics_file,
         command=("sgclassify", *sys.argv[1:]),
     )
     with reporting(log_format) as reporter, _terminable():
         try:
+            if dry_run:
+                click.echo(plan(options, reporter))
+                return
             record = carry_out(options, reporter)
         except SgClassifyError as error:
             log.error("%s", error, extra={"exit_code": error.exit_code})
@@ -151,6 +195,20 @@ def run(
     sys.exit(record.exit_code)
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(folder: Path, as_json: bool) -> None:
+    """Say what a run is doing, or how far a dead one came, from its output FOLDER."""
+    from sgclassify.pipeline.status import describe, read_status
+
+    try:
+        found = read_status(folder)
+    except SgClassifyError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+
+
 def summary(record: RunRecord) -> str:
     """The table at the end of a run."""
     n = record.counts()
@@ -159,6 +217,7 @@ def summary(record: RunRecord) -> str:
         ("", f"{n['exposures_set_aside']} set aside"),
         ("", f"{n['exposures_skipped']} skipped"),
         ("tiles", f"{n['tiles_done']} done, {n['tiles_set_aside']} set aside"),
+        *([("", f"{n['tiles_reused']} of an earlier run")] if n["tiles_reused"] else []),
         ("objects", f"{n['objects']}"),
         ("stars", f"{n['stars']}"),
         ("galaxies", f"{n['galaxies']}"),

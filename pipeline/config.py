@@ -25,6 +25,9 @@ _RANGE: Final[dict[str, tuple[float, float]]] = {
     "torch_threads": (1, 1024),
     "header_threads": (1, 256),
     "worker_timeout_s": (0.1, 86400.0),
+    "lost_workers_timeout_s": (0.1, 86400.0),
+    "task_timeout_s": (0.0, 86400.0),
+    "header_timeout_s": (0.1, 86400.0),
     "tile_shuffle_seed": (0, 2**31 - 1),
     "prior_star_fraction": (0.0, 0.999999),
     "match_radius_arcsec": (0.001, 5.0),
@@ -58,7 +61,13 @@ class RunConfig:
     header_threads : int
         Threads of the driver that read headers.
     worker_timeout_s : float
-        Seconds to wait for workers.
+        Seconds to wait for workers at the start.
+    lost_workers_timeout_s : float
+        Seconds to wait for workers once the run has lost them all.
+    task_timeout_s : float
+        Longest time on a worker for an exposure or a tile; 0 for no limit.
+    header_timeout_s : float
+        Longest time to read the headers of an exposure.
     tile_shuffle_seed : int
         Seed that shuffles the order of the tiles; 0 keeps it.
     prior_star_fraction : float
@@ -78,6 +87,9 @@ class RunConfig:
     torch_threads: int = 1
     header_threads: int = 8
     worker_timeout_s: float = 60.0
+    lost_workers_timeout_s: float = 300.0
+    task_timeout_s: float = 1800.0
+    header_timeout_s: float = 120.0
     tile_shuffle_seed: int = 0
     prior_star_fraction: float = 0.0
     prior_table: str = ""

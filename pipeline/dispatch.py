@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
 
+from sgclassify.pipeline.cluster import TaskKilledError
 from sgclassify.pipeline.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
 
@@ -13,6 +16,9 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """Times that a job is tried: an unexpected error may be the machine's and not the data's."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a file system on which no other job could write either."""
 
 Job = TypeVar("Job")
 
@@ -29,9 +35,27 @@ class Waiting(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Outcome(Generic[Job]):
+    """What became of a job.
+
+    Attributes
+    ----------
+    job : Job
+    result : object
+        The receipt, or the `Failure` that the job is set aside for.
+    attempts : int
+        Times that it was tried.
+    """
+
+    job: Job
+    result: Any
+    attempts: int
+
+
 def dispatch(
     cluster: Waiting, jobs: Iterable[Job], submit: Callable[[Job], Any], in_flight: int
-) -> Iterator[tuple[Job, Any | Failure]]:
+) -> Iterator[Outcome[Job]]:
     """Run jobs with at most ``in_flight`` of them on the cluster.
 
     Parameters
@@ -45,16 +69,18 @@ def dispatch(
 
     Yields
     ------
-    job, outcome
-        In the order in which they end. The outcome is the receipt, or the `Failure` that the job is set aside
-        for. An error that was raised on purpose is final; any other is tried once more.
+    Outcome
+        In the order in which they end. An error that was raised on purpose is final; any other is tried once
+        more. What was on a worker when its process ended is tried once more alone, when all the others are
+        done: so a job that kills its worker harms no other.
 
     Raises
     ------
     ModelError, ClusterError
-        From a job: no other job can do better.
+        From a job: no other job can do better. A full disk is the cluster's fault too.
     """
     waiting = iter(jobs)
+    suspects: list[Job] = []
     flying: dict[Any, tuple[Job, int]] = {}
     try:
         while True:
@@ -64,17 +90,28 @@ def dispatch(
                 except StopIteration:
                     break
                 flying[submit(job)] = (job, 1)
+            if not flying and suspects:
+                job = suspects.pop(0)
+                log.info("%s: tried once more, alone", job)
+                flying[submit(job)] = (job, 2)
             if not flying:
                 return
             for future in cluster.wait_any(set(flying)):
                 job, attempt = flying.pop(future)
                 result, error, trace = cluster.outcome(future)
                 if error is None:
-                    yield job, result
+                    yield Outcome(job, result, attempt)
                 elif isinstance(error, (ModelError, ClusterError)):
                     raise error
+                elif isinstance(error, OSError) and error.errno in _FULL:
+                    raise ClusterError(
+                        f"{job}: cannot be written ({error}); make room, or mend the file system, and run the same"
+                        " command again: it goes on from here"
+                    )
+                elif isinstance(error, TaskKilledError) and attempt < ATTEMPTS:
+                    suspects.append(job)
                 elif isinstance(error, SgClassifyError) or attempt >= ATTEMPTS:
-                    yield job, Failure.from_error(error, trace)
+                    yield Outcome(job, Failure.from_error(error, trace), attempt)
                 else:
                     log.info("%s: %r, tried again", job, error)
                     flying[submit(job)] = (job, attempt + 1)

@@ -9,10 +9,13 @@ import logging
 import os
 import shutil
 import socket
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from sgclassify.pipeline.receipts import Receipts
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.read.names import is_utf8
@@ -20,9 +23,16 @@ from sgclassify.stages.read.names import is_utf8
 log = logging.getLogger(__name__)
 
 MARKER: Final = ".sgclassify"
+MARKER_FORMAT: Final = 2
 LOCK: Final = ".lock"
 WORK: Final = ".work"
+RECEIPTS: Final = ".receipts"
 PRODUCTS: Final = ("objects", "detections", "run.json", "report.html")
+SETTINGS: Final = "settings.json"
+TOKEN: Final = "token"
+PROGRESS: Final = "progress.json"
+MOST_NAMED: Final = 10
+"""Differences that a message names; more are counted."""
 
 
 class OutputFolder:
@@ -32,28 +42,36 @@ class OutputFolder:
     ----------
     path : Path
         The folder; it is made where it is missing.
-    run_key : str
-        Digest of what decides about the products (inputs, model, configuration).
+    settings : dict of str to (str, float, int, bool or None)
+        What decides about the products beside the inputs: model and configuration, by name.
     overwrite : bool
-        Whether products of a run with another key may be replaced.
+        Whether products of other settings or inputs may be replaced.
 
     Raises
     ------
     UsageError
-        On entering: if the folder cannot be written, holds files of others, holds the products of another run
+        On entering: if the folder cannot be written, holds files of others, holds the products of other settings
         and `overwrite` is not set, or another run is at work in it.
     """
 
-    def __init__(self, path: Path, run_key: str, overwrite: bool) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
         self.path = path.absolute()
-        self._run_key = run_key
+        # as JSON gives them back, so that they can be compared
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._overwrite = overwrite
         self._lock: int | None = None
+        self.is_fresh = False
+        self.token = uuid.uuid4().hex
 
     @property
     def work(self) -> Path:
-        """Folder for what lives only during the run."""
+        """Folder for what lives until the run is complete."""
         return self.path / WORK
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared exposures."""
+        return self.work / "exposures"
 
     @property
     def objects(self) -> Path:
@@ -65,16 +83,29 @@ class OutputFolder:
         """Folder of the input catalogues with the probabilities joined back."""
         return self.path / "detections"
 
+    @property
+    def receipts(self) -> Receipts:
+        """Receipts of what is complete."""
+        return Receipts(self.path / RECEIPTS, self.prepared)
+
     def __enter__(self) -> OutputFolder:
         self._check_owner()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path / LOCK)
-            self._check_key()
+            self._check_settings()
             if not (self.path / MARKER).exists():
                 self._mark()
-            _remove(self.work)
-            self.work.mkdir()
+            # the work of a run that ended early is of use only to one of the same settings
+            if self.is_fresh or _read_json(self.work / SETTINGS) != self._settings:
+                _remove(self.work)
+            for name in ("dask", "notes", PROGRESS):
+                _remove(self.work / name)
+            self.prepared.mkdir(parents=True, exist_ok=True)
+            (self.work / "notes").mkdir()
+            write_atomic_text(json.dumps(self._settings) + "\n", self.work / SETTINGS)
+            write_atomic_text(self.token, self.work / TOKEN)
+            self._remove_parts()
         except OSError as error:
             self._release()
             raise UsageError(
@@ -93,32 +124,90 @@ class OutputFolder:
 
     @property
     def has_products(self) -> bool:
-        """Whether products stand in the folder."""
-        return any((self.path / name).exists() for name in PRODUCTS)
+        """Whether products, or receipts of some, stand in the folder; the record of a run alone is none."""
+        return any((self.path / name).exists() for name in ("objects", "detections", RECEIPTS))
 
-    def clear(self) -> None:
-        """Remove the products of an earlier run and make the folders of this one.
+    def inspect(self) -> None:
+        """Check the folder as on entering, without writing anything.
+
+        Raises
+        ------
+        UsageError
+        """
+        self._check_owner()
+        if self.path.exists():
+            self._check_settings()
+
+    def refuse(self, differences: Sequence[str]) -> None:
+        """Refuse other inputs than those of the products, unless these may be replaced.
+
+        Parameters
+        ----------
+        differences : sequence of str
+            What differs, for the message.
+
+        Raises
+        ------
+        UsageError
+        """
+        if self.has_products and not self._overwrite:
+            raise UsageError(
+                f"{self.path}: holds the work of a run with other inputs: {_some(differences)}; choose another "
+                "folder, or start again with --overwrite"
+            )
+
+    def start_afresh(self) -> None:
+        """Let nothing that an earlier run left be of use."""
+        self.is_fresh = True
+        for path in self.prepared.glob("*"):
+            _remove(path)
+
+    def open_products(self) -> None:
+        """Make the folders of the products; those of other settings or inputs are removed.
 
         To be called once the run is known to have something to write, so that a run that cannot even start
         costs nothing.
         """
+        receipts = self.receipts
         try:
-            for name in PRODUCTS:
-                _remove(self.path / name)
-            self._mark()
-            for folder in (self.objects, self.detections):
-                folder.mkdir()
+            if self.is_fresh:
+                # receipts first: they must never stand for what is not there
+                for name in (RECEIPTS, *PRODUCTS):
+                    _remove(self.path / name)
+                self.is_fresh = False
+            if _read_json(self.path / MARKER).get("settings") != self._settings:
+                self._mark()
+            for name in (*PRODUCTS[:2], RECEIPTS):
+                # a link would lead out of the output folder
+                if (self.path / name).is_symlink():
+                    (self.path / name).unlink()
+            for folder in (self.objects, self.detections, receipts.exposures, receipts.tiles):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
                 f"{self.path}: products of an earlier run cannot be replaced: {error}"
             ) from error
 
+    def remove_stray_detections(self, keep: set[str]) -> None:
+        """Remove products of exposures that are not part of this run."""
+        for path in self.detections.glob("*.parquet"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
     def remove_work(self) -> None:
-        """Remove what lived only during the run."""
+        """Remove what lived only until the run was complete."""
         try:
             _remove(self.work)
         except OSError as error:
             log.warning("%s could not be removed: %s", self.work, error)
+
+    def _remove_parts(self) -> None:
+        """Remove what killed writers left; whoever still writes there belongs to no run."""
+        for name in (*PRODUCTS[:2], RECEIPTS, WORK):
+            for path in (self.path / name).rglob(".*.part"):
+                _remove(path)
+        for path in self.path.glob(".*.part"):
+            _remove(path)
 
     def _check_owner(self) -> None:
         if not is_utf8(str(self.path)):
@@ -133,30 +222,64 @@ class OutputFolder:
             content = {entry.name for entry in self.path.iterdir()}
         except OSError as error:
             raise UsageError(f"{self.path}: the output folder cannot be read ({error.strerror})") from error
-        if MARKER not in content and content - {LOCK}:
+        others = {name for name in content if name != LOCK and not name.startswith(f".{MARKER}.")}
+        if MARKER not in content and others:
             raise UsageError(
                 f"{self.path}: the folder holds files that are not of sgclassify; choose an empty or new "
                 "folder"
             )
 
     def _mark(self) -> None:
-        write_atomic_text(json.dumps({"format": 1, "run_key": self._run_key}) + "\n", self.path / MARKER)
+        marker = {"format": MARKER_FORMAT, "settings": self._settings}
+        write_atomic_text(json.dumps(marker, indent=1) + "\n", self.path / MARKER)
 
-    def _check_key(self) -> None:
+    def _check_settings(self) -> None:
+        """Whether what is in the folder is of these settings, and so can be gone on from."""
         if not self.has_products:
             return
-        earlier = _read_json(self.path / MARKER).get("run_key")
-        if earlier != self._run_key and not self._overwrite:
+        marker = _read_json(self.path / MARKER)
+        earlier = marker.get("settings")
+        if not isinstance(earlier, dict):
+            differences = ["an earlier version of the software"]
+        else:
+            differences = [
+                f"{name} was {earlier.get(name)!r} and is {self._settings.get(name)!r}"
+                for name in sorted({*earlier, *self._settings})
+                if earlier.get(name) != self._settings.get(name)
+            ]
+        if differences and not self._overwrite:
             raise UsageError(
-                f"{self.path}: holds the products of a run with other inputs, model or configuration; choose "
-                "another folder, or replace them with --overwrite"
+                f"{self.path}: holds the products of a run with another model or configuration: "
+                f"{_some(differences)}; choose another folder, or replace them with --overwrite"
             )
+        self.is_fresh = bool(differences)
 
     def _release(self) -> None:
         if self._lock is not None:
             (self.path / LOCK).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f", and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
+    return ", ".join(items[:MOST_NAMED]) + more
+
+
+def holder(path: Path) -> tuple[dict[str, Any], bool]:
+    """Who holds an output folder, ``pid`` and ``host``, and whether that run may be alive.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder.
+    """
+    found = _read_json(path / LOCK)
+    if not found:
+        return {}, False
+    if found.get("host") != socket.gethostname():
+        return found, True
+    return found, found.get("pid") == os.getpid() or _alive(found.get("pid"))
 
 
 def _remove(path: Path) -> None:

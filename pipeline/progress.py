@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -22,6 +22,8 @@ from rich.progress import (
 )
 
 log = logging.getLogger(__name__)
+
+Observer = Callable[[str, int, int], None]
 
 LOG_FORMATS: Final = ("text", "json")
 LOGGER: Final = "sgclassify"
@@ -107,14 +109,24 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
+        self._observers: list[Observer] = []
+
+    def observe(self, observer: Observer) -> None:
+        """Call ``observer`` with phase, steps done and all steps, at the start of each phase and after each step."""
+        self._observers.append(observer)
+
+    def _tell(self, phase: Phase) -> None:
+        for observer in self._observers:
+            observer(phase.name, phase.done, phase.total)
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Phase]:
         """A phase of ``total`` steps; ``name`` is what the operator reads."""
         start = time.monotonic()
         if self._console is None:
-            phase = Phase(name, total)
+            phase = Phase(name, total, self._tell)
             log.info("%s: %d", name, total, extra={"phase": name, "total": total})
+            self._tell(phase)
             yield phase
         else:
             columns = (
@@ -126,7 +138,8 @@ class Reporter:
             )
             with Progress(*columns, console=self._console, transient=True) as bar:
                 task = bar.add_task(name, total=total)
-                phase = Phase(name, total, lambda: bar.advance(task))
+                phase = Phase(name, total, self._tell, lambda: bar.advance(task))
+                self._tell(phase)
                 yield phase
         log.info(
             "%s: %d of %d done in %.1f s",
@@ -141,18 +154,26 @@ class Reporter:
 class Phase:
     """Counter of one phase."""
 
-    def __init__(self, name: str, total: int, on_step: object = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        tell: Callable[[Phase], None],
+        advance: Callable[[], None] | None = None,
+    ) -> None:
         self.name = name
         self.total = total
         self.done = 0
-        self._on_step = on_step
+        self._tell = tell
+        self._advance = advance
         self._last_line = time.monotonic()
 
     def step(self) -> None:
         """One more step is done."""
         self.done += 1
-        if callable(self._on_step):
-            self._on_step()
+        self._tell(self)
+        if self._advance is not None:
+            self._advance()
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last_line = time.monotonic()
             log.info(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sgclassify.stages.atomic import write_atomic_bytes
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 DONE: Final = "done"
 SET_ASIDE: Final = "set_aside"
 SKIPPED: Final = "skipped"
@@ -61,7 +61,11 @@ class Failure:
 
 @dataclass
 class ExposureRecord:
-    """One exposure of the list. ``rows``, ``usable`` and ``scored`` count rows of its catalogue."""
+    """One exposure of the list.
+
+    ``rows``, ``usable`` and ``scored`` count rows of its catalogue; ``attempts`` how often this run tried to prepare
+    it, 0 for one that an earlier run had prepared; ``seconds``, ``worker`` and ``peak_mib`` are of its preparation.
+    """
 
     id: str
     files: dict[str, str | None]
@@ -76,6 +80,10 @@ class ExposureRecord:
     rows: int = 0
     usable: int = 0
     scored: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+    worker: str = ""
+    peak_mib: float = 0.0
 
     def close(self, outcome: str, failure: Failure) -> None:
         """Set the exposure aside, or skip it, for a reason."""
@@ -86,7 +94,12 @@ class ExposureRecord:
 
 @dataclass
 class TileRecord:
-    """One sky tile: HEALPix order and nested pixel, the exposures that cover it, and what became of it."""
+    """One sky tile: HEALPix order and nested pixel, the exposures that cover it, and what became of it.
+
+    ``attempts`` says how often this run tried it, 0 for one that an earlier run had published; ``seconds``,
+    ``worker``, ``device`` and ``peak_mib`` (largest memory so far of the processes that worked on it) are of the try
+    that published it.
+    """
 
     order: int
     pixel: int
@@ -97,6 +110,10 @@ class TileRecord:
     n_galaxies: int = 0
     n_not_scored: int = 0
     seconds: float = 0.0
+    attempts: int = 0
+    worker: str = ""
+    device: str = ""
+    peak_mib: float = 0.0
     file: str = ""
     fault: str = ""
     advice: str = ""
@@ -127,6 +144,8 @@ class RunRecord:
         Remarks on the exposure list.
     timings : dict of str to float
         Seconds of each phase.
+    peak_mib : dict of str to float
+        Largest memory of the driver, MiB; that of the workers stands with the exposures and tiles.
     message : str
         Why the run ended early; empty where it did not.
     """
@@ -140,6 +159,7 @@ class RunRecord:
     tiles: list[TileRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    peak_mib: dict[str, float] = field(default_factory=dict)
     message: str = ""
     exit_code: int = 1
 
@@ -157,6 +177,8 @@ class RunRecord:
             "tiles": len(self.tiles),
             "tiles_done": number(self.tiles, DONE),
             "tiles_set_aside": number(self.tiles, SET_ASIDE),
+            "tiles_reused": sum(t.outcome == DONE and t.attempts == 0 for t in self.tiles),
+            "retried": sum(e.attempts > 1 for e in self.exposures) + sum(t.attempts > 1 for t in self.tiles),
             "objects": sum(t.n_objects for t in self.tiles),
             "stars": sum(t.n_stars for t in self.tiles),
             "galaxies": sum(t.n_galaxies for t in self.tiles),
@@ -183,6 +205,7 @@ class RunRecord:
                 _trimmed(asdict(e)) for e in sorted(self.exposures, key=lambda e: (e.id, str(e.files)))
             ],
             "tiles": [_trimmed(asdict(t)) for t in sorted(self.tiles, key=lambda t: (t.order, t.pixel))],
+            "peak_mib": self.peak_mib,
             "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
         }
 

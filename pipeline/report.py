@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.pipeline.receipts import HISTOGRAM_EDGES, TileReceipt
 from sgclassify.pipeline.record import DONE, SKIPPED, RunRecord, software, write_text
-from sgclassify.pipeline.tasks import HISTOGRAM_EDGES, TileReceipt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_POINTS = 20_000
-"""Objects drawn on the sky map."""
+"""Objects drawn on the sky map, at most."""
 
 _STAR, _GALAXY, _NONE = "#b45309", "#1d4ed8", "#9ca3af"
 
@@ -38,21 +38,48 @@ img { max-width: 100%; } .scroll { overflow-x: auto; }
 """
 
 
-def write_report(record: RunRecord, receipts: Sequence[TileReceipt], path: Path) -> None:
+class SkySample:
+    """Objects of the published tiles for the pictures; its memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, dtype=np.int64)
+        self.n_objects = 0
+        self._points: list[npt.NDArray[np.float64]] = []
+        self._n_points = 0
+        self._step = 1
+
+    def add(self, receipt: TileReceipt) -> None:
+        """Add a tile."""
+        self.histogram += receipt.histogram
+        self.n_objects += receipt.n_objects
+        points = np.stack([receipt.sample_ra, receipt.sample_dec, receipt.sample_p_star]).astype(np.float64)
+        self._points.append(points[:, :: self._step])
+        self._n_points += self._points[-1].shape[1]
+        if self._n_points > 2 * MAX_POINTS:
+            # every second one, now and of what is still to come, so that all tiles stay equally dense
+            self._points = [np.concatenate(self._points, axis=1)[:, ::2]]
+            self._n_points, self._step = self._points[0].shape[1], 2 * self._step
+
+    def points(self) -> npt.NDArray[np.float64]:
+        """Right ascension, declination (degrees) and p_star (nan where not scored), shape (3, n)."""
+        return np.concatenate([np.empty((3, 0)), *self._points], axis=1)
+
+
+def write_report(record: RunRecord, sample: SkySample, path: Path) -> None:
     """Write the report of a run.
 
     Parameters
     ----------
     record : RunRecord
-    receipts : sequence of TileReceipt
-        Of the published tiles.
+    sample : SkySample
+        Objects of the published tiles.
     path : Path
         The HTML file; it is complete under its name or not there.
     """
-    write_text(path, render(record, receipts))
+    write_text(path, render(record, sample))
 
 
-def render(record: RunRecord, receipts: Sequence[TileReceipt]) -> str:
+def render(record: RunRecord, sample: SkySample) -> str:
     """The report as HTML text; everything that comes from outside is escaped."""
     parts = [
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
@@ -63,11 +90,14 @@ def render(record: RunRecord, receipts: Sequence[TileReceipt]) -> str:
         "<h2>Numbers</h2>",
         _table((), ((name.replace("_", " "), number) for name, number in record.counts().items())),
     ]
-    if any(receipt.n_objects for receipt in receipts):
-        parts += ["<h2>Objects on the sky</h2>", _picture(lambda axes: _sky_map(axes, receipts), (8, 5))]
+    if sample.n_objects:
+        parts += [
+            "<h2>Objects on the sky</h2>",
+            _picture(lambda axes: _sky_map(axes, sample.points()), (8, 5)),
+        ]
         parts += [
             "<h2>Probability of being a star</h2>",
-            _picture(lambda axes: _histogram(axes, receipts), (8, 3)),
+            _picture(lambda axes: _histogram(axes, sample.histogram), (8, 3)),
         ]
     parts += ["<h2>Exposures</h2>", _exposures(record)]
     aside = [tile for tile in record.tiles if tile.outcome != DONE]
@@ -147,10 +177,8 @@ def _picture(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
     return f"<img alt='' src='data:image/png;base64,{data}'>"
 
 
-def _sky_map(axes: Any, receipts: Sequence[TileReceipt]) -> None:
-    ra = np.concatenate([r.sample_ra for r in receipts])
-    dec = np.concatenate([r.sample_dec for r in receipts])
-    star = np.concatenate([r.sample_p_star for r in receipts])
+def _sky_map(axes: Any, points: npt.NDArray[np.float64]) -> None:
+    ra, dec, star = points
     step = -(-len(ra) // MAX_POINTS)
     ra, dec, star = _unwrapped(ra[::step]), dec[::step], star[::step]
     with np.errstate(invalid="ignore"):
@@ -177,8 +205,7 @@ def _unwrapped(ra: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(centre + (ra - centre + 180.0) % 360.0 - 180.0)
 
 
-def _histogram(axes: Any, receipts: Sequence[TileReceipt]) -> None:
-    counts = np.sum([r.histogram for r in receipts], axis=0)
+def _histogram(axes: Any, counts: npt.NDArray[np.int64]) -> None:
     edges = np.asarray(HISTOGRAM_EDGES)
     middle = (edges[:-1] + edges[1:]) / 2
     colours = [_STAR if p >= 0.5 else _GALAXY for p in middle]

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sgclassify.model import runtime
-from sgclassify.model.contract import ModelContract
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.cluster import Cluster, open_cluster
 from sgclassify.pipeline.config import RunConfig, load_config
 from sgclassify.pipeline.dispatch import dispatch
 from sgclassify.pipeline.exposure_list import ExposureList, parse_list
-from sgclassify.pipeline.outdir import OutputFolder
-from sgclassify.pipeline.plan import TilePlan, plan_tiles
+from sgclassify.pipeline.headers import read_headers
+from sgclassify.pipeline.metrics import MetricsFile
+from sgclassify.pipeline.outdir import PROGRESS, TOKEN, OutputFolder
+from sgclassify.pipeline.plan import TilePlan, footprint_tiles, plan_tiles
 from sgclassify.pipeline.progress import Reporter
+from sgclassify.pipeline.receipts import (
+    ExposureReceipt,
+    Receipts,
+    TileReceipt,
+    changed,
+    digest_of,
+    join_key,
+    tile_key,
+)
 from sgclassify.pipeline.record import (
     DONE,
     SET_ASIDE,
@@ -37,10 +44,11 @@ from sgclassify.pipeline.record import (
     RunRecord,
     TileRecord,
 )
-from sgclassify.pipeline.report import write_report
+from sgclassify.pipeline.report import SkySample, write_report
+from sgclassify.pipeline.status import ProgressFile
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
-from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.prior import Prior, read_prior
+from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 
@@ -60,7 +68,11 @@ class Options:
     model : Path or None
         Model archive; None for the shipped one.
     scheduler : str or None
-        Address of an existing scheduler; None for an embedded cluster.
+        Address of an existing scheduler.
+    scheduler_file : Path or None
+        File that a scheduler wrote its address into. Without either, the cluster is an embedded one.
+    device : str or None
+        ``"auto"``, ``"cpu"`` or ``"gpu"``; None for what the configuration says.
     workers : int or None
         Worker processes.
     config : Path or None
@@ -70,6 +82,10 @@ class Options:
     tta : bool
         Average over the eight symmetries of the square; also if the configuration says so.
     overwrite, keep_work : bool
+    verify_inputs : bool
+        Compare the checksums of inputs that an earlier run has read.
+    metrics_file : Path or None
+        File for Prometheus' textfile collector.
     command : tuple of str
         The command line, for the record.
     """
@@ -78,12 +94,16 @@ class Options:
     output: Path
     model: Path | None = None
     scheduler: str | None = None
+    scheduler_file: Path | None = None
+    device: str | None = None
     workers: int | None = None
     config: Path | None = None
     prior: str | None = None
     tta: bool = False
     overwrite: bool = False
     keep_work: bool = False
+    verify_inputs: bool = False
+    metrics_file: Path | None = None
     command: tuple[str, ...] = ()
 
 
@@ -104,22 +124,11 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
     Raises
     ------
     UsageError, ModelError
-        Before anything is written.
+        Before anything is written. UsageError also where the inputs are not those of the products in the folder.
     """
-    config = with_prior(load_config(options.config), options.prior)
-    config = dataclasses.replace(config, tta=config.tta or options.tta)
-    prior = prior_of(config)
-    listed = parse_list(options.exposure_list)
-    classifier = runtime.load(options.model, batch_size=config.batch_size)
-    model = tasks.ModelRef(
-        path=options.model.absolute() if options.model is not None else None,
-        sha256=classifier.sha256,
-        batch_size=config.batch_size,
-        threads=config.torch_threads,
-        tta=config.tta,
-        own_prior=classifier.contract.prior_star_fraction,
-        prior=prior,
-    )
+    setup = set_up(options)
+    config, classifier, model = setup.config, setup.classifier, setup.model
+    prior = model.prior
     record = RunRecord(
         command=list(options.command),
         configuration=config.as_dict(),
@@ -132,12 +141,16 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
         },
         output=options.output,
     )
-    with OutputFolder(
-        options.output, _run_key(listed, classifier.sha256, config, prior), options.overwrite
-    ) as folder:
-        driver = _Driver(options, config, listed, model, classifier.contract, folder, reporter, record)
+    with OutputFolder(options.output, setup.settings, options.overwrite) as folder:
+        driver = _Driver(options, setup, folder, reporter, record)
+        reporter.observe(ProgressFile(folder.work / PROGRESS, record).step)
+        if options.metrics_file is not None:
+            reporter.observe(MetricsFile(options.metrics_file, record).step)
         try:
             driver.carry_out()
+        except UsageError as error:
+            record.exit_code, record.message = error.exit_code, str(error)
+            raise
         except SgClassifyError as error:
             record.exit_code, record.message = error.exit_code, str(error)
             log.error("%s", error, extra={"exit_code": error.exit_code})
@@ -146,7 +159,104 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
             raise
         finally:
             driver.close()
+            if options.metrics_file is not None:
+                MetricsFile(options.metrics_file, record).write(finished=True)
     return record
+
+
+def plan(options: Options, reporter: Reporter) -> str:
+    """What a run would do, as a text; nothing is written.
+
+    Raises
+    ------
+    UsageError, NothingToDoError, ModelError
+        As the run would.
+    """
+    setup = set_up(options)
+    folder = OutputFolder(options.output, setup.settings, options.overwrite)
+    folder.inspect()
+    record = RunRecord(list(options.command), setup.config.as_dict(), {}, options.output)
+    inventory = Inventory(options, setup, folder.receipts, record)
+    inventory.read(reporter)
+    if not folder.is_fresh and (differences := inventory.compare()):
+        folder.refuse(differences)
+        inventory.forget()
+    if folder.is_fresh:
+        inventory.forget()
+    pad = tasks.tile_pad_arcsec(setup.config.stage)
+    footprints = (
+        (name, footprint_tiles(header, setup.config.tile_order, pad))
+        for name, header in inventory.headers.items()
+    )
+    lines = []
+    for exposure in record.exposures:
+        if exposure.fault:
+            lines.append(f"exposure {exposure.id}: {exposure.outcome.replace('_', ' ')}: {exposure.fault}")
+        else:
+            lines.append(
+                f"exposure {exposure.id}: {'known' if exposure.id in inventory.good else 'to be prepared'}"
+            )
+    n_known = 0
+    tiles = plan_tiles(footprints, setup.config.tile_order)
+    for tile in tiles:
+        known = all(name in inventory.good for name in tile.exposures)
+        complete = known and inventory.published(tile, folder.objects) is not None
+        n_known += complete
+        state = "complete" if complete else "to be computed"
+        lines.append(f"{tile}: {len(tile.exposures)} exposures, {state}")
+    lines.append(
+        f"{len(inventory.headers)} exposures can be used, {len(inventory.good)} of them are known already; "
+        f"{len(tiles)} tiles, {n_known} of them are complete"
+    )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with, apart from its inputs.
+
+    Attributes
+    ----------
+    config : RunConfig
+    listed : ExposureList
+    classifier : Classifier
+        The model as the driver loaded and checked it.
+    model : ModelRef
+    settings : dict
+        What decides about the products beside the inputs.
+    """
+
+    config: RunConfig
+    listed: ExposureList
+    classifier: runtime.Classifier
+    model: tasks.ModelRef
+    settings: dict[str, Any]
+
+
+def set_up(options: Options) -> Setup:
+    """Read configuration and list, and check the model.
+
+    Raises
+    ------
+    UsageError, NothingToDoError, ModelError
+    """
+    config = with_prior(load_config(options.config), options.prior)
+    config = dataclasses.replace(
+        config, tta=config.tta or options.tta, device=options.device or config.device
+    )
+    prior = prior_of(config)
+    listed = parse_list(options.exposure_list)
+    classifier = runtime.load(options.model, batch_size=config.batch_size)
+    model = tasks.ModelRef(
+        path=options.model.absolute() if options.model is not None else None,
+        sha256=classifier.sha256,
+        batch_size=config.batch_size,
+        threads=config.torch_threads,
+        tta=config.tta,
+        own_prior=classifier.contract.prior_star_fraction,
+        prior=prior,
+    )
+    return Setup(config, listed, classifier, model, _settings(classifier.sha256, config, prior))
 
 
 def with_prior(config: RunConfig, value: str | None) -> RunConfig:
@@ -169,79 +279,203 @@ def prior_of(config: RunConfig) -> Prior | None:
     return Prior((config.prior_star_fraction,)) if config.prior_star_fraction else None
 
 
-def _run_key(listed: ExposureList, model_sha256: str, config: RunConfig, prior: Prior | None) -> str:
-    """Digest of what decides about the products; how the work is shared out does not."""
-    relevant = {
-        "inputs": sorted(str(files.image.resolve()) for files in listed.files),
-        "model": model_sha256,
-        "stage": dataclasses.asdict(config.stage),
-        "tile_order": config.tile_order,
+def _settings(model_sha256: str, config: RunConfig, prior: Prior | None) -> dict[str, Any]:
+    """What decides about the products beside the inputs; how the work is shared out does not."""
+    return {
+        "sgclassify": metadata.version("sgclassify"),
+        "model sha256": model_sha256,
+        "prior": None if prior is None else prior.describe(),
+        **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta")},
+        **{f"stage.{name}": value for name, value in dataclasses.asdict(config.stage).items()},
     }
-    # only where asked for, so that folders of runs without them stay theirs
-    if prior is not None:
-        relevant["prior"] = prior.describe()
-    if config.tta:
-        relevant["tta"] = True
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def _try_header(files: ExposureFiles) -> ExposureHeader | SlitlessExposureError | Failure:
-    """Read a header; a task border, so that whatever goes wrong costs this exposure only."""
+class Inventory:
+    """What the list holds and what of it is known already; the part of a run that writes nothing.
+
+    Parameters
+    ----------
+    options : Options
+    setup : Setup
+    receipts : Receipts
+    record : RunRecord
+        Gets an entry for every exposure.
+    """
+
+    def __init__(self, options: Options, setup: Setup, receipts: Receipts, record: RunRecord) -> None:
+        self.options = options
+        self.config = setup.config
+        self.listed = setup.listed
+        self.settings = digest_of(setup.settings)
+        self.receipts = receipts
+        self.record = record
+        self.records: dict[str, ExposureRecord] = {}
+        self.headers: dict[str, ExposureHeader] = {}
+        self.good: dict[str, ExposureReceipt] = {}
+
+    def read(self, reporter: Reporter) -> None:
+        """Read the headers, and set aside what they show to be unusable."""
+        self.record.notes.extend(self.listed.notes)
+        for problem in self.listed.problems:
+            exposure = ExposureRecord(exposure_stem(problem.path), {"image": problem.path})
+            self.record.exposures.append(exposure)
+            self.set_aside(exposure, Failure.from_error(problem))
+        files = self.listed.files
+        taken: dict[str | int, ExposureHeader] = {}
+        found_all = read_headers(files, read_header, self.config.header_threads, self.config.header_timeout_s)
+        with reporter.phase("reading headers", len(files)) as phase:
+            for one, found in zip(files, found_all, strict=True):
+                exposure = ExposureRecord(exposure_stem(one.image), _file_names(one))
+                self.record.exposures.append(exposure)
+                phase.step()
+                if isinstance(found, SlitlessExposureError):
+                    self.set_aside(exposure, Failure.from_error(found), SKIPPED)
+                elif isinstance(found, Failure):
+                    self.set_aside(exposure, found)
+                elif (clash := _clash(found, taken)) is not None:
+                    self.set_aside(exposure, clash)
+                else:
+                    exposure.band = found.band
+                    exposure.notes.extend(found.notes)
+                    self.headers[found.exposure_id] = found
+                    self.records[found.exposure_id] = exposure
+        if not self.headers:
+            raise self.nothing_to_do()
+
+    def compare(self) -> list[str]:
+        """Compare the exposures with those that an earlier run in the folder has read, and take over what is known.
+
+        Returns
+        -------
+        list of str
+            What differs: exposures that are gone, cannot be read any more, or have changed.
+        """
+        known = self.receipts.known()
+        gone = [
+            f"{name} can no longer be used" if name in self._listed_names() else f"{name} is no longer listed"
+            for name in sorted(known.keys() - self.headers.keys())
+        ]
+        here = [(known[n], h.files, h.catalog_stem) for n, h in self.headers.items() if n in known]
+        other = changed(here, self.config.header_threads, self.options.verify_inputs)
+        for receipt, _, _ in here:
+            self.accept(receipt)
+        return gone + [f"{name} has changed" for name in other]
+
+    def _listed_names(self) -> set[str]:
+        return {exposure.id for exposure in self.record.exposures}
+
+    def forget(self) -> None:
+        """Nothing is known: everything is computed anew."""
+        self.good.clear()
+
+    def accept(self, receipt: ExposureReceipt) -> None:
+        """An exposure is good."""
+        exposure = self.records[receipt.exposure_id]
+        exposure.notes = list(receipt.notes)
+        exposure.sha256 = dict(receipt.sha256)
+        exposure.rows, exposure.usable = receipt.rows, receipt.usable
+        exposure.seconds, exposure.worker, exposure.peak_mib = (
+            receipt.seconds, receipt.worker, receipt.peak_mib,
+        )  # fmt: skip
+        self.good[receipt.exposure_id] = receipt
+
+    def set_aside(self, exposure: ExposureRecord, failure: Failure, outcome: str = SET_ASIDE) -> None:
+        """Set an exposure aside, or skip it, and name it once."""
+        self.good.pop(exposure.id, None)
+        exposure.close(outcome, failure)
+        log.warning(
+            "exposure %s %s: %s",
+            exposure.id,
+            "skipped" if outcome == SKIPPED else "set aside",
+            failure,
+            extra={"exposure": exposure.id, "outcome": outcome, "file": failure.file, "fault": failure.fault},
+        )
+
+    def plan(self) -> list[TilePlan]:
+        """The tiles of the good exposures, in the order in which they are computed."""
+        footprints = ((name, np.asarray(r.tiles, dtype=np.int64)) for name, r in self.good.items())
+        order = plan_tiles(footprints, self.config.tile_order)
+        if self.config.tile_shuffle_seed:
+            random.Random(self.config.tile_shuffle_seed).shuffle(order)
+        return order
+
+    def key_of(self, tile: TilePlan) -> str:
+        """What decides about the objects of a tile."""
+        members = ((name, self.good[name].digest) for name in tile.exposures)
+        return tile_key(self.settings, tile.order, tile.pixel, members)
+
+    def published(self, tile: TilePlan, objects: Path) -> TileReceipt | None:
+        """The receipt of a tile that needs not be computed again; None for one that does."""
+        receipt = TileReceipt.read(self.receipts.members_path(tile.order, tile.pixel))
+        if receipt is None or receipt.key != self.key_of(tile):
+            return None
+        if receipt.n_objects and not _has_size(partition_path(objects, tile.order, tile.pixel), receipt.size):
+            return None
+        return receipt
+
+    def nothing_to_do(self) -> NothingToDoError:
+        """The error of a list of which nothing can be used."""
+        return NothingToDoError(f"{self.options.exposure_list}: no exposure of the list can be used")
+
+
+def _has_size(path: Path, size: int) -> bool:
     try:
-        return read_header(files)
-    except SlitlessExposureError as error:
-        return error
-    except Exception as error:  # noqa: BLE001
-        return Failure.from_error(error)
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 class _Driver:
     """The phases of a run, in order; each fills its part of the record."""
 
     def __init__(
-        self,
-        options: Options,
-        config: RunConfig,
-        listed: ExposureList,
-        model: tasks.ModelRef,
-        contract: ModelContract,
-        folder: OutputFolder,
-        reporter: Reporter,
-        record: RunRecord,
+        self, options: Options, setup: Setup, folder: OutputFolder, reporter: Reporter, record: RunRecord
     ) -> None:
         self.options = options
-        self.config = config
-        self.listed = listed
-        self.model = model
-        self.contract = contract
+        self.config = setup.config
+        self.model = setup.model
+        self.contract = setup.classifier.contract
         self.folder = folder
         self.reporter = reporter
         self.record = record
-        self.receipts: list[tasks.TileReceipt] = []
-        self._exposures: dict[str, ExposureRecord] = {}
-        self._footprints: dict[str, npt.NDArray[np.int64]] = {}
-        self._cleared = False
+        self.inventory = Inventory(options, setup, folder.receipts, record)
+        self.sample = SkySample()
+        self._opened = False
+        self._complete = False
+        receipts = folder.receipts
+        self.places = tasks.Places(
+            prepared=folder.prepared,
+            objects=folder.objects,
+            detections=folder.detections,
+            exposures=receipts.exposures,
+            tiles=receipts.tiles,
+            token_path=folder.work / TOKEN,
+            token=folder.token,
+        )
 
     def carry_out(self) -> None:
         """All phases; an error that ends the run early is raised."""
-        self.record.notes.extend(self.listed.notes)
+        inventory = self.inventory
         with self._timed("headers"):
-            headers = self._read_headers()
-        self._require(headers)
+            inventory.read(self.reporter)
+            if not self.folder.is_fresh and (differences := inventory.compare()):
+                self.folder.refuse(differences)
+                self.folder.start_afresh()
+                inventory.forget()
         with self._open_cluster() as cluster:
             self.record.model["device"] = cluster.device
             self.model = dataclasses.replace(self.model, device=cluster.device)
             with self._timed("prepare"):
-                prepared = self._prepare(cluster, headers)
-            self._require(prepared)
-            self.folder.clear()
-            self._cleared = True
+                self._prepare(cluster, [n for n in inventory.headers if n not in inventory.good])
+            self.folder.open_products()
+            self._opened = True
             with self._timed("tiles"):
-                plan = self._run_tiles(cluster, prepared)
+                published = self._run_tiles(cluster)
             with self._timed("detections"):
-                self._join(cluster, prepared, plan)
+                self._join(cluster, published)
         with self._timed("finish"):
-            tasks.finish(self.folder, self.receipts, self._metadata)
+            self._finish()
+        self._complete = True
         counts = self.record.counts()
         self.record.exit_code = 3 if counts["exposures_set_aside"] or counts["tiles_set_aside"] else 0
 
@@ -256,36 +490,33 @@ class _Driver:
                         n_workers=self.options.workers,
                         scratch=self.folder.work / "dask",
                         shared=self.folder.work,
+                        scheduler_file=self.options.scheduler_file,
+                        model=self.model,
                     )
                 )
             yield cluster
 
     def close(self) -> None:
-        """Write report and record, and remove the work folder."""
+        """Write report and record; remove the work folder of a run that is complete."""
         for exposure in self.record.exposures:
             if exposure.outcome == SET_ASIDE and not exposure.fault:
                 exposure.fault, exposure.advice = "the run ended before this exposure was done", "run again"
-        try:
-            if self._cleared or not self.folder.has_products:
-                self._write_report_and_record()
-            else:
-                log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
-        finally:
-            if not self.options.keep_work:
-                self.folder.remove_work()
+        self.record.peak_mib["driver"] = tasks.peak_mib()
+        if self._opened or not self.folder.has_products:
+            self._write_report_and_record()
+        else:
+            log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
+        if self._complete and not self.options.keep_work:
+            self.folder.remove_work()
 
     def _write_report_and_record(self) -> None:
         try:
-            write_report(self.record, self.receipts, self.folder.path / "report.html")
+            write_report(self.record, self.sample, self.folder.path / "report.html")
         except BaseException as error:
             self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
             raise
         finally:
             self.record.write(self.folder.path / "run.json")
-
-    def _require(self, exposures: Sequence[object]) -> None:
-        if not exposures:
-            raise NothingToDoError(f"{self.options.exposure_list}: no exposure of the list can be used")
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -293,97 +524,89 @@ class _Driver:
         try:
             yield
         finally:
-            self.record.timings[phase] = time.monotonic() - start
+            self.record.timings[phase] = self.record.timings.get(phase, 0.0) + time.monotonic() - start
 
-    def _set_aside(self, exposure: ExposureRecord, failure: Failure, outcome: str = SET_ASIDE) -> None:
-        """Set an exposure aside, or skip it, and name it once."""
-        exposure.close(outcome, failure)
-        log.warning(
-            "exposure %s %s: %s",
-            exposure.id,
-            "skipped" if outcome == SKIPPED else "set aside",
-            failure,
-            extra={"exposure": exposure.id, "outcome": outcome, "file": failure.file, "fault": failure.fault},
-        )
-
-    def _read_headers(self) -> list[ExposureHeader]:
-        """Headers of the exposures that can be used so far, in order of their name."""
-        for problem in self.listed.problems:
-            exposure = ExposureRecord(exposure_stem(problem.path), {"image": problem.path})
-            self.record.exposures.append(exposure)
-            self._set_aside(exposure, Failure.from_error(problem))
-        files = self.listed.files
-        headers: list[ExposureHeader] = []
-        taken: dict[str | int, ExposureHeader] = {}
-        with (
-            self.reporter.phase("reading headers", len(files)) as phase,
-            ThreadPoolExecutor(self.config.header_threads) as pool,
-        ):
-            for one, found in zip(files, pool.map(_try_header, files), strict=True):
-                exposure = ExposureRecord(exposure_stem(one.image), _file_names(one))
-                self.record.exposures.append(exposure)
-                phase.step()
-                if isinstance(found, SlitlessExposureError):
-                    self._set_aside(exposure, Failure.from_error(found), SKIPPED)
-                elif isinstance(found, Failure):
-                    self._set_aside(exposure, found)
-                elif (clash := _clash(found, taken)) is not None:
-                    self._set_aside(exposure, clash)
-                else:
-                    exposure.band = found.band
-                    exposure.notes.extend(found.notes)
-                    headers.append(found)
-                    self._exposures[found.exposure_id] = exposure
-        return headers
-
-    def _prepare(self, cluster: Cluster, headers: Sequence[ExposureHeader]) -> list[PreparedExposure]:
-        """Check and prepare the exposures; those that are good, in order of their name."""
-        folder = self.folder.work / "exposures"
-        folder.mkdir()
-        prepared: list[PreparedExposure] = []
+    def _prepare(self, cluster: Cluster, names: Sequence[str]) -> None:
+        """Check and prepare exposures; those that are good go into the inventory."""
+        inventory = self.inventory
 
         def submit(header: ExposureHeader) -> Any:
             return cluster.client.submit(
                 tasks.prepare,
                 header,
-                folder,
+                self.places,
                 self.config.tile_order,
                 self.config.stage,
                 pure=False,
                 resources=cluster.cpu,
             )
 
+        headers = [inventory.headers[name] for name in sorted(names)]
         with self.reporter.phase("preparing exposures", len(headers)) as phase:
-            for header, found in dispatch(cluster, headers, submit, 2 * cluster.n_slots):
+            for outcome in dispatch(cluster, headers, submit, 2 * cluster.n_slots):
                 phase.step()
-                exposure = self._exposures[header.exposure_id]
-                if isinstance(found, Failure):
-                    self._set_aside(exposure, found)
+                name = outcome.job.exposure_id
+                inventory.records[name].attempts = outcome.attempts
+                if isinstance(outcome.result, Failure):
+                    inventory.set_aside(inventory.records[name], outcome.result)
                     continue
-                good, tiles = found
-                exposure.notes = list(good.notes)
-                exposure.sha256 = good.sha256
-                exposure.rows, exposure.usable = good.n_rows, good.n_usable
-                prepared.append(good)
-                self._footprints[good.exposure_id] = tiles
-        return sorted(prepared, key=lambda p: p.exposure_id)
+                receipt: ExposureReceipt = outcome.result
+                if name in inventory.good and inventory.good[name].digest != receipt.digest:
+                    raise UsageError(
+                        f"{inventory.headers[name].files.image}: has changed since an earlier run into "
+                        f"{self.folder.path} read it; choose another folder, or start again with --overwrite"
+                    )
+                inventory.accept(receipt)
+        if not inventory.good:
+            raise inventory.nothing_to_do()
 
-    def _run_tiles(self, cluster: Cluster, prepared: Sequence[PreparedExposure]) -> list[TilePlan]:
-        """Compute and publish every tile; the tiles that were published."""
-        by_id = {p.exposure_id: p for p in prepared}
-        order = plan_tiles(self._footprints.items(), self.config.tile_order)
-        if self.config.tile_shuffle_seed:
-            random.Random(self.config.tile_shuffle_seed).shuffle(order)
-        members = self.folder.work / "members"
-        members.mkdir()
-        metadata = self._metadata
-        published: list[TilePlan] = []
+    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, TileReceipt]]:
+        """Tiles to compute, and those that are complete; what both need is prepared.
+
+        The prepared files of a run that was completed are gone: what is touched by new exposures is prepared again.
+        """
+        inventory = self.inventory
+        while True:
+            done: dict[TilePlan, TileReceipt] = {}
+            todo: list[TilePlan] = []
+            for tile in inventory.plan():
+                receipt = inventory.published(tile, self.folder.objects)
+                if receipt is None:
+                    todo.append(tile)
+                else:
+                    done[tile] = receipt
+            touched = {name for tile in todo for name in tile.exposures}
+            # an exposure without a product of what is complete is joined again even if no tile of it is computed
+            complete = self._published_by_exposure(done)
+            touched |= {n for n in inventory.good if n not in touched and not self._joined(n, complete[n])}
+            lacking = [n for n in touched if not inventory.receipts.is_prepared(inventory.good[n])]
+            if not lacking:
+                return todo, done
+            self._prepare(cluster, lacking)
+
+    def _published_by_exposure(self, tiles: Mapping[TilePlan, TileReceipt]) -> dict[str, dict[int, str]]:
+        """Pixel and key of the published tiles of every good exposure."""
+        found: dict[str, dict[int, str]] = {name: {} for name in self.inventory.good}
+        for tile, receipt in tiles.items():
+            for name in tile.exposures:
+                found[name][tile.pixel] = receipt.key
+        return found
+
+    def _run_tiles(self, cluster: Cluster) -> dict[str, dict[int, str]]:
+        """Compute and publish the tiles; pixel and key of the published ones of every exposure."""
+        todo, done = self._plan(cluster)
+        if done:
+            log.info("%d tiles are complete already", len(done), extra={"tiles_complete": len(done)})
+        for tile, receipt in done.items():
+            self._record_tile(tile, receipt, 0)
+        keys = {tile: self.inventory.key_of(tile) for tile in todo}
+        about = self._metadata
 
         def submit(tile: TilePlan) -> Any:
             stamps = cluster.client.submit(
                 tasks.extract,
                 tile,
-                [by_id[name] for name in tile.exposures],
+                self.places,
                 self.contract.stamp_size,
                 self.config.stage,
                 pure=False,
@@ -401,70 +624,100 @@ class _Driver:
             return cluster.client.submit(
                 tasks.publish,
                 tile,
+                keys[tile],
                 scored,
-                self.folder.objects,
-                members,
-                metadata,
+                self.places,
+                about,
                 pure=False,
                 resources=cluster.cpu,
                 priority=PUBLISH_PRIORITY,
             )
 
-        with self.reporter.phase("classifying tiles", len(order)) as phase:
-            for tile, found in dispatch(cluster, order, submit, self.config.window * cluster.n_slots):
+        published = self._published_by_exposure(done)
+        del done
+        with self.reporter.phase("classifying tiles", len(todo)) as phase:
+            for outcome in dispatch(cluster, todo, submit, self.config.window * cluster.n_slots):
                 phase.step()
-                tile_record = TileRecord(tile.order, tile.pixel, list(tile.exposures))
-                self.record.tiles.append(tile_record)
-                if isinstance(found, Failure):
-                    self._set_tile_aside(tile_record, found)
+                tile, receipt = outcome.job, outcome.result
+                if isinstance(receipt, Failure):
+                    self._set_tile_aside(tile, receipt, outcome.attempts)
                     continue
-                tile_record.outcome = DONE
-                for name in ("n_objects", "n_stars", "n_galaxies", "n_not_scored", "seconds"):
-                    setattr(tile_record, name, getattr(found, name))
-                self.receipts.append(found)
-                published.append(tile)
-        self.receipts.sort(key=lambda receipt: receipt.pixel)
+                self._record_tile(tile, receipt, outcome.attempts)
+                for name in tile.exposures:
+                    published[name][tile.pixel] = receipt.key
         return published
 
-    def _set_tile_aside(self, tile: TileRecord, failure: Failure) -> None:
-        tile.set_aside(failure)
+    def _record_tile(self, tile: TilePlan, receipt: TileReceipt, attempts: int) -> None:
+        one = TileRecord(tile.order, tile.pixel, list(tile.exposures), outcome=DONE, attempts=attempts)
+        for name in (
+            "n_objects", "n_stars", "n_galaxies", "n_not_scored", "seconds", "worker", "device", "peak_mib",
+        ):  # fmt: skip
+            setattr(one, name, getattr(receipt, name))
+        self.record.tiles.append(one)
+        self.sample.add(receipt)
+
+    def _set_tile_aside(self, tile: TilePlan, failure: Failure, attempts: int) -> None:
+        one = TileRecord(tile.order, tile.pixel, list(tile.exposures), attempts=attempts)
+        one.set_aside(failure)
+        self.record.tiles.append(one)
         for name in tile.exposures:
-            self._exposures[name].notes.append(f"tile {tile.order}/{tile.pixel} was set aside")
+            self.inventory.records[name].notes.append(f"tile {tile.order}/{tile.pixel} was set aside")
         log.warning(
-            "tile %d/%d set aside: %s",
-            tile.order,
-            tile.pixel,
+            "%s set aside: %s",
+            tile,
             failure,
             extra={"tile": f"{tile.order}/{tile.pixel}", "outcome": SET_ASIDE, "fault": failure.fault},
         )
 
-    def _join(self, cluster: Cluster, prepared: Sequence[PreparedExposure], plan: Sequence[TilePlan]) -> None:
-        """Join the probabilities back to the catalogue of every exposure."""
-        tiles: dict[str, list[Path]] = {p.exposure_id: [] for p in prepared}
-        for tile in plan:
-            for name in tile.exposures:
-                tiles[name].append(tasks.members_path(self.folder.work / "members", tile))
-        metadata = self._metadata
+    def _joined(self, name: str, tiles: Mapping[int, str]) -> bool:
+        """Whether the product of an exposure is there, made of just these tiles."""
+        receipt = self.inventory.good[name]
+        key = join_key(self.inventory.settings, receipt.digest, tiles.items())
+        path = self.folder.detections / f"{receipt.catalog_stem}.parquet"
+        return receipt.join_key == key and _has_size(path, receipt.size)
 
-        def submit(exposure: PreparedExposure) -> Any:
+    def _join(self, cluster: Cluster, published: Mapping[str, Mapping[int, str]]) -> None:
+        """Join the probabilities back to the catalogue of every exposure that has no such product yet."""
+        inventory = self.inventory
+        order = self.config.tile_order
+        about = self._metadata
+        todo = []
+        for name in sorted(inventory.good):
+            if self._joined(name, published[name]):
+                receipt = inventory.good[name]
+                inventory.records[name].outcome, inventory.records[name].scored = DONE, receipt.scored
+            else:
+                todo.append(name)
+
+        def submit(name: str) -> Any:
+            receipt, tiles = inventory.good[name], published[name]
             return cluster.client.submit(
                 tasks.join,
-                exposure,
-                sorted(tiles[exposure.exposure_id]),
-                self.folder.detections,
-                metadata,
+                receipt,
+                join_key(inventory.settings, receipt.digest, tiles.items()),
+                [inventory.receipts.members_path(order, pixel) for pixel in sorted(tiles)],
+                self.places,
+                about,
                 pure=False,
                 resources=cluster.cpu,
             )
 
-        with self.reporter.phase("joining catalogues", len(prepared)) as phase:
-            for exposure, found in dispatch(cluster, prepared, submit, 2 * cluster.n_slots):
+        with self.reporter.phase("joining catalogues", len(todo)) as phase:
+            for outcome in dispatch(cluster, todo, submit, 2 * cluster.n_slots):
                 phase.step()
-                one = self._exposures[exposure.exposure_id]
-                if isinstance(found, Failure):
-                    self._set_aside(one, found)
+                one = inventory.records[outcome.job]
+                if isinstance(outcome.result, Failure):
+                    inventory.set_aside(one, outcome.result)
                 else:
-                    one.outcome, one.scored = DONE, found
+                    one.outcome, one.scored = DONE, outcome.result.scored
+
+    def _finish(self) -> None:
+        """Make the partitions a catalogue, and remove what is no part of this run's products."""
+        done = [tile for tile in self.record.tiles if tile.outcome == DONE]
+        tasks.finish(self.folder.objects, ((t.order, t.pixel, t.n_objects) for t in done), self._metadata)
+        good = self.inventory.good
+        self.folder.remove_stray_detections({f"{receipt.catalog_stem}.parquet" for receipt in good.values()})
+        self.folder.receipts.remove_others(set(good), {(t.order, t.pixel) for t in done})
 
     @property
     def _metadata(self) -> dict[str, str]:

@@ -5,9 +5,14 @@ Nothing here may import torchvision, training code or the simulator. Errors pass
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
+import os
+import resource
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,10 +24,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles
+from sgclassify.pipeline.receipts import (
+    HISTOGRAM_EDGES,
+    PREPARED,
+    RECEIPT,
+    ExposureReceipt,
+    TileReceipt,
+    content_digest,
+    members_path,
+    stats_of,
+    write_receipt,
+)
 from sgclassify.stages.atomic import write_atomic
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import SgClassifyError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
 from sgclassify.stages.prior import Prior, magnitudes, reweighted
@@ -37,13 +54,9 @@ from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
 
 if TYPE_CHECKING:
     from sgclassify.model.runtime import Classifier
-    from sgclassify.pipeline.outdir import OutputFolder
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-
-HISTOGRAM_EDGES: Final[tuple[float, ...]] = tuple(k / 20 for k in range(21))
-"""Edges of the bins of p_star in the receipts."""
 
 SAMPLE_SIZE: Final = 200
 """Objects of a tile that its receipt shows for the sky map."""
@@ -94,6 +107,66 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the files of a run lie, and the token that says whose they are.
+
+    Attributes
+    ----------
+    prepared, objects, detections, exposures, tiles : Path
+        Folders: of prepared exposures, of the two products, and of the receipts of exposures and tiles.
+    token_path : Path
+    token : str
+        What `token_path` holds as long as this run owns the folder.
+    """
+
+    prepared: Path
+    objects: Path
+    detections: Path
+    exposures: Path
+    tiles: Path
+    token_path: Path
+    token: str
+
+    def check(self) -> None:
+        """Refuse to write for a run that is over.
+
+        A scheduler of others may go on with the tasks of a driver that was killed.
+
+        Raises
+        ------
+        StaleRunError
+        """
+        try:
+            owner = self.token_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            owner = ""
+        if owner != self.token:
+            raise StaleRunError(str(self.token_path))
+
+
+class StaleRunError(SgClassifyError):
+    """The run that asked for this is over; another one may be at work in its folder."""
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """The stamps of one tile on their way to the model.
+
+    Attributes
+    ----------
+    stamps : TileStamps
+    seconds : float
+        Time spent so far.
+    peak_mib : float
+        Largest memory of the process that cut them, MiB.
+    """
+
+    stamps: TileStamps
+    seconds: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
 class ScoredTile:
     """The objects of a tile with their probabilities, without the stamps.
 
@@ -105,50 +178,59 @@ class ScoredTile:
         Which catalogue row belongs to which object: ``exposure_id``, ``row``, ``object_id``, ``sg_flags``.
     seconds : float
         Time spent so far.
+    device : str
+        Where the model ran.
+    peak_mib : float
+        Largest memory so far of the processes that worked on it, MiB.
     """
 
     objects: pa.Table
     members: pa.Table
     seconds: float
+    device: str = "cpu"
+    peak_mib: float = 0.0
 
 
-@dataclass(frozen=True)
-class TileReceipt:
-    """What the driver learns of a published tile.
-
-    Attributes
-    ----------
-    order, pixel : int
-    n_objects, n_stars, n_galaxies, n_not_scored : int
-    seconds : float
-        Time spent on the workers.
-    histogram : ndarray of int64, shape (20,)
-        Objects by p_star, bins of `HISTOGRAM_EDGES`.
-    sample_ra, sample_dec : ndarray of float64, shape (k,)
-        Positions of at most `SAMPLE_SIZE` objects, degrees.
-    sample_p_star : ndarray of float32, shape (k,)
-        Their probabilities; nan where not scored.
-    """
-
-    order: int
-    pixel: int
-    n_objects: int
-    n_stars: int
-    n_galaxies: int
-    n_not_scored: int
-    seconds: float
-    histogram: npt.NDArray[np.int64]
-    sample_ra: F64
-    sample_dec: F64
-    sample_p_star: F32
+def worker_name() -> str:
+    """This process: host and number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def prepare(
-    header: ExposureHeader, folder: Path, tile_order: int, config: StageConfig
-) -> tuple[PreparedExposure, npt.NDArray[np.int64]]:
-    """Check and prepare one exposure; with the tiles that it touches, ascending pixels of ``tile_order``."""
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, MiB (Linux counts in KiB)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
+    """Check and prepare one exposure; the receipt of its prepared files is written last."""
+    start = time.monotonic()
+    stats = stats_of(header.files)
     tiles = footprint_tiles(header, tile_order, tile_pad_arcsec(config))
-    return prepare_exposure(header, folder, config), tiles
+    places.check()
+    prepared = prepare_exposure(header, places.prepared, config)
+    digest = content_digest(header.exposure_id, header.catalog_stem, header.files, prepared.sha256)
+    receipt = ExposureReceipt(
+        exposure_id=header.exposure_id,
+        catalog_stem=header.catalog_stem,
+        digest=digest,
+        stats=stats,
+        sha256=prepared.sha256,
+        rows=prepared.n_rows,
+        usable=prepared.n_usable,
+        notes=prepared.notes,
+        tiles=tuple(tiles.tolist()),
+        seconds=round(time.monotonic() - start, 3),
+        worker=worker_name(),
+        peak_mib=peak_mib(),
+    )
+    write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}", prepared=prepared.as_dict())
+    return receipt
+
+
+def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
+    """The prepared exposure that an earlier task left."""
+    values = json.loads((places.prepared / f"{exposure_id}{PREPARED}").read_text(encoding="utf-8"))
+    return PreparedExposure.from_dict(values["prepared"], places.prepared)
 
 
 def tile_pad_arcsec(config: StageConfig) -> float:
@@ -162,18 +244,17 @@ def tile_pad_arcsec(config: StageConfig) -> float:
     return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
 
 
-def extract(
-    tile: TilePlan, prepared: Sequence[PreparedExposure], stamp_size: int, config: StageConfig
-) -> tuple[TileStamps, float]:
-    """Stamps and measurements of one tile, and the seconds it took."""
+def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
+    """Stamps and measurements of one tile."""
     start = time.monotonic()
+    prepared = [load_prepared(name, places) for name in tile.exposures]
     stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config)
-    return stamps, time.monotonic() - start
+    return Stamps(stamps, time.monotonic() - start, peak_mib())
 
 
-def infer(extracted: tuple[TileStamps, float], model: ModelRef) -> ScoredTile:
+def infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile."""
-    stamps, seconds = extracted
+    stamps = extracted.stamps
     start = time.monotonic()
     p_star = np.empty(0, dtype=np.float32)
     if len(stamps):
@@ -182,8 +263,13 @@ def infer(extracted: tuple[TileStamps, float], model: ModelRef) -> ScoredTile:
         if model.prior is not None:
             new = model.prior.at(magnitudes(stamps))
             p_star = reweighted(p_star, model.own_prior, new).astype(np.float32)
-    objects = object_table(stamps, p_star)
-    return ScoredTile(objects, stamps.members, seconds + time.monotonic() - start)
+    return ScoredTile(
+        object_table(stamps, p_star),
+        stamps.members,
+        extracted.seconds + time.monotonic() - start,
+        model.device,
+        max(extracted.peak_mib, peak_mib()),
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -229,23 +315,24 @@ def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
 
 
 def publish(
-    tile: TilePlan, scored: ScoredTile, objects: Path, members: Path, metadata: Mapping[str, str]
+    tile: TilePlan, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str]
 ) -> TileReceipt:
-    """Write the objects of a tile, and in the work folder what the exposures need of them.
+    """Write the objects of a tile, then what the exposures need of them together with the tile's receipt.
 
-    A tile without objects writes no partition.
+    A tile without objects writes no partition. ``key`` says what the tile was made of.
     """
     start = time.monotonic()
+    places.check()
+    path = publish_objects(tile.order, tile.pixel, scored.objects, places.objects, metadata)
     table = scored.objects
-    publish_objects(tile.order, tile.pixel, table, objects, metadata)
-    write_atomic(member_table(scored), members_path(members, tile), {})
     p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
     known = p_star[np.isfinite(p_star)]
     step = max(1, -(-len(p_star) // SAMPLE_SIZE))
     n_stars = int(np.count_nonzero(known >= 0.5))
-    return TileReceipt(
+    receipt = TileReceipt(
         order=tile.order,
         pixel=tile.pixel,
+        key=key,
         n_objects=len(p_star),
         n_stars=n_stars,
         n_galaxies=len(known) - n_stars,
@@ -255,7 +342,14 @@ def publish(
         sample_ra=table["ra"].to_numpy()[::step],
         sample_dec=table["dec"].to_numpy()[::step],
         sample_p_star=p_star[::step],
+        worker=worker_name(),
+        device=scored.device,
+        peak_mib=max(scored.peak_mib, peak_mib()),
+        size=path.stat().st_size if path is not None else 0,
     )
+    members = members_path(places.tiles, tile.order, tile.pixel)
+    write_atomic(member_table(scored), members, {RECEIPT.decode(): receipt.as_json()})
+    return receipt
 
 
 def member_table(scored: ScoredTile) -> pa.Table:
@@ -274,34 +368,48 @@ def member_table(scored: ScoredTile) -> pa.Table:
 
 
 def join(
-    prepared: PreparedExposure, members: Sequence[Path], detections: Path, metadata: Mapping[str, str]
-) -> int:
-    """Write the catalogue of an exposure with the columns of its objects appended; returns the rows scored.
+    receipt: ExposureReceipt, key: str, members: Sequence[Path], places: Places, metadata: Mapping[str, str]
+) -> ExposureReceipt:
+    """Write the catalogue of an exposure with the columns of its objects appended, then its receipt.
 
     Parameters
     ----------
-    prepared : PreparedExposure
+    receipt : ExposureReceipt
+        Of the prepared exposure.
+    key : str
+        What the product is made of.
     members : sequence of Path
         Files of the published tiles that the exposure touches.
-    detections : Path
-        Folder of the product.
+    places : Places
     metadata : mapping of str to str
         For the key-value metadata of the file.
+
+    Returns
+    -------
+    ExposureReceipt
     """
+    prepared = load_prepared(receipt.exposure_id, places)
     own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
-    mine = pc.field("exposure_id") == prepared.exposure_id
+    mine = pc.field("exposure_id") == receipt.exposure_id
     found = [pq.read_table(path, filters=mine, columns=_NO_MEMBERS.column_names) for path in members]
-    scores = pa.concat_tables([_NO_MEMBERS, *found])
+    scores = pa.concat_tables([_NO_MEMBERS, *(table.replace_schema_metadata() for table in found)])
     catalog = pq.read_table(prepared.catalog_path)
-    path = detections / f"{prepared.header.catalog_stem}.parquet"
-    return publish_detections(catalog, scores, path, metadata, own)
+    path = places.detections / f"{receipt.catalog_stem}.parquet"
+    places.check()
+    scored = publish_detections(catalog, scores, path, metadata, own)
+    done = dataclasses.replace(receipt, join_key=key, scored=scored, size=path.stat().st_size)
+    write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+    return done
 
 
-def finish(folder: OutputFolder, receipts: Sequence[TileReceipt], metadata: Mapping[str, str]) -> None:
-    """Make the published partitions a catalogue; runs in the driver."""
-    finish_hats(folder.objects, [(r.order, r.pixel, r.n_objects) for r in receipts if r.n_objects], metadata)
+def finish(objects: Path, tiles: Iterable[tuple[int, int, int]], metadata: Mapping[str, str]) -> None:
+    """Make the published partitions a catalogue; runs in the driver.
 
-
-def members_path(folder: Path, tile: TilePlan) -> Path:
-    """File in the work folder that holds the members of a tile and their probabilities."""
-    return folder / f"{tile.order}-{tile.pixel}.parquet"
+    Parameters
+    ----------
+    objects : Path
+    tiles : iterable of (int, int, int)
+        Order, pixel and number of objects of every published tile.
+    metadata : mapping of str to str
+    """
+    finish_hats(objects, [tile for tile in tiles if tile[2]], metadata)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,7 @@ from sgclassify.stages.measure import (
 from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.read.pixels import ExposurePixels, check_exposure
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
@@ -108,6 +111,41 @@ class PreparedExposure:
     def sky_path(self) -> Path:
         """The sky mesh."""
         return self.work_dir / f"{self.exposure_id}.sky.npz"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them; `from_dict` makes the exposure again."""
+        values = dataclasses.asdict(self)
+        values["work_dir"] = str(self.work_dir)
+        values["header"]["files"] = {
+            kind: None if path is None else str(path) for kind, path in values["header"]["files"].items()
+        }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], work_dir: Path) -> PreparedExposure:
+        """The exposure that `as_dict` described, its prepared files being in ``work_dir``."""
+        header = dict(values["header"])
+        files = {kind: None if path is None else Path(path) for kind, path in header["files"].items()}
+        header |= {
+            "files": ExposureFiles(**files),  # type: ignore[arg-type]
+            "shape": tuple(header["shape"]),
+            "notes": tuple(header["notes"]),
+        }
+        model = values["psf_model"]
+        if model is not None:
+            coefficients = tuple(tuple(row) for row in model["coefficients"])
+            model = PsfModel(**{**model, "coefficients": coefficients, "shape": tuple(model["shape"])})
+        return cls(
+            **{
+                **values,
+                "header": ExposureHeader(**header),
+                "work_dir": work_dir,
+                "offset_deg": tuple(values["offset_deg"]),
+                "psf": PointSources(**values["psf"]),
+                "psf_model": model,
+                "notes": tuple(values["notes"]),
+            }
+        )
 
     def sky(self) -> SkyMesh:
         """Read the sky mesh back."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sgclassify.pipeline.receipts import TileReceipt
 from sgclassify.pipeline.record import (
     DONE,
     SET_ASIDE,
@@ -22,8 +23,7 @@ from sgclassify.pipeline.record import (
     TileRecord,
     write_text,
 )
-from sgclassify.pipeline.report import render
-from sgclassify.pipeline.tasks import TileReceipt
+from sgclassify.pipeline.report import MAX_POINTS, SkySample, render
 from sgclassify.stages.errors import UnusableInputError
 
 HOSTILE = "<script>alert('x')</script>&\""
@@ -51,7 +51,13 @@ def _record(tmp_path: Path) -> RunRecord:
 def _receipt(ra: list[float]) -> TileReceipt:
     p_star = np.array([0.9, np.nan, 0.1], dtype=np.float32)
     dec = np.array([-1.0, 0.0, 1.0])
-    return TileReceipt(10, 3, 3, 1, 1, 1, 0.1, np.arange(20), np.array(ra), dec, p_star)
+    return TileReceipt(10, 3, "key", 3, 1, 1, 1, 0.1, np.arange(20), np.array(ra), dec, p_star)
+
+
+def _sample(ra: list[float]) -> SkySample:
+    sample = SkySample()
+    sample.add(_receipt(ra))
+    return sample
 
 
 def test_run_json(tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_run_json(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     assert list(record) == [
         "record_version", "exit_code", "message", "started", "finished", "command", "software",
-        "configuration", "model", "counts", "notes", "inputs", "tiles", "timings",
+        "configuration", "model", "counts", "notes", "inputs", "tiles", "peak_mib", "timings",
     ]  # fmt: skip
     assert [item["id"] for item in record["inputs"]] == ["a", "b" + HOSTILE, "c"]
     assert [item["outcome"] for item in record["inputs"]] == ["done", "set_aside", "skipped"]
@@ -89,7 +95,7 @@ class _Links(HTMLParser):
 
 
 def test_report_is_one_safe_file_with_pictures(tmp_path: Path) -> None:
-    html = render(_record(tmp_path), [_receipt([359.9, 0.0, 0.1])])
+    html = render(_record(tmp_path), _sample([359.9, 0.0, 0.1]))
     links = _Links()
     links.feed(html)
     assert len(links.loads) == 2
@@ -103,7 +109,7 @@ def test_report_is_one_safe_file_with_pictures(tmp_path: Path) -> None:
 
 def test_report_of_a_run_that_ended_early(tmp_path: Path) -> None:
     record = RunRecord([], {}, {}, tmp_path, message="no exposure of the list can be used", exit_code=4)
-    html = render(record, [])
+    html = render(record, SkySample())
     assert "no exposure of the list can be used" in html
     assert "<img" not in html
 
@@ -122,7 +128,7 @@ def test_failure_of_a_known_and_an_unknown_error() -> None:
 
 def test_pictures_leave_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    render(_record(tmp_path), [_receipt([10.0, 10.1, 10.2])])
+    render(_record(tmp_path), _sample([10.0, 10.1, 10.2]))
     assert "matplotlib.pyplot" not in sys.modules
 
 
@@ -130,3 +136,18 @@ def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path: Path) -> Non
     write_text(tmp_path / "report.html", "Sternw\udce4rte")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "Sternw\\udce4rte"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_memory_of_the_sample_does_not_grow_with_the_tiles() -> None:
+    sample, n = SkySample(), 500
+    for number in range(600):
+        ra = np.linspace(0.0, 1.0, n) + number
+        p_star = np.full(n, 0.5, dtype=np.float32)
+        sample.add(TileReceipt(10, number, "key", n, n, 0, 0, 0.1, np.ones(20, int), ra, ra / 10, p_star))
+    points = sample.points()
+    assert MAX_POINTS / 4 < points.shape[1] <= 2 * MAX_POINTS
+    assert sample.n_objects == 300_000
+    assert (sample.histogram == 600).all()
+    # every tile is there, equally dense
+    per_tile = np.bincount(points[0].astype(int), minlength=600)
+    assert per_tile[:600].min() >= 0.8 * per_tile[:600].max() > 0

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sgclassify.pipeline import run as run_module
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.plan import TilePlan
 from sgclassify.pipeline.progress import Reporter
+from sgclassify.pipeline.receipts import (
+    PREPARED,
+    RECEIPT,
+    ExposureReceipt,
+    TileReceipt,
+    content_digest,
+    members_path,
+    stats_of,
+    write_receipt,
+)
 from sgclassify.pipeline.record import RunRecord
-from sgclassify.pipeline.run import Options, run
+from sgclassify.pipeline.run import Options, plan, run
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
+from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 
@@ -74,7 +89,13 @@ class Stages:
     error_in_tile: Exception | None = None
     defect_in_finish: bool = False
     tile_order: list[int] = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
     finished: int = 0
+
+    def forget(self) -> None:
+        """What was done so far counts no more."""
+        self.tile_order, self.prepared, self.joined = [], [], []
 
     def read_header(self, files: ExposureFiles) -> Any:
         name = exposure_stem(files.image)
@@ -92,20 +113,28 @@ class Stages:
             notes=("no WHT",),
         )
 
-    def prepare(self, header: Any, folder: Path, tile_order: int, config: object) -> Any:
+    def prepare(self, header: Any, places: tasks.Places, tile_order: int, config: object) -> Any:
+        self.prepared.append(header.exposure_id)
         if header.exposure_id in self.bad_pixels:
             raise UnusableInputError(header.files.image, "checksum differs", "copy it again")
-        prepared = SimpleNamespace(
+        sha256 = {str(header.files.image): hashlib.sha256(header.files.image.read_bytes()).hexdigest()}
+        receipt = ExposureReceipt(
             exposure_id=header.exposure_id,
-            header=header,
-            sha256={str(header.files.image): "00"},
-            n_rows=10,
-            n_usable=9,
+            catalog_stem=header.catalog_stem,
+            digest=content_digest(header.exposure_id, header.catalog_stem, header.files, sha256),
+            stats=stats_of(header.files),
+            sha256=sha256,
+            rows=10,
+            usable=9,
             notes=header.notes,
+            tiles=(header.exposure_key, header.exposure_key + 1),
         )
-        return prepared, np.array([header.exposure_key, header.exposure_key + 1])
+        write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}")
+        return receipt
 
-    def extract(self, tile: TilePlan, prepared: Any, stamp_size: int, config: object) -> Any:
+    def extract(self, tile: TilePlan, places: tasks.Places, stamp_size: int, config: object) -> Any:
+        for name in tile.exposures:
+            assert (places.prepared / f"{name}{PREPARED}").is_file()
         self.tile_order.append(tile.pixel)
         if tile.pixel in self.defect_in_tile:
             raise ZeroDivisionError("x / 0")
@@ -118,24 +147,37 @@ class Stages:
         return extracted
 
     def publish(
-        self, tile: TilePlan, scored: Any, objects: Path, members: Path, metadata: dict[str, str]
-    ) -> tasks.TileReceipt:
-        (objects / f"{tile.pixel}.parquet").write_text("x")
+        self, tile: TilePlan, key: str, scored: Any, places: tasks.Places, metadata: dict[str, str]
+    ) -> TileReceipt:
+        path = partition_path(places.objects, tile.order, tile.pixel)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
         sample = np.array([tile.pixel], dtype=np.float64)
         histogram = np.zeros(20, dtype=np.int64)
         histogram[-1] = 2
         p_star = np.array([0.99], dtype=np.float32)
-        return tasks.TileReceipt(tile.order, tile.pixel, 4, 2, 1, 1, 0.1, histogram, sample, sample, p_star)
+        receipt = TileReceipt(
+            tile.order, tile.pixel, key, 4, 2, 1, 1, 0.1, histogram, sample, sample, p_star, size=1
+        )
+        members = members_path(places.tiles, tile.order, tile.pixel)
+        pq.write_table(pa.table({"a": [1]}, metadata={RECEIPT: receipt.as_json()}), members)
+        return receipt
 
-    def join(self, prepared: Any, members: list[Path], detections: Path, metadata: dict[str, str]) -> int:
-        if prepared.exposure_id in self.bad_join:
+    def join(
+        self, receipt: ExposureReceipt, key: str, members: list[Path], places: tasks.Places, _: dict[str, str]
+    ) -> ExposureReceipt:
+        self.joined.append(receipt.exposure_id)
+        if receipt.exposure_id in self.bad_join:
             raise ZeroDivisionError("x / 0")
-        return 2 * len(members)
+        (places.detections / f"{receipt.catalog_stem}.parquet").write_text("xy")
+        done = replace(receipt, join_key=key, scored=2 * len(members), size=2)
+        write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+        return done
 
-    def finish(self, folder: object, receipts: list[tasks.TileReceipt], metadata: dict[str, str]) -> None:
+    def finish(self, objects: Path, tiles: Iterator[tuple[int, int, int]], metadata: dict[str, str]) -> None:
         if self.defect_in_finish:
             raise ZeroDivisionError("x / 0")
-        self.finished = len(receipts)
+        self.finished = len(list(tiles))
 
 
 @pytest.fixture
@@ -172,6 +214,12 @@ def _record(options: Options) -> dict[str, Any]:
 
 def _outcomes(record: dict[str, Any]) -> dict[str, str]:
     return {item["id"]: item["outcome"] for item in record["inputs"]}
+
+
+def _pixels(options: Options) -> list[int]:
+    """Tiles that have a partition."""
+    found = (options.output / "objects").rglob("Npix=*.parquet")
+    return sorted(int(path.stem.removeprefix("Npix=")) for path in found)
 
 
 def _run(options: Options) -> RunRecord:
@@ -252,7 +300,7 @@ def test_nothing_usable_leaves_earlier_products(stages: Stages, options: Options
     stages.bad_header = {"e1", "e2", "e5"}
     assert _run(options).exit_code == 4
     assert _record(options)["exit_code"] == 0
-    assert (options.output / "objects" / "1.parquet").exists()
+    assert _pixels(options) == [1, 2, 3, 5, 6]
 
 
 def test_defect_in_a_tile_is_tried_twice_and_set_aside(stages: Stages, options: Options) -> None:
@@ -342,7 +390,7 @@ def test_other_inputs_need_overwrite(stages: Stages, options: Options, tmp_path:
     with pytest.raises(UsageError, match="--overwrite"):
         _run(Options(other, options.output))
     assert _run(Options(other, options.output, overwrite=True)).exit_code == 0
-    assert sorted(p.name for p in (options.output / "objects").iterdir()) == ["1.parquet", "2.parquet"]
+    assert _pixels(options) == [1, 2]
     # The same list in another order is the same run.
     other.write_text("# a comment\n\n./e1_IMG.fits\n")
     assert _run(Options(other, options.output)).exit_code == 0
@@ -363,4 +411,133 @@ def test_clash_of_product_names(stages: Stages, options: Options, monkeypatch: p
 
 def test_work_folder_is_kept_on_demand(stages: Stages, options: Options) -> None:
     _run(Options(options.exposure_list, options.output, keep_work=True))
-    assert (options.output / ".work" / "members").is_dir()
+    assert (options.output / ".work" / "exposures").is_dir()
+    assert _run(options).exit_code == 0
+    assert not (options.output / ".work").exists()
+
+
+def test_the_same_command_again_does_nothing_twice(stages: Stages, options: Options) -> None:
+    _run(options)
+    stages.forget()
+    assert _run(options).exit_code == 0
+    assert (stages.prepared, stages.tile_order, stages.joined) == ([], [], [])
+    record = _record(options)
+    assert record["counts"]["tiles_reused"] == record["counts"]["tiles_done"] == 5
+    assert record["inputs"][0]["scored"] == 4
+    assert record["inputs"][0]["sha256"]
+    assert stages.finished == 5
+
+
+def test_appended_exposures_add_what_they_touch(stages: Stages, options: Options, tmp_path: Path) -> None:
+    _run(options)
+    stages.forget()
+    (tmp_path / "e6_IMG.fits").write_text("six")
+    options.exposure_list.write_text(options.exposure_list.read_text() + "\ne6_IMG.fits\n")
+    assert _run(options).exit_code == 0
+    # e5 touches tile 6 too, so that it is prepared once more and joined again; tile 5 is as it was
+    assert sorted(stages.prepared) == ["e5", "e6"]
+    assert sorted(stages.tile_order) == [6, 7]
+    assert sorted(stages.joined) == ["e5", "e6"]
+    assert _pixels(options) == [1, 2, 3, 5, 6, 7]
+
+
+def test_a_run_that_ended_early_is_gone_on_with(stages: Stages, options: Options) -> None:
+    stages.error_in_tile = ClusterError("lost")
+    assert _run(options).exit_code == 6
+    assert sorted(stages.prepared) == ["e1", "e2", "e5"]
+    stages.error_in_tile = None
+    stages.forget()
+    assert _run(options).exit_code == 0
+    assert stages.prepared == []
+    assert sorted(stages.tile_order) == [1, 2, 3, 5, 6]
+    assert not (options.output / ".work").exists()
+
+
+def test_products_that_are_gone_are_made_again(stages: Stages, options: Options) -> None:
+    _run(options)
+    stages.forget()
+    partition_path(options.output / "objects", 10, 3).unlink()
+    (options.output / "detections" / "e5_CAT.parquet").write_text("cut off?")
+    assert _run(options).exit_code == 0
+    assert stages.tile_order == [3]
+    assert "e5" in stages.joined
+    assert "e1" not in stages.joined
+    assert _pixels(options) == [1, 2, 3, 5, 6]
+
+
+def test_what_was_set_aside_is_tried_again(stages: Stages, options: Options, tmp_path: Path) -> None:
+    stages.bad_pixels, stages.defect_in_tile = {"e2"}, {5}
+    assert _run(options).exit_code == 3
+    stages.bad_pixels, stages.defect_in_tile = set(), set()
+    stages.forget()
+    (tmp_path / "e2_IMG.fits").write_text("copied again")
+    assert _run(options).exit_code == 0
+    assert sorted(stages.tile_order) == [2, 3, 5]
+    assert sorted(stages.joined) == ["e1", "e2", "e5"]
+
+
+@pytest.mark.parametrize("how", ["changed", "removed", "unreadable"])
+def test_other_inputs_are_refused_by_name(stages: Stages, options: Options, tmp_path: Path, how: str) -> None:
+    _run(options)
+    stages.forget()
+    if how == "changed":
+        (tmp_path / "e2_IMG.fits").write_text("other")
+    elif how == "removed":
+        options.exposure_list.write_text("e1_IMG.fits\ne5_IMG.fits\n")
+    else:
+        stages.bad_header = {"e2"}
+    with pytest.raises(UsageError, match="--overwrite") as caught:
+        _run(options)
+    assert "e2 " in str(caught.value)
+    assert "e1" not in str(caught.value)
+    assert _record(options)["exit_code"] == 0, "the products and their record are left alone"
+    assert _pixels(options) == [1, 2, 3, 5, 6]
+    assert _run(replace(options, overwrite=True)).exit_code == (3 if how == "unreadable" else 0)
+    assert _pixels(options) == ([1, 2, 3, 5, 6] if how == "changed" else [1, 2, 5, 6])
+    assert len(stages.tile_order) == len(_pixels(options)), "everything is computed anew"
+
+
+def test_a_file_that_was_only_copied_is_the_same(stages: Stages, options: Options, tmp_path: Path) -> None:
+    _run(options)
+    stages.forget()
+    image = tmp_path / "e2_IMG.fits"
+    content = image.read_bytes()
+    image.unlink()
+    image.write_bytes(content)
+    os.utime(image, (1, 1))
+    assert _run(options).exit_code == 0
+    assert stages.prepared == []
+
+
+def test_a_change_that_size_and_time_hide_is_found_on_request(
+    stages: Stages, options: Options, tmp_path: Path
+) -> None:
+    _run(options)
+    image = tmp_path / "e2_IMG.fits"
+    stat = image.stat()
+    image.write_text("y")
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert _run(options).exit_code == 0
+    with pytest.raises(UsageError, match="e2 has changed"):
+        _run(replace(options, verify_inputs=True))
+
+
+def test_dry_run_writes_nothing(stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = {"e1": [1, 2], "e2": [2, 3], "e5": [5, 6]}
+    monkeypatch.setattr(run_module, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
+    stages.slitless = {"e5"}
+    text = plan(options, Reporter())
+    assert "exposure e1: to be prepared" in text
+    assert "exposure e5: skipped: slitless spectrum" in text
+    assert "tile 10/2: 2 exposures, to be computed" in text
+    assert not options.output.exists()
+    _run(options)
+    before = {path: path.stat().st_mtime_ns for path in options.output.rglob("*")}
+    text = plan(options, Reporter())
+    assert "exposure e1: known" in text
+    assert "tile 10/2: 2 exposures, complete" in text
+    assert "3 tiles, 3 of them are complete" in text
+    assert {path: path.stat().st_mtime_ns for path in options.output.rglob("*")} == before
+    stages.bad_header = {"e2"}
+    with pytest.raises(UsageError, match="e2 can no longer be used"):
+        plan(options, Reporter())

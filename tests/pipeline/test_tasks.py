@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import pytest
 from sgclassify.model import runtime
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.plan import TilePlan
-from sgclassify.pipeline.tasks import ModelRef, ScoredTile, TileReceipt, tile_pad_arcsec
+from sgclassify.pipeline.receipts import ExposureReceipt, TileReceipt, members_path
+from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
@@ -78,11 +80,11 @@ def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
 def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "classifier_of", lambda model: lambda stamps: P_STAR[: len(stamps)])
     model = ModelRef(None, "00", 64, 1)
-    scored = tasks.infer((_stamps(), 1.0), model)
+    scored = tasks.infer(Stamps(_stamps(), 1.0, 0.0), model)
     assert scored.objects.num_rows == 5
     assert scored.seconds >= 1.0
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
-    assert tasks.infer((_stamps(0), 1.0), model).objects.num_rows == 0
+    assert tasks.infer(Stamps(_stamps(0), 1.0, 0.0), model).objects.num_rows == 0
 
 
 def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytes
     monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
     prior = Prior((0.2, 0.8), (20.0, 24.0))
     model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
-    table = tasks.infer((_stamps(), 1.0), model).objects.sort_by("object_id").to_pydict()
+    table = tasks.infer(Stamps(_stamps(), 1.0, 0.0), model).objects.sort_by("object_id").to_pydict()
     # without a flux, the faint end: four stars to a galaxy
     assert table["p_star"][0] == pytest.approx(0.45 * 4 / (0.45 * 4 + 0.55))
     assert table["p_star"][2] is None
@@ -119,20 +121,42 @@ def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytes
     tasks.classifier_of.cache_clear()
 
 
+def _places(folder: Path) -> Places:
+    places = Places(
+        *(folder / n for n in ("prepared", "objects", "detections", "exposures", "tiles", "token")), "t"
+    )
+    for path in (places.prepared, places.objects, places.detections, places.exposures, places.tiles):
+        path.mkdir(exist_ok=True)
+    places.token_path.write_text("t")
+    return places
+
+
 def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any]) -> TileReceipt:
-    for name in ("objects", "members", "detections"):
-        (tmp_path / name).mkdir(exist_ok=True)
-    scored = ScoredTile(tasks.object_table(stamps, p_star), stamps.members, 1.0)
-    return tasks.publish(_tile(), scored, tmp_path / "objects", tmp_path / "members", METADATA)
+    scored = ScoredTile(tasks.object_table(stamps, p_star), stamps.members, 1.0, "cpu", 12.5)
+    return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA)
 
 
-def test_publish_and_join(tmp_path: Path) -> None:
+def _exposure() -> ExposureReceipt:
+    return ExposureReceipt("e2", "e2_CAT", "dd", {}, {}, 7, 6, (), ())
+
+
+def test_publish_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     receipt = _publish(tmp_path, _stamps(), P_STAR)
     counts = receipt.n_objects, receipt.n_stars, receipt.n_galaxies, receipt.n_not_scored
     assert counts == (5, 2, 1, 2)
     assert receipt.histogram.sum() == 3
     assert len(receipt.sample_ra) == 5
+    assert receipt.peak_mib > 12.5
+    assert receipt.worker.endswith(f":{os.getpid()}")
     assert len(pickle.dumps(receipt)) < 20_000
+    (partition,) = (tmp_path / "objects").rglob("*.parquet")
+    assert receipt.size == partition.stat().st_size
+    # the receipt that a later run finds
+    places = _places(tmp_path)
+    files = [members_path(places.tiles, receipt.order, receipt.pixel)]
+    found = TileReceipt.read(files[0])
+    assert found is not None
+    assert found.as_json() == receipt.as_json()
 
     catalog = pa.table({"objID": np.arange(7), "Mag_Kron": np.linspace(20, 26, 7)})
     own = np.zeros(7, dtype=np.int32)
@@ -140,13 +164,13 @@ def test_publish_and_join(tmp_path: Path) -> None:
     pq.write_table(catalog, tmp_path / "catalog.parquet")
     pq.write_table(pa.table({"sg_flags": own}), tmp_path / "detections.parquet")
     prepared: Any = SimpleNamespace(
-        exposure_id="e2",
-        header=SimpleNamespace(catalog_stem="e2_CAT"),
-        catalog_path=tmp_path / "catalog.parquet",
-        detections_path=tmp_path / "detections.parquet",
+        catalog_path=tmp_path / "catalog.parquet", detections_path=tmp_path / "detections.parquet"
     )
-    files = [tasks.members_path(tmp_path / "members", _tile())]
-    assert tasks.join(prepared, files, tmp_path / "detections", METADATA) == 3
+    monkeypatch.setattr(tasks, "load_prepared", lambda *_: prepared)
+    done = tasks.join(_exposure(), "made of", files, places, METADATA)
+    assert (done.scored, done.join_key) == (3, "made of")
+    assert ExposureReceipt.read(places.exposures / "e2.json") == done
+    assert done.size == (tmp_path / "detections" / "e2_CAT.parquet").stat().st_size
     table = pq.read_table(tmp_path / "detections" / "e2_CAT.parquet")
     assert table.column_names[:3] == ["objID", "Mag_Kron", "object_id"]
     assert table["object_id"].to_pylist() == [None, 100, 101, 102, 103, 104, None]
@@ -156,7 +180,7 @@ def test_publish_and_join(tmp_path: Path) -> None:
     assert flags[1] == 0
     assert flags[6] == int(SgFlag.NOT_SCORED)
 
-    assert tasks.join(prepared, [], tmp_path / "detections", METADATA) == 0
+    assert tasks.join(_exposure(), "", [], places, METADATA).scored == 0
     table = pq.read_table(tmp_path / "detections" / "e2_CAT.parquet")
     assert table["p_star"].null_count == 7
     assert all(flag & SgFlag.NOT_SCORED for flag in table["sg_flags"].to_pylist())
@@ -166,9 +190,8 @@ def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
     receipt = _publish(tmp_path, _stamps(0), P_STAR[:0])
     assert receipt.n_objects == 0
     assert not list((tmp_path / "objects").rglob("*.parquet"))
-    assert tasks.members_path(tmp_path / "members", _tile()).is_file()
-    folder: Any = SimpleNamespace(objects=tmp_path / "objects")
-    tasks.finish(folder, [receipt], METADATA)
+    assert members_path(tmp_path / "tiles", receipt.order, receipt.pixel).is_file()
+    tasks.finish(tmp_path / "objects", [(receipt.order, receipt.pixel, 0)], METADATA)
     assert (tmp_path / "objects" / "hats.properties").is_file()
 
 
@@ -182,3 +205,15 @@ def test_large_tile_sends_a_small_receipt(tmp_path: Path) -> None:
 def test_pad_covers_the_tolerances_of_the_stages() -> None:
     config = StageConfig()
     assert tile_pad_arcsec(config) >= config.position_tolerance_arcsec + 2 * config.blend_radius_arcsec
+
+
+def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
+    places = _places(tmp_path)
+    places.token_path.write_text("another run's")
+    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR), _stamps().members, 1.0)
+    with pytest.raises(StaleRunError):
+        tasks.publish(_tile(), "key", scored, places, METADATA)
+    assert not list(places.objects.iterdir())
+    places.token_path.unlink()
+    with pytest.raises(StaleRunError):
+        places.check()
