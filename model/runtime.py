@@ -5,9 +5,12 @@ This module must stay importable without torchvision, training code or the simul
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import logging
 import warnings
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ import torch
 from sgclassify.model.contract import INPUTS, ModelContract
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.tile import TileStamps
+
+log = logging.getLogger(__name__)
 
 CONTRACT_FILE = "contract.json"
 REFERENCE_FILE = "reference.npz"
@@ -51,17 +56,27 @@ class Classifier:
     device : torch.device
     batch_size : int
         Objects in one forward pass. Short batches are padded to this size, so that a probability depends
-        neither on the number of objects that happen to share its batch nor on their order.
+        neither on the number of objects that happen to share its batch nor on their order. Where the memory of
+        a GPU does not suffice, batches are halved, and stay so.
+    on_cpu : callable, optional
+        Loads the same model for the CPU, where even one object is too much for the memory of a GPU.
     """
 
     def __init__(
-        self, module: Any, contract: ModelContract, sha256: str, device: torch.device, batch_size: int
+        self,
+        module: Any,
+        contract: ModelContract,
+        sha256: str,
+        device: torch.device,
+        batch_size: int,
+        on_cpu: Callable[[], Classifier] | None = None,
     ) -> None:
         self._module = module
         self.contract = contract
         self.sha256 = sha256
         self.device = device
         self.batch_size = batch_size
+        self._on_cpu = on_cpu
 
     def score_arrays(
         self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
@@ -86,19 +101,57 @@ class Classifier:
         ndarray of float32, shape (n,)
             p_star, calibrated; nan where the model gave no finite number.
         """
-        n = len(image)
-        result = np.full(n, np.nan, dtype=np.float32)
-        for first in range(0, n, self.batch_size):
-            part = slice(first, min(first + self.batch_size, n))
-            pad = self.batch_size - (part.stop - part.start)
-            batch = [
-                torch.from_numpy(np.pad(a[part], [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device)
-                for a in (image, valid, sigma, features, psf)
-            ]
-            with torch.inference_mode():
-                p = self._module(*batch).cpu().numpy()[: self.batch_size - pad, 0]
-            result[part] = np.where(np.isfinite(p) & (p >= 0) & (p <= 1), p, np.nan)
+        result = np.full(len(image), np.nan, dtype=np.float32)
+        first, asked = 0, self.batch_size
+        while first < len(image):
+            part = slice(first, min(first + self.batch_size, len(image)))
+            try:
+                p = self._forward([a[part] for a in (image, valid, sigma, features, psf)])
+            except torch.OutOfMemoryError as error:
+                fault = str(error).partition("\n")[0]
+            else:
+                if self.batch_size < asked:
+                    log.warning(
+                        "%s: its memory does not suffice for batches of %d objects; this worker goes on with %d, "
+                        "which may change the last bits of the probabilities",
+                        self.device,
+                        asked,
+                        self.batch_size,
+                    )
+                    asked = self.batch_size
+                result[part] = np.where(np.isfinite(p) & (p >= 0) & (p <= 1), p, np.nan)
+                first = part.stop
+                continue
+            # out of the handler, whose traceback holds on to the tensors
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.batch_size > 1:
+                self.batch_size //= 2
+                continue
+            if self._on_cpu is None:
+                raise ModelError(f"{self.device}: its memory does not suffice for one object: {fault}")
+            log.warning(
+                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s",
+                self.device,
+                fault,
+            )
+            self.batch_size = asked
+            result[first:] = self._on_cpu().score_arrays(
+                image[first:], valid[first:], sigma[first:], features[first:], psf[first:]
+            )
+            break
         return result
+
+    def _forward(self, arrays: list[npt.NDArray[Any]]) -> F32:
+        """One pass of the network, padded to the batch size."""
+        n = len(arrays[0])
+        pad = self.batch_size - n
+        batch = [
+            torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays
+        ]
+        with torch.inference_mode():
+            p: F32 = self._module(*batch).cpu().numpy()[:n, 0]
+        return p
 
     def __call__(self, stamps: TileStamps) -> F32:
         """Probability of being a star for every object of a tile, shape (n,)."""
@@ -145,7 +198,7 @@ def load(
     path : Path or str, optional
         The TorchScript archive; the shipped default where None.
     device : str
-        ``"cpu"`` or a CUDA device.
+        ``"cpu"`` or a CUDA device; where torch sees none, the CPU takes its place, with a warning.
     batch_size : int
         Objects in one forward pass.
     expected_sha256 : str, optional
@@ -173,6 +226,9 @@ def load(
         )
     extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
     where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        log.warning("the model is asked for on %s, which torch does not see: it runs on the CPU", device)
+        where = torch.device("cpu")
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
@@ -183,7 +239,8 @@ def load(
             module = torch.jit.freeze(module.float().eval())
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
-    classifier = Classifier(module, contract, sha256, where, batch_size)
+    on_cpu = functools.partial(load, path, device="cpu", batch_size=batch_size, expected_sha256=sha256)
+    classifier = Classifier(module, contract, sha256, where, batch_size, on_cpu)
     _reproduce(classifier, extra[REFERENCE_FILE], path)
     return classifier
 

@@ -1,0 +1,77 @@
+"""Scoring goes on where the memory of a GPU does not suffice."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sgclassify.model.runtime import Classifier, default_model, load
+from sgclassify.stages.errors import ModelError
+
+CPU = torch.device("cpu")
+
+
+class Network:
+    """Gives back the first noise of every object; has no memory for more than `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    def __call__(self, image: Any, valid: Any, sigma: Any, features: Any, psf: Any) -> Any:
+        self.sizes.append(len(sigma))
+        if len(sigma) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return sigma[:, :1]
+
+
+def arrays(n: int) -> tuple[Any, ...]:
+    image = np.zeros((n, 7, 2, 2), dtype=np.float32)
+    sigma = np.repeat(np.arange(n, dtype=np.float32)[:, None] / 100, 7, axis=1)
+    return image, image > 0, sigma, np.zeros((n, 7, 3), dtype=np.float32), image
+
+
+def classifier(network: Network, batch_size: int, on_cpu: Any = None) -> Classifier:
+    return Classifier(network, None, "", CPU, batch_size, on_cpu)  # type: ignore[arg-type]
+
+
+def test_batches_are_halved_and_stay_so(caplog: pytest.LogCaptureFixture) -> None:
+    network = Network(10)
+    model = classifier(network, 32)
+    given = arrays(20)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+    assert network.sizes == [32, 16, 8, 8, 8, 8, 8, 8]
+    assert model.batch_size == 8
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "batches of 32 objects; this worker goes on with 8" in caplog.text
+
+
+def test_tile_goes_to_the_cpu_where_one_object_is_too_much(caplog: pytest.LogCaptureFixture) -> None:
+    network, other = Network(0), Network(100)
+    model = classifier(network, 4, lambda: classifier(other, 4))
+    given = arrays(6)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+    assert "a tile goes to the CPU: CUDA out of memory." in caplog.text
+    network.most = 4  # the memory is free again
+    np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+    assert network.sizes == [4, 2, 1, 4, 4]
+    assert other.sizes == [4, 4]
+
+
+def test_no_memory_and_no_cpu() -> None:
+    with pytest.raises(ModelError, match="does not suffice for one object: CUDA out of memory"):
+        classifier(Network(0), 2).score_arrays(*arrays(1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_model_runs_on_the_cpu_where_torch_sees_no_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    model = load(default_model(), device="cuda", batch_size=4)
+    assert model.device == CPU
+    assert "runs on the CPU" in caplog.text
