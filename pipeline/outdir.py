@@ -30,6 +30,7 @@ RECEIPTS: Final = ".receipts"
 PRODUCTS: Final = ("objects", "detections", "run.json", "report.html")
 SETTINGS: Final = "settings.json"
 TOKEN: Final = "token"
+NOTES: Final = "notes"
 PROGRESS: Final = "progress.json"
 MOST_NAMED: Final = 10
 """Differences that a message names; more are counted."""
@@ -99,10 +100,10 @@ class OutputFolder:
             # the work of a run that ended early is of use only to one of the same settings
             if self.is_fresh or _read_json(self.work / SETTINGS) != self._settings:
                 _remove(self.work)
-            for name in ("dask", "notes", PROGRESS):
+            for name in ("dask", NOTES, PROGRESS):
                 _remove(self.work / name)
             self.prepared.mkdir(parents=True, exist_ok=True)
-            (self.work / "notes").mkdir()
+            (self.work / NOTES).mkdir()
             write_atomic_text(json.dumps(self._settings) + "\n", self.work / SETTINGS)
             write_atomic_text(self.token, self.work / TOKEN)
             self._remove_parts()

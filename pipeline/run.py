@@ -23,7 +23,7 @@ from sgclassify.pipeline.dispatch import dispatch
 from sgclassify.pipeline.exposure_list import ExposureList, parse_list
 from sgclassify.pipeline.headers import read_headers
 from sgclassify.pipeline.metrics import MetricsFile
-from sgclassify.pipeline.outdir import PROGRESS, TOKEN, OutputFolder
+from sgclassify.pipeline.outdir import NOTES, PROGRESS, TOKEN, OutputFolder
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles, plan_tiles
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.receipts import (
@@ -449,8 +449,10 @@ class _Driver:
             detections=folder.detections,
             exposures=receipts.exposures,
             tiles=receipts.tiles,
+            notes=folder.work / NOTES,
             token_path=folder.work / TOKEN,
             token=folder.token,
+            limit_s=self.config.task_timeout_s,
         )
 
     def carry_out(self) -> None:
@@ -548,7 +550,8 @@ class _Driver:
                 name = outcome.job.exposure_id
                 inventory.records[name].attempts = outcome.attempts
                 if isinstance(outcome.result, Failure):
-                    inventory.set_aside(inventory.records[name], outcome.result)
+                    failure = self._explained(outcome.result, str(outcome.job))
+                    inventory.set_aside(inventory.records[name], failure)
                     continue
                 receipt: ExposureReceipt = outcome.result
                 if name in inventory.good and inventory.good[name].digest != receipt.digest:
@@ -559,6 +562,16 @@ class _Driver:
                 inventory.accept(receipt)
         if not inventory.good:
             raise inventory.nothing_to_do()
+
+    def _explained(self, failure: Failure, what: str) -> Failure:
+        """The failure, or what a worker that ended itself over this job has left to say."""
+        if not self.places.note(what).is_file():
+            return failure
+        return Failure(
+            failure.file,
+            f"took longer than {self.places.limit_s:g} s; each worker that took it ended itself",
+            "look after the disk or the network that its files lie on and run again, or raise task_timeout_s",
+        )
 
     def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, TileReceipt]]:
         """Tiles to compute, and those that are complete; what both need is prepared.
@@ -640,7 +653,7 @@ class _Driver:
                 phase.step()
                 tile, receipt = outcome.job, outcome.result
                 if isinstance(receipt, Failure):
-                    self._set_tile_aside(tile, receipt, outcome.attempts)
+                    self._set_tile_aside(tile, self._explained(receipt, str(tile)), outcome.attempts)
                     continue
                 self._record_tile(tile, receipt, outcome.attempts)
                 for name in tile.exposures:
@@ -707,7 +720,7 @@ class _Driver:
                 phase.step()
                 one = inventory.records[outcome.job]
                 if isinstance(outcome.result, Failure):
-                    inventory.set_aside(one, outcome.result)
+                    inventory.set_aside(one, self._explained(outcome.result, f"exposure {outcome.job}"))
                 else:
                     one.outcome, one.scored = DONE, outcome.result.scored
 

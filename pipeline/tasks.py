@@ -13,6 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,10 +32,12 @@ from sgclassify.pipeline.receipts import (
     ExposureReceipt,
     TileReceipt,
     content_digest,
+    digest_of,
     members_path,
     stats_of,
     write_receipt,
 )
+from sgclassify.pipeline.worker import time_limit
 from sgclassify.stages.atomic import write_atomic
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
@@ -114,9 +117,13 @@ class Places:
     ----------
     prepared, objects, detections, exposures, tiles : Path
         Folders: of prepared exposures, of the two products, and of the receipts of exposures and tiles.
+    notes : Path
+        Folder of what a worker leaves that ends itself.
     token_path : Path
     token : str
         What `token_path` holds as long as this run owns the folder.
+    limit_s : float
+        Longest time of one task; 0 for no limit.
     """
 
     prepared: Path
@@ -124,8 +131,18 @@ class Places:
     detections: Path
     exposures: Path
     tiles: Path
+    notes: Path
     token_path: Path
     token: str
+    limit_s: float = 0.0
+
+    def note(self, what: str) -> Path:
+        """File that a worker leaves which ended itself because ``what`` took too long."""
+        return self.notes / f"{digest_of(what)}.json"
+
+    def limited(self, what: str) -> AbstractContextManager[None]:
+        """Context in which no more than `limit_s` may be spent, or else the process ends; see `time_limit`."""
+        return time_limit(self.limit_s, what, self.note(what))
 
     def check(self) -> None:
         """Refuse to write for a run that is over.
@@ -203,6 +220,11 @@ def peak_mib() -> float:
 
 def prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
     """Check and prepare one exposure; the receipt of its prepared files is written last."""
+    with places.limited(str(header)):
+        return _prepare(header, places, tile_order, config)
+
+
+def _prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
     start = time.monotonic()
     stats = stats_of(header.files)
     tiles = footprint_tiles(header, tile_order, tile_pad_arcsec(config))
@@ -247,8 +269,9 @@ def tile_pad_arcsec(config: StageConfig) -> float:
 def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
     """Stamps and measurements of one tile."""
     start = time.monotonic()
-    prepared = [load_prepared(name, places) for name in tile.exposures]
-    stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config)
+    with places.limited(str(tile)):
+        prepared = [load_prepared(name, places) for name in tile.exposures]
+        stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config)
     return Stamps(stamps, time.monotonic() - start, peak_mib())
 
 
@@ -388,6 +411,13 @@ def join(
     -------
     ExposureReceipt
     """
+    with places.limited(f"exposure {receipt.exposure_id}"):
+        return _join(receipt, key, members, places, metadata)
+
+
+def _join(
+    receipt: ExposureReceipt, key: str, members: Sequence[Path], places: Places, metadata: Mapping[str, str]
+) -> ExposureReceipt:
     prepared = load_prepared(receipt.exposure_id, places)
     own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
     mine = pc.field("exposure_id") == receipt.exposure_id

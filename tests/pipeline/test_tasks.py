@@ -123,7 +123,8 @@ def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytes
 
 def _places(folder: Path) -> Places:
     places = Places(
-        *(folder / n for n in ("prepared", "objects", "detections", "exposures", "tiles", "token")), "t"
+        *(folder / n for n in ("prepared", "objects", "detections", "exposures", "tiles", "notes", "token")),
+        "t",
     )
     for path in (places.prepared, places.objects, places.detections, places.exposures, places.tiles):
         path.mkdir(exist_ok=True)
