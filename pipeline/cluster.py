@@ -26,6 +26,7 @@ from sgclassify.pipeline.worker import (
     CPU,
     CRASH_DIR,
     GPU,
+    LOAD_S,
     Readiness,
     crash_of,
     differing,
@@ -33,7 +34,7 @@ from sgclassify.pipeline.worker import (
     require_same,
     versions,
 )
-from sgclassify.stages.errors import ClusterError, SgClassifyError
+from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
 
 if TYPE_CHECKING:
     from sgclassify.pipeline.tasks import ModelRef
@@ -291,21 +292,24 @@ def open_cluster(
         If a GPU worker cannot load `model`.
     """
     embedded = scheduler is None and scheduler_file is None
+    n_gpu = count_gpus() if embedded and config.device != "cpu" else 0
     with ExitStack() as stack:
         if embedded:
-            if config.device == "gpu" and not count_gpus():
+            if config.device == "gpu" and not n_gpu:
                 raise ClusterError(
                     "device = 'gpu' is asked for, but this machine has no GPU that torch can use; ask for the "
                     "CPU: --device cpu, or use a cluster that has one: --scheduler"
                 )
-            address = stack.enter_context(_embedded(config, n_workers, scratch)).scheduler_address
+            address = stack.enter_context(
+                _embedded(n_workers or default_workers(), n_gpu, scratch)
+            ).scheduler_address
         else:
             address = scheduler or _read_address(scheduler_file, config.worker_timeout_s)  # type: ignore[arg-type]
         client = _connect(address, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
         stack.callback(_close, client)
         notices = _Notices(on_notice)
         present = frozenset(workers_of(client))
-        if not embedded or config.device != "cpu":
+        if not embedded or n_gpu:
             token = shared / "preflight"
             token.write_text(str(os.getpid()))
             stack.callback(token.unlink, missing_ok=True)
@@ -321,7 +325,8 @@ def open_cluster(
             client.subscribe_topic(plugin.topic, notices.handle)  # type: ignore[no-untyped-call]
             stack.callback(_withdraw, client, plugin)
             _make_ready(client, address, plugin)
-        wants_gpu = config.device == "gpu" or (config.device == "auto" and not embedded)
+        wants_gpu = n_gpu > 0 if embedded else config.device != "cpu"
+        notices.ready.update(present)
         workers = _wait_for_workers(client, address, config, n_workers or 1, notices, wants_gpu=wants_gpu)
         notices.started = True
         yield _cluster_of(client, workers, config, address, scratch if embedded else None)
@@ -334,7 +339,8 @@ class _Notices:
         self._on_notice = on_notice
         self._said: set[str] = set()
         self.started = False
-        self.refused: list[str] = []
+        self.ready: set[str] = set()
+        self.refused: list[SgClassifyError] = []
 
     def say(self, text: str) -> None:
         """Log a warning, once, and pass it on."""
@@ -352,10 +358,13 @@ class _Notices:
     def handle(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take an event that `Readiness` has sent from a worker."""
         _, message = event
+        if "ready" in message:
+            self.ready.add(message["ready"])
         if "differs" in message:
             self.differs(message["differs"])
         if "refused" in message:
-            self.refused.append(message["refused"])
+            kind = ModelError if message["kind"] == ModelError.__name__ else ClusterError
+            self.refused.append(kind(message["refused"]))
             if self.started:
                 self.say(f"a worker that came late was refused and closed: {message['refused']}")
 
@@ -470,10 +479,8 @@ def _close(client: Client) -> None:
 
 
 @contextmanager
-def _embedded(config: RunConfig, n_workers: int | None, scratch: Path) -> Iterator[SpecCluster]:
+def _embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     """A cluster of processes on this machine that listens on the loopback interface only."""
-    n_cpu = n_workers or default_workers()
-    n_gpu = count_gpus() if config.device != "cpu" else 0
     with dask.config.set(_EMBEDDED_SETTINGS):
         cluster = SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={
@@ -552,25 +559,28 @@ def _offering(workers: Workers, resource: str) -> Workers:
 def _wait_for_workers(
     client: Client, address: str, config: RunConfig, count: int, notices: _Notices, *, wants_gpu: bool
 ) -> Workers:
-    """Workers of the cluster, once there are `count` with a GPU among them if wanted, or when the time is over."""
+    """Workers that are ready, once there are `count` with a GPU among them if wanted, or when the time is over."""
     deadline = time.monotonic() + config.worker_timeout_s
     gpu_deadline: float | None = None
     while True:
-        workers = workers_of(client)
+        known = workers_of(client)
+        workers = {a: w for a, w in known.items() if a in notices.ready}
+        pending = {a: w for a, w in known.items() if a not in notices.ready}
         if notices.refused:
-            raise ClusterError(f"{address}: {notices.refused[0]}")
+            raise notices.refused[0]
         now = time.monotonic()
-        if workers and (len(workers) >= count or now > deadline):
+        over = now > deadline + (LOAD_S if pending else 0.0)
+        if workers and (len(workers) >= count or over):
             gpu_deadline = gpu_deadline or min(now + _GPU_S, deadline)
             if not wants_gpu or _offering(workers, GPU):
                 break
-            if now > gpu_deadline:
+            if over or (now > gpu_deadline and not _offering(pending, GPU)):
                 raise ClusterError(
                     f"{address}: none of the {len(workers)} workers offers a GPU for the model; start one for each "
                     f"GPU with `dask worker {address} --nthreads 1 --resources GPU=1`, or ask for the CPU: "
                     "--device cpu"
                 )
-        elif now > deadline:
+        elif over:
             raise ClusterError(
                 f"{address}: no worker came within {config.worker_timeout_s:g} s; start workers with "
                 f"`dask worker {address} --nthreads 1` and run again"

@@ -41,7 +41,8 @@ STUCK: Final = 70
 PACKAGES: Final = ("sgclassify", "dask", "distributed", "numpy", "pyarrow", "torch")
 _SAME: Final = ("sgclassify", "python", "dask", "distributed")
 
-_LOAD_S: Final = 180.0
+LOAD_S: Final = 180.0
+"""Longest time for a worker to get ready."""
 _TOKEN_S: Final = 3.0
 _NOTE_S: Final = 5.0
 
@@ -69,9 +70,11 @@ def crash_of(folder: Path, pid: int) -> str:
         lines = crash_file(folder, pid).read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    # "Fatal Python error: ...", then the thread that crashed with its innermost frame first
-    frames = [line.strip() for line in lines if line.startswith("  File ")]
-    return ", in ".join([*lines[:1], *frames[:1]])
+    # "Fatal Python error: ...", then every thread, innermost frame first; the one that crashed is called current
+    fault = lines[0] if lines else ""
+    start = next((k for k, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
+    frames = [line.strip() for line in lines[start:] if line.startswith("  File ")]
+    return ", in ".join(filter(None, [fault, *frames[:1]]))
 
 
 def versions() -> dict[str, str]:
@@ -124,8 +127,8 @@ class Readiness(WorkerPlugin):
     """Makes every worker of the run ready before its first task, also those that join late.
 
     Dask goes on with a worker whose plugin has failed. Where the worker was there when the plugin was registered,
-    the driver gets the error and refuses the cluster. A worker that joins later reports the error under `topic` and
-    closes: it would fail tasks faster than good workers do them.
+    the driver gets the error and refuses the cluster. A worker that joins later reports under `topic` that it is
+    ready, or the error, and then closes: it would fail tasks faster than good workers do them.
 
     Attributes
     ----------
@@ -163,22 +166,24 @@ class Readiness(WorkerPlugin):
                 # In the thread that runs the tasks: it takes seconds, which would cost heartbeats in the event
                 # loop, and the number of OpenMP threads holds for the thread that sets it.
                 loop, executor = asyncio.get_running_loop(), worker.executors["default"]
-                await asyncio.wait_for(loop.run_in_executor(executor, self._load), _LOAD_S)
+                await asyncio.wait_for(loop.run_in_executor(executor, self._load), LOAD_S)
         except Exception as error:
             fault: BaseException = error
             if isinstance(error, TimeoutError):
                 fault = ClusterError(
-                    f"not ready within {_LOAD_S:g} s: busy with other work, or its disk hangs"
+                    f"not ready within {LOAD_S:g} s: busy with other work, or its disk hangs"
                 )
             kind = type(fault) if isinstance(fault, SgClassifyError) else ClusterError
             text = str(fault) if isinstance(fault, SgClassifyError) else repr(fault)
             message = text if text.startswith(who) else f"{who}: {text}"
             if late:
-                worker.log_event(self.topic, {"refused": message})
+                worker.log_event(self.topic, {"refused": message, "kind": kind.__name__})
                 # paused at once: tasks may be on their way; then in order, so that none is blamed for it
                 worker.status = Status.paused
                 worker.loop.add_callback(worker.close_gracefully, restart=False, reason="not fit for the run")
             raise kind(message) from error
+        if late:
+            worker.log_event(self.topic, {"ready": worker.address})
 
     def _check(self, who: str, theirs: dict[str, str], sees: bool, worker: Any) -> None:
         require_same(theirs, self.ours, who)

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,8 +76,20 @@ class Processes:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Processes]:
+def processes() -> Iterator[Callable[..., Processes]]:
+    """`Processes`, which end with the test."""
+    started: list[Processes] = []
+
+    def start(*arguments: Any) -> Processes:
+        started.append(Processes(*arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def outside(tmp_path: Path, processes: Callable[..., Processes]) -> Processes:
     """A scheduler without workers."""
-    processes = Processes(tmp_path)
-    yield processes
-    processes.stop()
+    return processes(tmp_path)
