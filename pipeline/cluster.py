@@ -66,6 +66,8 @@ _EMBEDDED_SETTINGS: Final[dict[str, object]] = {
     "distributed.worker.daemon": True,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
+    # what is configured for clusters of others must not keep one on the loopback interface from starting
+    "distributed.comm.require-encryption": False,
 }
 
 
@@ -305,7 +307,8 @@ def open_cluster(
             ).scheduler_address
         else:
             address = scheduler or _read_address(scheduler_file, config.worker_timeout_s)  # type: ignore[arg-type]
-        client = _connect(address, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
+        security = Security(require_encryption=False) if embedded else Security()  # type: ignore[no-untyped-call]
+        client = _connect(address, security, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
         stack.callback(_close, client)
         notices = _Notices(on_notice)
         present = frozenset(workers_of(client))
@@ -328,7 +331,7 @@ def open_cluster(
         wants_gpu = n_gpu > 0 if embedded else config.device != "cpu"
         notices.ready.update(present)
         workers = _wait_for_workers(client, address, config, n_workers or 1, notices, wants_gpu=wants_gpu)
-        notices.started = True
+        notices.start()
         yield _cluster_of(client, workers, config, address, scratch if embedded else None)
 
 
@@ -355,6 +358,15 @@ class _Notices:
         """Warn of packages of other versions."""
         self.say(f"{others}: another version may change the last bits of the products")
 
+    def start(self) -> None:
+        """From now on, a worker that is refused costs itself only."""
+        self.started = True
+        for error in self.refused:
+            self._refuse(error)
+
+    def _refuse(self, error: SgClassifyError) -> None:
+        self.say(f"a worker that came late was refused and closed: {error}")
+
     def handle(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take an event that `Readiness` has sent from a worker."""
         _, message = event
@@ -366,7 +378,7 @@ class _Notices:
             kind = ModelError if message["kind"] == ModelError.__name__ else ClusterError
             self.refused.append(kind(message["refused"]))
             if self.started:
-                self.say(f"a worker that came late was refused and closed: {message['refused']}")
+                self._refuse(self.refused[-1])
 
 
 def _read_address(path: Path, timeout_s: float) -> str:
@@ -393,28 +405,28 @@ def _read_address(path: Path, timeout_s: float) -> str:
         time.sleep(0.1)
 
 
-def _connect(address: str, timeout_s: float, file: Path | None) -> Client:
+def _connect(address: str, security: Security, timeout_s: float, file: Path | None) -> Client:
     """A client of a scheduler that answers."""
     advice = "check the address and that it runs"
     if file is not None:
         advice = f"{file} may be left from a scheduler that has ended"
     try:
         if address.startswith("tls://"):
-            _check_tls(address)
+            _check_tls(address, security)
             advice += ", and that one authority has signed all certificates"
         elif address.startswith("tcp://"):
             advice += ", or whether it is a tls:// scheduler"
         # the timeout is also that of reconnecting, which is never of use: the tasks of a lost scheduler are lost
-        return Client(address, timeout=timeout_s, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, RuntimeError) as error:
+        return Client(address, security=security, timeout=timeout_s, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ClusterError(f"{address}: the scheduler does not answer ({error}); {advice}") from error
 
 
-def _check_tls(address: str) -> None:
-    """A scheduler on tls:// needs certificates, without which Dask fails with an error of its own defects' kind."""
+def _check_tls(address: str, security: Security) -> None:
+    """A scheduler on tls:// needs certificates, without which Dask fails with a TypeError."""
     keys = "DASK_DISTRIBUTED__COMM__TLS__{CA_FILE,CLIENT__CERT,CLIENT__KEY}"
     try:
-        found = Security().get_connection_args("client").get("ssl_context")  # type: ignore[no-untyped-call]
+        found = security.get_connection_args("client").get("ssl_context")  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ClusterError(f"{address}: the certificates cannot be read ({error}); look at {keys}") from error
     if found is None:

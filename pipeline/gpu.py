@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import re
@@ -18,8 +19,9 @@ _held: Final[dict[str, int]] = {}
 """Open lock files of this process by GPU; never closed, so that the kernel frees them when it ends."""
 
 
+@functools.cache
 def claim_gpu() -> str:
-    """Claim the GPU of this process for as long as it lives.
+    """Claim the GPU of this process for as long as it lives; once is enough, more does no harm.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from sgclassify.pipeline.cluster import Cluster, TaskKilledError, open_cluster
@@ -122,7 +123,7 @@ def test_a_job_that_kills_its_worker_is_set_aside(tmp_path: Path) -> None:
     failure = outcomes.pop(0)
     assert outcomes == {1: 1, 2: 2}
     assert re.search(
-        r"the worker process ended .*worker cpu-0 at tcp://127\.0\.0\.1:\d+, process \d+; .*limit \d",
+        r"the worker process ended .*worker cpu-0 at tcp://127\.0\.0\.1:\d+, process \d+; memory when last seen [\d.]+ .iB; limit \d",
         failure.fault,
     )
 
@@ -143,6 +144,16 @@ def test_crash_is_named(tmp_path: Path) -> None:
     assert "Segmentation fault" in failure.fault
     assert "test_cluster.py" in failure.fault
     assert "in _crash" in failure.fault
+
+
+def test_embedded_cluster_where_others_need_encryption(tmp_path: Path) -> None:
+    with (
+        dask.config.set({"distributed.comm.require-encryption": True}),
+        open_cluster(
+            CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
+        ) as opened,
+    ):
+        assert _outcomes(opened, _unusable, [2]) == {2: 2}
 
 
 def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,11 +267,14 @@ def test_worker_that_comes_late_is_used(outside: Any, opened: Open) -> None:
         assert set(pids(cluster, 40)) == {first.pid, second.pid}
 
 
-def test_worker_that_comes_late_and_is_not_fit(outside: Any, opened: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_worker_that_comes_late_and_is_not_fit(
+    outside: Any, opened: Open, tmp_path: Path, nanny: str
+) -> None:
     first = outside.worker()
     notices: list[str] = []
     with opened(outside.address, on_notice=notices.append) as cluster:
-        late = outside.worker(*other_version(tmp_path, sgclassify="0.0.7"))
+        late = outside.worker(*other_version(tmp_path, sgclassify="0.0.7"), nanny)
         assert set(pids(cluster, 40)) == {first.pid}
         assert late.wait(timeout=20) == 0
         wait_for(lambda: notices)
@@ -279,6 +282,15 @@ def test_worker_that_comes_late_and_is_not_fit(outside: Any, opened: Open, tmp_p
     assert "a worker that came late was refused and closed" in notice
     assert "runs sgclassify 0.0.7" in notice
     assert "runs sgclassify 0.0.7" in outside.log(late)
+
+
+def test_worker_that_its_nanny_starts_again_is_used(outside: Any, opened: Open) -> None:
+    outside.worker("--nanny", "--resources", "CPU=1")
+    with opened(outside.address) as cluster:
+        (first,) = set(pids(cluster, 2))
+        os.kill(first, signal.SIGKILL)
+        (second,) = set(pids(cluster, 2))
+        assert second != first
 
 
 def test_nothing_is_left_on_the_scheduler(outside: Any, opened: Open, tmp_path: Path) -> None:
