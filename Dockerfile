@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The image of every role: the job (its entrypoint), Dask's scheduler and Dask's workers.
 #
 #   docker build --tag sgclassify .
