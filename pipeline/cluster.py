@@ -217,6 +217,8 @@ class TaskKilledError(SgClassifyError):
     def __init__(self, known: str = "") -> None:
         super().__init__(known)
         self.fault = "the worker process ended while it computed this" + (f" ({known})" if known else "")
+        if "Fatal Python error" in known:
+            self.advice = "a library crashed: report it, with these exposures"
 
     def __str__(self) -> str:
         return f"{self.fault}; {self.advice}"

@@ -63,6 +63,7 @@ def _defect(job: int) -> float:
 
 def _die(job: int) -> int:
     if job == 0:
+        time.sleep(2.5)  # long enough to be seen
         os._exit(11)
     return job
 
@@ -123,7 +124,8 @@ def test_a_job_that_kills_its_worker_is_set_aside(tmp_path: Path) -> None:
     failure = outcomes.pop(0)
     assert outcomes == {1: 1, 2: 2}
     assert re.search(
-        r"the worker process ended .*worker cpu-0 at tcp://127\.0\.0\.1:\d+, process \d+; memory when last seen [\d.]+ .iB; limit \d",
+        r"the worker process ended .*worker cpu-0 at tcp://127\.0\.0\.1:\d+, process \d+; "
+        r"memory when last seen [\d.]+ .iB; limit \d",
         failure.fault,
     )
 
@@ -144,6 +146,7 @@ def test_crash_is_named(tmp_path: Path) -> None:
     assert "Segmentation fault" in failure.fault
     assert "test_cluster.py" in failure.fault
     assert "in _crash" in failure.fault
+    assert "report it" in failure.advice
 
 
 def test_embedded_cluster_where_others_need_encryption(tmp_path: Path) -> None:
