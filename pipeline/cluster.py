@@ -90,6 +90,8 @@ class Cluster:
         Whether the cluster lives and ends with the run.
     timeout_s : float
         Longest time without workers.
+    stall_s : float
+        Longest time without the end of any task.
     crash_dir : Path or None
         Where workers that crash leave their stack; None for workers of others.
     seen : Seen
@@ -104,6 +106,7 @@ class Cluster:
     address: str
     embedded: bool
     timeout_s: float
+    stall_s: float = float("inf")
     crash_dir: Path | None = None
     seen: Seen = field(default_factory=lambda: Seen())
 
@@ -229,11 +232,17 @@ class _Watch:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._started = time.monotonic()
         self._empty_since: float | None = None
 
     def check(self) -> None:
-        """Raise `ClusterError` if the scheduler is lost or there was no worker for too long."""
+        """Raise `ClusterError` if the scheduler is lost, or there was no worker or no end of a task for too long."""
         self._cluster.check_alive()
+        if time.monotonic() - self._started > self._cluster.stall_s:
+            raise ClusterError(
+                f"{self._cluster.address}: no task has ended for {self._cluster.stall_s:g} s, though each may take a "
+                "quarter of that; look at the logs of scheduler and workers, and run again: it goes on from here"
+            )
         if self._cluster.is_fit(self._cluster.look()):
             self._empty_since = None
             return
@@ -633,6 +642,8 @@ def _cluster_of(
         address=address,
         embedded=scratch is not None,
         timeout_s=config.lost_workers_timeout_s,
+        # three tasks of a tile that each take the longest time are no stall yet
+        stall_s=4 * config.task_timeout_s if config.task_timeout_s else float("inf"),
         crash_dir=scratch / CRASHES if scratch is not None else None,
     )
 

@@ -45,6 +45,8 @@ class Failure:
         """Describe an error; ``path``, ``fault`` and ``advice`` are taken from those that have them."""
         if hasattr(error, "fault"):
             return cls(str(getattr(error, "path", "")), str(error.fault), str(getattr(error, "advice", "")))
+        if hasattr(error, "trace"):
+            return cls("", f"unexpected {error}", "see the traceback in run.json and report it", error.trace)
         trace = trace or "".join(traceback.format_exception(error))
         fault = f"unexpected {type(error).__name__}: {error}"
         advice = (

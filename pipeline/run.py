@@ -494,6 +494,7 @@ class _Driver:
                         shared=self.folder.work,
                         scheduler_file=self.options.scheduler_file,
                         model=self.model,
+                        on_notice=self.record.notes.append,
                     )
                 )
             yield cluster

@@ -12,11 +12,12 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sgclassify.pipeline.gpu import claim_gpu
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles
 from sgclassify.pipeline.receipts import (
     HISTOGRAM_EDGES,
@@ -60,6 +62,12 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MOST_FRAMES: Final = 40
+"""Frames of a traceback that is told of."""
 
 SAMPLE_SIZE: Final = 200
 """Objects of a tile that its receipt shows for the sky map."""
@@ -208,6 +216,46 @@ class ScoredTile:
     peak_mib: float = 0.0
 
 
+class TaskError(Exception):
+    """An unexpected error of a task in a form that crosses any process border.
+
+    An exception may hold what cannot be unpickled elsewhere, or a traceback that is too deep for it; the driver would
+    never hear of the task again.
+
+    Parameters
+    ----------
+    name, text, trace : str
+        Name of the exception's class, its message, and its traceback.
+    """
+
+    def __init__(self, name: str, text: str, trace: str) -> None:
+        super().__init__(name, text, trace)
+        self.name = name
+        self.text = text
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+def bordered(function: Callable[P, R]) -> Callable[P, R]:
+    """Let nothing but errors of this project, errors of the system and `TaskError` out of a function."""
+
+    @functools.wraps(function)
+    def task(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except SgClassifyError as error:
+            raise error.with_traceback(None) from None
+        except OSError as error:
+            raise OSError(*error.args, *([error.filename] if error.filename else [])) from None
+        except Exception as error:  # noqa: BLE001
+            trace = "".join(traceback.format_exception(error, limit=-MOST_FRAMES))
+            raise TaskError(type(error).__name__, str(error), trace) from None
+
+    return task
+
+
 def worker_name() -> str:
     """This process: host and number."""
     return f"{socket.gethostname()}:{os.getpid()}"
@@ -218,6 +266,7 @@ def peak_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+@bordered
 def prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
     """Check and prepare one exposure; the receipt of its prepared files is written last."""
     with places.limited(str(header)):
@@ -266,6 +315,7 @@ def tile_pad_arcsec(config: StageConfig) -> float:
     return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
 
 
+@bordered
 def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
     """Stamps and measurements of one tile."""
     start = time.monotonic()
@@ -275,6 +325,7 @@ def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig
     return Stamps(stamps, time.monotonic() - start, peak_mib())
 
 
+@bordered
 def infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile."""
     stamps = extracted.stamps
@@ -312,6 +363,9 @@ def classifier_of(model: ModelRef) -> Classifier:
     # The nanny sets OMP_NUM_THREADS=1 in embedded workers only. Sums are split by threads, so their number
     # decides about the last bits and must be the same wherever a tile is computed.
     torch.set_num_threads(model.threads)
+    if model.device == "cuda":
+        # done already where the run's plugin has prepared this worker
+        claim_gpu()
     return runtime.load(
         model.path, device=model.device, batch_size=model.batch_size, expected_sha256=model.sha256
     )
@@ -337,6 +391,7 @@ def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
     return scored_table(stamps.object_id, stamps.ra, stamps.dec, p_star, flags, stamps.n_bands, stamps.bands)
 
 
+@bordered
 def publish(
     tile: TilePlan, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str]
 ) -> TileReceipt:
@@ -390,6 +445,7 @@ def member_table(scored: ScoredTile) -> pa.Table:
     )
 
 
+@bordered
 def join(
     receipt: ExposureReceipt, key: str, members: Sequence[Path], places: Places, metadata: Mapping[str, str]
 ) -> ExposureReceipt:

@@ -258,6 +258,14 @@ def test_lost_scheduler_is_noticed(outside: Any, tmp_path: Path) -> None:
             opened.wait_any({future})
 
 
+def test_a_task_that_never_ends_is_noticed(cluster: Cluster) -> None:
+    stalled = replace(cluster, stall_s=3.0)
+    future = cluster.client.submit(_sleep, 8.0, pure=False, resources=cluster.cpu)
+    with pytest.raises(ClusterError, match="no task has ended for 3 s"):
+        stalled.wait_any({future})
+    assert cluster.wait_any({future}) == {future}
+
+
 @pytest.mark.slow
 def test_lost_workers_are_noticed(outside: Any, tmp_path: Path) -> None:
     worker = outside.worker()

@@ -7,16 +7,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from astropy.io import fits
 
+from sgclassify.model.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.export import export
+from sgclassify.model.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train import Trained
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
+from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.read.names import find_siblings
 
 FIELD = SimulationConfig(
@@ -35,6 +43,9 @@ TILE_ORDER = 13
 """Tiles of 26 arcsec, so that even the small field has several."""
 
 TIMEOUT_S = 600
+
+SIZE = 32
+"""Stamps of the untrained network."""
 
 Watch = Callable[[subprocess.Popen[str]], None]
 
@@ -68,10 +79,10 @@ class Run:
         }
 
     def leftovers(self) -> list[str]:
-        """Files in the output that are neither a product nor the folder's marker."""
+        """Files in the output that are neither a product nor the folder's marker nor a receipt."""
         if not self.output.is_dir():
             return []
-        allowed = {".sgclassify", "objects", "detections", "run.json", "report.html"}
+        allowed = {".sgclassify", ".receipts", "objects", "detections", "run.json", "report.html"}
         names = [path.relative_to(self.output) for path in self.output.rglob("*")]
         return sorted(
             str(name)
@@ -144,6 +155,55 @@ def reference(
     assert done.code == 0, done.stderr
     assert sum(tile["n_objects"] > 0 for tile in done.record["tiles"]) > 2
     return done
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network: the runs are about everything but its answers, and it loads at once."""
+    path = tmp_path_factory.mktemp("model") / "small.pt"
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    n = 8
+    sample = Sample(
+        image=rng.normal(0, 0.02, (n, 7, SIZE, SIZE)).astype(np.float16),
+        valid=np.ones((n, 7, SIZE, SIZE), bool),
+        sigma=np.full((n, 7), 0.02, np.float32),
+        features=rng.normal(size=(n, 7, len(FEATURES))).astype(np.float32),
+        psf=np.full((n, 7, SIZE, SIZE), 1 / SIZE**2, np.float16),
+        catalog=np.full((n, 7, len(CATALOG_COLUMNS)), np.nan, np.float32),
+        table=pa.table({"object_id": np.arange(n)}),
+    )
+    network = FusionNetwork(SIZE, architecture="bands")
+    heads = {name: torch.eye(3)[k] for k, name in enumerate(HEADS)}
+    calibration = dict.fromkeys(HEADS, Calibration().requires_grad_(False))
+    trained = Trained((network,), calibration, heads, 0.25, SIZE, {}, [], {"training": 0})
+    export(trained, sample, "0" * 64, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small job, what an undisturbed run makes of it, and how long that takes."""
+
+    exposure_list: Path
+    options: tuple[str, ...]
+    undisturbed: Any
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def small(
+    sgclassify: Callable[..., Any], field: Any, small_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Small:
+    folder = tmp_path_factory.mktemp("small")
+    listed = folder / "list.txt"
+    listed.write_text("".join(f"{image}\n" for image in field.images[2:5]))
+    options = ("--model", str(small_model), "--workers", "2")
+    start = time.monotonic()
+    done = sgclassify(listed, folder / "output", *options)
+    assert done.code == 0, done.stderr
+    assert len(done.record["tiles"]) > 5
+    return Small(listed, options, done, time.monotonic() - start)
 
 
 Level1 = dict[str, fits.HDUList]

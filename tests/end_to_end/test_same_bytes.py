@@ -104,18 +104,26 @@ def test_killed_run_leaves_whole_files_and_is_run_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_cleans_up(
-    sgclassify: Callable[..., Any], good_list: Path, tmp_path: Path, number: signal.Signals
+def test_interrupted_run_ends_in_order_and_is_gone_on_with(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    output = tmp_path / "output"
+
     def interrupt_at_work(process: subprocess.Popen[str]) -> None:
-        while process.poll() is None and not (tmp_path / "output" / ".work" / "exposures").exists():
+        while process.poll() is None and not list(output.glob(".work/exposures/*.prepared.json")):
             time.sleep(0.02)
         process.send_signal(number)
 
-    done = sgclassify(good_list, tmp_path / "output", watch=interrupt_at_work)
+    done = sgclassify(good_list, output, watch=interrupt_at_work)
     assert done.code == 128 + number, done.stderr
-    assert done.leftovers() == []
     assert "SystemExit" in done.record["message"]
+    assert not (output / ".lock").exists()
+    assert not list(output.rglob("*.part"))
+    again = sgclassify(good_list, output)
+    assert again.code == 0, again.stderr
+    assert min(one["attempts"] for one in again.inputs.values()) == 0, "what was prepared is of use"
+    assert again.digests() == reference.digests()
+    assert again.leftovers() == []
 
 
 def test_size_of_tiles_changes_the_layout_only(

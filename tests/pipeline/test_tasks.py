@@ -17,8 +17,10 @@ from sgclassify.model import runtime
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.plan import TilePlan
 from sgclassify.pipeline.receipts import ExposureReceipt, TileReceipt, members_path
+from sgclassify.pipeline.record import Failure
 from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.measure import FEATURES
@@ -218,3 +220,37 @@ def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
     places.token_path.unlink()
     with pytest.raises(StaleRunError):
         places.check()
+
+
+def _deep(n: int) -> int:
+    return _deep(n + 1)
+
+
+class _Odd(Exception):
+    """Cannot be unpickled: its constructor wants more than it passes on."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_any_error_crosses_the_border_of_a_process() -> None:
+    with pytest.raises(tasks.TaskError) as deep:
+        tasks.bordered(_deep)(0)
+    with pytest.raises(tasks.TaskError) as odd:
+        tasks.bordered(_raise)(_Odd("a", "b"))
+    for caught, name in ((deep, "RecursionError"), (odd, "_Odd")):
+        back = pickle.loads(pickle.dumps(caught.value))
+        failure = Failure.from_error(back)
+        assert failure.fault.startswith(f"unexpected {name}: ")
+        assert "line" in failure.traceback
+        assert len(failure.traceback) < 20_000
+    with pytest.raises(UnusableInputError) as known:
+        tasks.bordered(_raise)(UnusableInputError("/a", "b", "c"))
+    assert vars(pickle.loads(pickle.dumps(known.value))) == vars(UnusableInputError("/a", "b", "c"))
+    with pytest.raises(FileNotFoundError) as system:
+        tasks.bordered(_raise)(FileNotFoundError(2, "No such file", "/a.fits"))
+    assert str(pickle.loads(pickle.dumps(system.value))) == "[Errno 2] No such file: '/a.fits'"

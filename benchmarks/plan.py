@@ -1,0 +1,90 @@
+"""Time and memory of the plan of many exposures, from simulated headers: ``python benchmarks/plan.py [N]``.
+
+Images are sparse files of the camera's full size, so that 100,000 of them take next to no disk. Prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from astropy.io import fits
+
+NX, NY = 9216, 9232
+BLOCK = 2880
+
+
+def header(ra: float, dec: float, band: str, chip: int) -> bytes:
+    """Primary and image header of a detector that looks at a place (degrees)."""
+    primary = fits.PrimaryHDU().header
+    primary["DETECTOR"] = f"CHIP{chip:02d}"
+    image = fits.Header()
+    image["XTENSION"], image["BITPIX"], image["NAXIS"] = "IMAGE", -32, 2
+    image["NAXIS1"], image["NAXIS2"], image["PCOUNT"], image["GCOUNT"] = NX, NY, 0, 1
+    image["FILTER"], image["EXPTIME"], image["GAIN1"], image["RDNOISE1"] = band, 150.0, 1.1, 5.0
+    image["ZP"], image["SATURATE"], image["SKY_BKG"], image["SKY_RMS"] = 25.8, 600.0, 0.2, 0.05
+    image["FWHM"] = 2.1
+    image["CTYPE1"], image["CTYPE2"] = "RA---TAN", "DEC--TAN"
+    image["CRVAL1"], image["CRVAL2"] = ra, dec
+    image["CRPIX1"], image["CRPIX2"] = NX / 2, NY / 2
+    image["CD1_1"], image["CD1_2"], image["CD2_1"], image["CD2_2"] = -0.074 / 3600, 0.0, 0.0, 0.074 / 3600
+    text = primary.tostring() + image.tostring()
+    return text.encode("ascii")
+
+
+def simulate(folder: Path, count: int) -> Path:
+    """Write `count` exposures with headers only, seven of each field; returns the list."""
+    bands = {"NUV": 12, "u": 14, "g": 8, "r": 9, "i": 7, "z": 11, "y": 6}
+    size = -(-NX * NY * 4 // BLOCK) * BLOCK
+    names = []
+    for number in range(count):
+        field, (band, chip) = number // 7, list(bands.items())[number % 7]
+        ra, dec = (field % 800) * 0.45, -60.0 + (field // 800) * 0.19
+        name = f"CSST_MSC_MS_SIM_20270101000000_20270101000230_{number:011d}_{chip:02d}_L1_V01_IMG.fits"
+        path = folder / f"{field // 1000:04d}" / name
+        path.parent.mkdir(exist_ok=True)
+        text = header(ra, dec, band, chip)
+        with path.open("wb") as stream:
+            stream.write(text)
+            stream.truncate(len(text) + size)
+        names.append(str(path))
+    listed = folder / "list.txt"
+    listed.write_text("\n".join(names) + "\n")
+    return listed
+
+
+def main() -> None:
+    """Simulate, plan, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", type=int, nargs="?", default=100_000)
+    parser.add_argument("--folder", type=Path, default=None, help="Where to simulate. [default: temporary]")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        start = time.monotonic()
+        listed = simulate(folder, arguments.count)
+        simulated = time.monotonic() - start
+        start = time.monotonic()
+        command = [sys.executable, "-m", "sgclassify.pipeline", "run", "--exposure-list", str(listed)]
+        command += ["--output", str(folder / "output"), "--dry-run", "--log-format", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.monotonic() - start
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        exposures, tiles = re.findall(r"(\d+) exposures can be used.*?(\d+) tiles", done.stdout)[0]
+        print(f"{'exposures':<12}{int(exposures):>12,}")  # noqa: T201
+        print(f"{'tiles':<12}{int(tiles):>12,}")  # noqa: T201
+        print(f"{'simulated':<12}{simulated:>12.1f} s")  # noqa: T201
+        print(f"{'planned':<12}{seconds:>12.1f} s")  # noqa: T201
+        print(f"{'memory':<12}{peak:>12.2f} GiB")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""What goes wrong in a night: workers that die or hang over a tile, disks that fail or fill up, a lost scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+QUIET = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
+
+
+class Outside:
+    """Scheduler and workers in processes of their own, as an operator starts them; a fault goes into the workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.fault = folder / "fault.py"
+        self.fault.write_text("")
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        self.file.unlink(missing_ok=True)
+        listening = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
+        process = self._dask("scheduler", *listening, *QUIET)
+        deadline = time.monotonic() + 60
+        while not (self.file.exists() and self.file.stat().st_size):
+            assert time.monotonic() < deadline, "the scheduler did not start"
+            time.sleep(0.1)
+        return process
+
+    def worker(self, *options: str) -> subprocess.Popen[bytes]:
+        address = str(json.loads(self.file.read_text())["address"])
+        local = ("--local-directory", str(self.folder / "local"), "--preload", str(self.fault))
+        return self._dask(
+            "worker", address, "--host", "127.0.0.1", "--nthreads", "1", *QUIET, *local, *options
+        )
+
+    def faulty(self, code: str) -> None:
+        """Code that workers run as they start; in some processes more than once."""
+        self.fault.write_text(textwrap.dedent(code))
+
+    def _dask(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            # what the deployment files set: a task that killed a worker is for the driver to try again, alone
+            env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        )
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self.running):
+            with suppress(ProcessLookupError):
+                # nannies and the workers below them
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    cluster = Outside(tmp_path)
+    yield cluster
+    cluster.stop()
+
+
+def _run(
+    sgclassify: Callable[..., Any], small: Any, outside: Outside, output: Path, *more: str, **settings: Any
+) -> Any:
+    model = small.options[:2]
+    given = ("--scheduler-file", str(outside.file), "--workers", "1", *model, *more)
+    return sgclassify(small.exposure_list, output, *given, **settings)
+
+
+DEATHS = {
+    "segmentation fault": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "out of memory": "hoard = [time.sleep(0.05) or bytearray(b'x') * 2**26 for _ in range(200)]",
+    "hangs": "time.sleep(3600)",
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_tile_that_ends_whoever_takes_it(
+    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path, death: str
+) -> None:
+    tiles = small.undisturbed.record["tiles"]
+    victim = next(tile["pixel"] for tile in tiles[len(tiles) // 2 :] if tile["n_objects"])
+    outside.faulty(
+        f"""
+        import os, signal, time
+        from sgclassify.pipeline import tasks
+        extract_tile = tasks.honest = getattr(tasks, "honest", tasks.extract_tile)
+
+        def faulty(order, pixel, *arguments):
+            if pixel == {victim}:
+                {DEATHS[death]}
+            return extract_tile(order, pixel, *arguments)
+
+        tasks.extract_tile = faulty
+        """
+    )
+    outside.worker("--memory-limit", "2GiB")
+    output = tmp_path / "output"
+    done = _run(sgclassify, small, outside, output, task_timeout_s=10.0)
+    assert done.code == 3, done.stderr
+    aside = [tile for tile in done.record["tiles"] if tile["outcome"] != "done"]
+    assert [tile["pixel"] for tile in aside] == [victim]
+    assert aside[0]["attempts"] == 2
+    assert ("took longer than 10 s" if death == "hangs" else "the worker process ended") in aside[0]["fault"]
+    assert f"tile 13/{victim}" in done.stderr
+    # all other tiles are there, as they would be without the fault
+    objects = done.digests("objects")
+    kept = [
+        name for name in small.undisturbed.digests("objects") if "Npix=" in name and str(victim) not in name
+    ]
+    assert all(objects[name] == small.undisturbed.digests("objects")[name] for name in kept)
+    # the same command again, the fault being mended
+    again = sgclassify(small.exposure_list, output, *small.options, task_timeout_s=10.0)
+    assert again.code == 0, again.stderr
+    assert again.digests() == small.undisturbed.digests()
+    tried = {tile["pixel"] for tile in again.record["tiles"] if tile["attempts"]}
+    assert tried == {victim}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_read_errors(
+    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path, times: int
+) -> None:
+    name = small.undisturbed.record["inputs"][0]["id"]
+    outside.faulty(
+        f"""
+        import errno, pathlib
+        from sgclassify.pipeline import tasks
+        prepare_exposure = tasks.honest = getattr(tasks, "honest", tasks.prepare_exposure)
+        counter = pathlib.Path({str(tmp_path / "counter")!r})
+
+        def faulty(header, *arguments):
+            failed = len(counter.read_text()) if counter.exists() else 0
+            if header.exposure_id == {name!r} and failed < {times}:
+                counter.write_text("x" * (failed + 1))
+                raise OSError(errno.EIO, "Input/output error", str(header.files.image))
+            return prepare_exposure(header, *arguments)
+
+        tasks.prepare_exposure = faulty
+        """
+    )
+    outside.worker()
+    done = _run(sgclassify, small, outside, tmp_path / "output")
+    assert done.code == (0 if times == 1 else 3), done.stderr
+    one = done.inputs[name]
+    assert one["attempts"] == 2
+    assert one["outcome"] == ("done" if times == 1 else "set_aside")
+    if times == 2:
+        assert "Input/output error" in one["fault"]
+        assert "disk, network" in one["advice"]
+        done = _run(sgclassify, small, outside, tmp_path / "output")
+        assert done.code == 0, done.stderr
+    assert done.digests() == small.undisturbed.digests()
+
+
+def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path) -> None:
+    outside.worker()
+    output = tmp_path / "output"
+
+    def lose(driver: subprocess.Popen[str]) -> None:
+        while driver.poll() is None and not list(output.glob(".receipts/tiles/*.parquet")):
+            time.sleep(0.02)
+        outside.scheduler.kill()
+
+    model = small.options[:2]
+    given = ("--scheduler-file", str(outside.file), "--workers", "1", *model)
+    done = sgclassify(small.exposure_list, output, *given, watch=lose)
+    assert done.code == 6, done.stderr
+    assert "scheduler" in done.stderr
+    outside.start_scheduler()
+    outside.worker()
+    again = _run(sgclassify, small, outside, output)
+    assert again.code == 0, again.stderr
+    assert again.digests() == small.undisturbed.digests()
+    assert any(tile["attempts"] == 0 for tile in again.record["tiles"])
+
+
+def test_workers_that_die_are_replaced(
+    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path
+) -> None:
+    first = outside.worker()
+    output = tmp_path / "output"
+
+    def replace(driver: subprocess.Popen[str]) -> None:
+        while driver.poll() is None and not list(output.glob(".receipts/tiles/*.parquet")):
+            time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGKILL)
+        time.sleep(5)
+        outside.worker()
+
+    model = small.options[:2]
+    given = ("--scheduler-file", str(outside.file), "--workers", "1", *model)
+    done = sgclassify(small.exposure_list, output, *given, watch=replace)
+    assert done.code == 0, done.stderr
+    assert done.digests() == small.undisturbed.digests()
+
+
+FULL = """
+set -u
+mount -t tmpfs -o size=200k none "$1" || exit 99
+shift
+"$@"
+echo "full: $?" >&2
+mount -o remount,size=100m "$OUTPUT" || exit 99
+"$@"
+code=$?
+cp -r "$OUTPUT/." "$COPY"
+exit $code
+"""
+
+
+def test_full_disk(small: Any, tmp_path: Path) -> None:
+    own = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*own, "mount", "-t", "tmpfs", "none", str(tmp_path)], check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("this system lets nobody mount a small file system")
+    output, copy = tmp_path / "output", tmp_path / "copy"
+    output.mkdir()
+    copy.mkdir()
+    (tmp_path / "run.toml").write_text(
+        'config_version = 1\n[run]\ntile_order = 13\nbatch_size = 16\ndevice = "cpu"\n'
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sgclassify.pipeline",
+        "run",
+        "--exposure-list",
+        str(small.exposure_list),
+    ]
+    command += ["--output", str(output), "--config", str(tmp_path / "run.toml"), *small.options]
+    done = subprocess.run(
+        [*own, "sh", "-c", FULL, "sh", str(output), *command],
+        env={**os.environ, "OUTPUT": str(output), "COPY": str(copy), "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "make room" in done.stderr
+    assert "full: 6" in done.stderr
+    run = type(small.undisturbed)(0, done.stdout, done.stderr, copy)
+    assert run.digests() == small.undisturbed.digests()
+    assert run.leftovers() == []
