@@ -25,6 +25,8 @@ demo: $(INSTALLED)
 	$(BIN)/sgclassify run --exposure-list $(DEMO)/field/exposures.txt --output $(DEMO)/output
 	$(BIN)/sgclassify evaluate --run $(DEMO)/output --truth $(DEMO)/field/field_00000/truth.parquet --unblended
 
+# With the tests of faults: make test PYTEST_ARGS="-m ''"
+# 200 random kills: SGCLASSIFY_KILLS=200 make test PYTEST_ARGS="-m '' tests/end_to_end/test_kills.py"
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

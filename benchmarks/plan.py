@@ -79,11 +79,11 @@ def main() -> None:
             sys.exit(done.stderr[-2000:])
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         exposures, tiles = re.findall(r"(\d+) exposures can be used.*?(\d+) tiles", done.stdout)[0]
-        print(f"{'exposures':<12}{int(exposures):>12,}")  # noqa: T201
-        print(f"{'tiles':<12}{int(tiles):>12,}")  # noqa: T201
-        print(f"{'simulated':<12}{simulated:>12.1f} s")  # noqa: T201
-        print(f"{'planned':<12}{seconds:>12.1f} s")  # noqa: T201
-        print(f"{'memory':<12}{peak:>12.2f} GiB")  # noqa: T201
+        print(f"{'exposures':<12}{int(exposures):>12,}")
+        print(f"{'tiles':<12}{int(tiles):>12,}")
+        print(f"{'simulated':<12}{simulated:>12.1f} s")
+        print(f"{'planned':<12}{seconds:>12.1f} s")
+        print(f"{'memory':<12}{peak:>12.2f} GiB")
 
 
 if __name__ == "__main__":

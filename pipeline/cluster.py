@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dask
 from dask.utils import format_bytes
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, wait
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.scheduler import KilledWorker, NoWorkerError
 
 from sgclassify.pipeline.config import RunConfig
@@ -110,6 +110,19 @@ class Cluster:
     crash_dir: Path | None = None
     seen: Seen = field(default_factory=lambda: Seen())
 
+    def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Submit a task as `distributed.Client.submit` does, each time anew; returns its future.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is lost.
+        """
+        try:
+            return self.client.submit(function, *arguments, pure=False, **options)
+        except (ClosedClientError, OSError) as error:
+            raise self._lost(error) from error
+
     def wait_any(self, futures: set[Any]) -> set[Any]:
         """Wait until at least one future is done; return those that are.
 
@@ -127,9 +140,8 @@ class Cluster:
                     return set(wait(futures, timeout=_POLL_S, return_when="FIRST_COMPLETED").done)  # type: ignore[no-untyped-call]
             except TimeoutError:
                 watch.check()
-            except (FutureCancelledError, concurrent.futures.CancelledError) as error:
-                self.check_alive()
-                raise ClusterError(f"{self.address}: tasks were cancelled on the scheduler") from error
+            except (FutureCancelledError, concurrent.futures.CancelledError, OSError) as error:
+                raise self._lost(error) from error
 
     def outcome(self, future: Any) -> tuple[Any, BaseException | None, str]:
         """Result, error and traceback text of a future that is done.
@@ -152,12 +164,17 @@ class Cluster:
             except TimeoutError:
                 watch.check()
                 continue
-            except (FutureCancelledError, concurrent.futures.CancelledError) as cancelled:
-                self.check_alive()
-                raise ClusterError(f"{self.address}: tasks were cancelled on the scheduler") from cancelled
+            except (FutureCancelledError, concurrent.futures.CancelledError, OSError) as lost:
+                raise self._lost(lost) from lost
             if isinstance(error, NoWorkerError):
                 raise ClusterError(f"{self.address}: {error}")
             return None, self._killed(error) if isinstance(error, KilledWorker) else error, trace
+
+    def _lost(self, error: BaseException) -> ClusterError:
+        """What it means that the scheduler no longer knows of tasks, or that the connection to it breaks."""
+        if self.client.status != "running" or not isinstance(error, concurrent.futures.CancelledError):
+            return ClusterError(f"{self.address}: the scheduler is lost; look at its log and run again")
+        return ClusterError(f"{self.address}: tasks were cancelled on the scheduler")
 
     def _killed(self, error: KilledWorker) -> TaskKilledError:
         """What is known of the death of a worker."""

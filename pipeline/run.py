@@ -506,7 +506,13 @@ class _Driver:
                 exposure.fault, exposure.advice = "the run ended before this exposure was done", "run again"
         self.record.peak_mib["driver"] = tasks.peak_mib()
         if self._opened or not self.folder.has_products:
-            self._write_report_and_record()
+            try:
+                self._write_report_and_record()
+            except OSError as error:
+                # of a run that was ended by a full disk, say, what ended it is to be heard
+                if self._complete:
+                    raise
+                log.error("%s: the record of this run could not be written: %s", self.folder.path, error)
         else:
             log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
         if self._complete and not self.options.keep_work:
@@ -516,7 +522,8 @@ class _Driver:
         try:
             write_report(self.record, self.sample, self.folder.path / "report.html")
         except BaseException as error:
-            self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
+            if self._complete:
+                self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
             raise
         finally:
             self.record.write(self.folder.path / "run.json")
@@ -534,13 +541,12 @@ class _Driver:
         inventory = self.inventory
 
         def submit(header: ExposureHeader) -> Any:
-            return cluster.client.submit(
+            return cluster.submit(
                 tasks.prepare,
                 header,
                 self.places,
                 self.config.tile_order,
                 self.config.stage,
-                pure=False,
                 resources=cluster.cpu,
             )
 
@@ -617,32 +623,29 @@ class _Driver:
         about = self._metadata
 
         def submit(tile: TilePlan) -> Any:
-            stamps = cluster.client.submit(
+            stamps = cluster.submit(
                 tasks.extract,
                 tile,
                 self.places,
                 self.contract.stamp_size,
                 self.config.stage,
-                pure=False,
                 resources=cluster.cpu,
                 priority=EXTRACT_PRIORITY,
             )
-            scored = cluster.client.submit(
+            scored = cluster.submit(
                 tasks.infer,
                 stamps,
                 self.model,
-                pure=False,
                 resources=cluster.inference,
                 priority=INFER_PRIORITY,
             )
-            return cluster.client.submit(
+            return cluster.submit(
                 tasks.publish,
                 tile,
                 keys[tile],
                 scored,
                 self.places,
                 about,
-                pure=False,
                 resources=cluster.cpu,
                 priority=PUBLISH_PRIORITY,
             )
@@ -705,14 +708,13 @@ class _Driver:
 
         def submit(name: str) -> Any:
             receipt, tiles = inventory.good[name], published[name]
-            return cluster.client.submit(
+            return cluster.submit(
                 tasks.join,
                 receipt,
                 join_key(inventory.settings, receipt.digest, tiles.items()),
                 [inventory.receipts.members_path(order, pixel) for pixel in sorted(tiles)],
                 self.places,
                 about,
-                pure=False,
                 resources=cluster.cpu,
             )
 

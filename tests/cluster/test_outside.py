@@ -25,7 +25,7 @@ from sgclassify.pipeline.config import RunConfig
 from sgclassify.pipeline.dispatch import dispatch
 from sgclassify.stages.errors import ClusterError, ModelError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 CONFIG = RunConfig(device="cpu", worker_timeout_s=20.0, batch_size=4)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,6 +207,68 @@ def small(
     assert done.code == 0, done.stderr
     assert len(done.record["tiles"]) > 5
     return Small(listed, options, done, time.monotonic() - start)
+
+
+QUIET = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
+
+
+class Outside:
+    """Scheduler and workers in processes of their own, as an operator starts them; a fault goes into the workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.fault = folder / "fault.py"
+        self.fault.write_text("")
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        self.file.unlink(missing_ok=True)
+        listening = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
+        process = self._dask("scheduler", *listening, *QUIET)
+        deadline = time.monotonic() + 60
+        while not (self.file.exists() and self.file.stat().st_size):
+            assert time.monotonic() < deadline, "the scheduler did not start"
+            time.sleep(0.1)
+        return process
+
+    def worker(self, *options: str) -> subprocess.Popen[bytes]:
+        address = str(json.loads(self.file.read_text())["address"])
+        local = ("--local-directory", str(self.folder / "local"), "--preload", str(self.fault))
+        return self._dask(
+            "worker", address, "--host", "127.0.0.1", "--nthreads", "1", *QUIET, *local, *options
+        )
+
+    def faulty(self, code: str) -> None:
+        """Code that workers run as they start; in some processes more than once."""
+        self.fault.write_text(textwrap.dedent(code))
+
+    def _dask(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            # what the deployment files set: a task that killed a worker is for the driver to try again, alone
+            env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        )
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self.running):
+            with suppress(ProcessLookupError):
+                # nannies and the workers below them
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    cluster = Outside(tmp_path)
+    yield cluster
+    cluster.stop()
 
 
 Level1 = dict[str, fits.HDUList]

@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
-QUIET = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
-
-
-class Outside:
-    """Scheduler and workers in processes of their own, as an operator starts them; a fault goes into the workers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / "scheduler.json"
-        self.fault = folder / "fault.py"
-        self.fault.write_text("")
-        self.running: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self.start_scheduler()
-
-    def start_scheduler(self) -> subprocess.Popen[bytes]:
-        self.file.unlink(missing_ok=True)
-        listening = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
-        process = self._dask("scheduler", *listening, *QUIET)
-        deadline = time.monotonic() + 60
-        while not (self.file.exists() and self.file.stat().st_size):
-            assert time.monotonic() < deadline, "the scheduler did not start"
-            time.sleep(0.1)
-        return process
-
-    def worker(self, *options: str) -> subprocess.Popen[bytes]:
-        address = str(json.loads(self.file.read_text())["address"])
-        local = ("--local-directory", str(self.folder / "local"), "--preload", str(self.fault))
-        return self._dask(
-            "worker", address, "--host", "127.0.0.1", "--nthreads", "1", *QUIET, *local, *options
-        )
-
-    def faulty(self, code: str) -> None:
-        """Code that workers run as they start; in some processes more than once."""
-        self.fault.write_text(textwrap.dedent(code))
-
-    def _dask(self, *arguments: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            # what the deployment files set: a task that killed a worker is for the driver to try again, alone
-            env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
-        )
-        self.running.append(process)
-        return process
-
-    def stop(self) -> None:
-        for process in reversed(self.running):
-            with suppress(ProcessLookupError):
-                # nannies and the workers below them
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Outside]:
-    cluster = Outside(tmp_path)
-    yield cluster
-    cluster.stop()
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 def _run(
-    sgclassify: Callable[..., Any], small: Any, outside: Outside, output: Path, *more: str, **settings: Any
+    sgclassify: Callable[..., Any], small: Any, outside: Any, output: Path, *more: str, **settings: Any
 ) -> Any:
     model = small.options[:2]
     given = ("--scheduler-file", str(outside.file), "--workers", "1", *model, *more)
@@ -99,7 +35,7 @@ DEATHS = {
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_tile_that_ends_whoever_takes_it(
-    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path, death: str
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, death: str
 ) -> None:
     tiles = small.undisturbed.record["tiles"]
     victim = next(tile["pixel"] for tile in tiles[len(tiles) // 2 :] if tile["n_objects"])
@@ -142,7 +78,7 @@ def test_a_tile_that_ends_whoever_takes_it(
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_read_errors(
-    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path, times: int
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, times: int
 ) -> None:
     name = small.undisturbed.record["inputs"][0]["id"]
     outside.faulty(
@@ -176,7 +112,7 @@ def test_read_errors(
     assert done.digests() == small.undisturbed.digests()
 
 
-def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path) -> None:
+def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path) -> None:
     outside.worker()
     output = tmp_path / "output"
 
@@ -199,7 +135,7 @@ def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Out
 
 
 def test_workers_that_die_are_replaced(
-    sgclassify: Callable[..., Any], small: Any, outside: Outside, tmp_path: Path
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path
 ) -> None:
     first = outside.worker()
     output = tmp_path / "output"

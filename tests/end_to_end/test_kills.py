@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 REPETITIONS = int(os.environ.get("SGCLASSIFY_KILLS", "12"))
 VICTIMS = ("worker", "driver", "both")

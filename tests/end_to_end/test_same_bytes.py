@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,42 +41,43 @@ def test_number_of_workers_and_tiles_in_flight(
     assert done.digests() == reference.digests()
 
 
-@pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[str]:
-    """Address of a scheduler with two workers, in processes of their own, as an operator starts them."""
-    file = tmp_path / "scheduler.json"
-    quiet = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-    running = [
-        _dask("scheduler", "--host", "127.0.0.1", "--port", "0", *quiet, "--scheduler-file", str(file))
-    ]
-    try:
-        deadline = time.monotonic() + 60
-        while not (file.exists() and file.stat().st_size):
-            assert time.monotonic() < deadline, "the scheduler did not start"
-            time.sleep(0.1)
-        address = str(json.loads(file.read_text())["address"])
-        for number in range(2):
-            local = ["--local-directory", str(tmp_path / f"worker{number}")]
-            options = ["--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *quiet, *local]
-            running.append(_dask("worker", address, *options))
-        yield address
-    finally:
-        for process in reversed(running):
-            process.kill()
-            process.wait()
-
-
-def _dask(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dask", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def test_scheduler_of_others(
-    sgclassify: Callable[..., Any], reference: Any, good_list: Path, scheduler: str, tmp_path: Path
-) -> None:
-    done = sgclassify(good_list, tmp_path / "output", "--scheduler", scheduler, "--workers", "2")
+def test_four_workers(sgclassify: Callable[..., Any], small: Any, tmp_path: Path) -> None:
+    done = sgclassify(small.exposure_list, tmp_path / "output", *small.options[:2], "--workers", "4")
     assert done.code == 0, done.stderr
-    assert done.digests() == reference.digests()
+    assert done.digests() == small.undisturbed.digests()
+    assert len({tile["worker"] for tile in done.record["tiles"]}) > 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_cluster_of_others(
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, device: str
+) -> None:
+    """A worker that offers a GPU where torch sees none infers on its CPU: the same bytes."""
+    outside.worker("--resources", "CPU=1")
+    outside.worker("--resources", "CPU=1")
+    outside.worker("--resources", "GPU=1")
+    given = ("--scheduler-file", str(outside.file), "--workers", "3", "--device", device, *small.options[:2])
+    done = sgclassify(small.exposure_list, tmp_path / "output", *given)
+    assert done.code == 0, done.stderr
+    assert done.digests() == small.undisturbed.digests()
+    assert done.record["model"]["device"] == ("cpu" if device == "cpu" else "cuda")
+
+
+def test_appended_exposures(sgclassify: Callable[..., Any], small: Any, tmp_path: Path) -> None:
+    lines = small.exposure_list.read_text().splitlines()
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(lines[:2]) + "\n")
+    first = sgclassify(listed, tmp_path / "output", *small.options)
+    assert first.code == 0, first.stderr
+    assert first.digests() != small.undisturbed.digests()
+    listed.write_text("\n".join(lines) + "\n")
+    planned = sgclassify(listed, tmp_path / "output", *small.options, "--dry-run")
+    assert planned.code == 0, planned.stderr
+    assert "3 exposures can be used, 2 of them are known already" in planned.stdout
+    both = sgclassify(listed, tmp_path / "output", *small.options)
+    assert both.code == 0, both.stderr
+    assert both.digests() == small.undisturbed.digests()
+    assert both.leftovers() == []
 
 
 def test_killed_run_leaves_whole_files_and_is_run_again(
