@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.config import StageConfig
-from sgclassify.stages.detect import detect_in_strips
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import (
     GAUSSIAN_FWHM,
@@ -223,6 +222,8 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
 
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
+    # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
+    from sgclassify.stages.detect import detect_in_strips
 
     def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
         window = pixels.window(y0, y1, 0, header.shape[1])
