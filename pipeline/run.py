@@ -351,8 +351,9 @@ class Inventory:
             What differs: exposures that are gone, cannot be read any more, or have changed.
         """
         known = self.receipts.known()
+        listed = {exposure.id for exposure in self.record.exposures}
         gone = [
-            f"{name} can no longer be used" if name in self._listed_names() else f"{name} is no longer listed"
+            f"{name} can no longer be used" if name in listed else f"{name} is no longer listed"
             for name in sorted(known.keys() - self.headers.keys())
         ]
         here = [(known[n], h.files, h.catalog_stem) for n, h in self.headers.items() if n in known]
@@ -360,9 +361,6 @@ class Inventory:
         for receipt, _, _ in here:
             self.accept(receipt)
         return gone + [f"{name} has changed" for name in other]
-
-    def _listed_names(self) -> set[str]:
-        return {exposure.id for exposure in self.record.exposures}
 
     def forget(self) -> None:
         """Nothing is known: everything is computed anew."""
@@ -580,21 +578,22 @@ class _Driver:
             "look after the disk or the network that its files lie on and run again, or raise task_timeout_s",
         )
 
-    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, TileReceipt]]:
-        """Tiles to compute, and those that are complete; what both need is prepared.
+    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, str]]:
+        """Tiles to compute, and those that are complete with their keys; what both need is prepared.
 
         The prepared files of a run that was completed are gone: what is touched by new exposures is prepared again.
         """
         inventory = self.inventory
         while True:
-            done: dict[TilePlan, TileReceipt] = {}
+            # keys only: the receipts of a long list would fill the memory
+            done: dict[TilePlan, str] = {}
             todo: list[TilePlan] = []
             for tile in inventory.plan():
                 receipt = inventory.published(tile, self.folder.objects)
                 if receipt is None:
                     todo.append(tile)
                 else:
-                    done[tile] = receipt
+                    done[tile] = receipt.key
             touched = {name for tile in todo for name in tile.exposures}
             # an exposure without a product of what is complete is joined again even if no tile of it is computed
             complete = self._published_by_exposure(done)
@@ -604,22 +603,28 @@ class _Driver:
                 return todo, done
             self._prepare(cluster, lacking)
 
-    def _published_by_exposure(self, tiles: Mapping[TilePlan, TileReceipt]) -> dict[str, dict[int, str]]:
+    def _published_by_exposure(self, tiles: Mapping[TilePlan, str]) -> dict[str, dict[int, str]]:
         """Pixel and key of the published tiles of every good exposure."""
         found: dict[str, dict[int, str]] = {name: {} for name in self.inventory.good}
-        for tile, receipt in tiles.items():
+        for tile, key in tiles.items():
             for name in tile.exposures:
-                found[name][tile.pixel] = receipt.key
+                found[name][tile.pixel] = key
         return found
 
     def _run_tiles(self, cluster: Cluster) -> dict[str, dict[int, str]]:
         """Compute and publish the tiles; pixel and key of the published ones of every exposure."""
+        inventory = self.inventory
         todo, done = self._plan(cluster)
         if done:
             log.info("%d tiles are complete already", len(done), extra={"tiles_complete": len(done)})
-        for tile, receipt in done.items():
-            self._record_tile(tile, receipt, 0)
-        keys = {tile: self.inventory.key_of(tile) for tile in todo}
+        for tile in done:
+            earlier = inventory.published(tile, self.folder.objects)
+            if earlier is None:
+                raise UsageError(
+                    f"{self.folder.path}: the products of {tile} were removed while the run was at work"
+                )
+            self._record_tile(tile, earlier, 0)
+        keys = {tile: inventory.key_of(tile) for tile in todo}
         about = self._metadata
 
         def submit(tile: TilePlan) -> Any:
@@ -634,7 +639,9 @@ class _Driver:
             )
             scored = cluster.submit(
                 tasks.infer,
+                tile,
                 stamps,
+                self.places,
                 self.model,
                 resources=cluster.inference,
                 priority=INFER_PRIORITY,

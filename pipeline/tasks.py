@@ -326,8 +326,16 @@ def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig
 
 
 @bordered
-def infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
+def infer(tile: TilePlan, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile."""
+    if len(extracted.stamps):
+        # the first tile of a worker waits for the model, which is no fault of that tile
+        classifier_of(model)
+    with places.limited(str(tile)):
+        return _infer(extracted, model)
+
+
+def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     stamps = extracted.stamps
     start = time.monotonic()
     p_star = np.empty(0, dtype=np.float32)
@@ -399,6 +407,13 @@ def publish(
 
     A tile without objects writes no partition. ``key`` says what the tile was made of.
     """
+    with places.limited(str(tile)):
+        return _publish(tile, key, scored, places, metadata)
+
+
+def _publish(
+    tile: TilePlan, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str]
+) -> TileReceipt:
     start = time.monotonic()
     places.check()
     path = publish_objects(tile.order, tile.pixel, scored.objects, places.objects, metadata)

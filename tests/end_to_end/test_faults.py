@@ -55,12 +55,12 @@ def test_a_tile_that_ends_whoever_takes_it(
     )
     outside.worker("--memory-limit", "2GiB")
     output = tmp_path / "output"
-    done = _run(sgclassify, small, outside, output, task_timeout_s=10.0)
+    done = _run(sgclassify, small, outside, output, task_timeout_s=20.0)
     assert done.code == 3, done.stderr
     aside = [tile for tile in done.record["tiles"] if tile["outcome"] != "done"]
     assert [tile["pixel"] for tile in aside] == [victim]
     assert aside[0]["attempts"] == 2
-    assert ("took longer than 10 s" if death == "hangs" else "the worker process ended") in aside[0]["fault"]
+    assert ("took longer than 20 s" if death == "hangs" else "the worker process ended") in aside[0]["fault"]
     assert f"tile 13/{victim}" in done.stderr
     # all other tiles are there, as they would be without the fault
     objects = done.digests("objects")
@@ -69,7 +69,7 @@ def test_a_tile_that_ends_whoever_takes_it(
     ]
     assert all(objects[name] == small.undisturbed.digests("objects")[name] for name in kept)
     # the same command again, the fault being mended
-    again = sgclassify(small.exposure_list, output, *small.options, task_timeout_s=10.0)
+    again = sgclassify(small.exposure_list, output, *small.options, task_timeout_s=20.0)
     assert again.code == 0, again.stderr
     assert again.digests() == small.undisturbed.digests()
     tried = {tile["pixel"] for tile in again.record["tiles"] if tile["attempts"]}

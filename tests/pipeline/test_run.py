@@ -142,7 +142,7 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, extracted: Any, model: tasks.ModelRef) -> Any:
+    def infer(self, tile: TilePlan, extracted: Any, places: tasks.Places, model: tasks.ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 

@@ -79,17 +79,21 @@ def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
     assert table["bands"] == ["g,r", "g,r", "g,r", "", "g,r"]
 
 
-def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tasks, "classifier_of", lambda model: lambda stamps: P_STAR[: len(stamps)])
     model = ModelRef(None, "00", 64, 1)
-    scored = tasks.infer(Stamps(_stamps(), 1.0, 0.0), model)
+    scored = tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
     assert scored.objects.num_rows == 5
     assert scored.seconds >= 1.0
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
-    assert tasks.infer(Stamps(_stamps(0), 1.0, 0.0), model).objects.num_rows == 0
+    assert tasks.infer(_tile(), Stamps(_stamps(0), 1.0, 0.0), _places(tmp_path), model).objects.num_rows == 0
 
 
-def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_assumes_another_prior_and_averages_where_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     class Fake:
         def __call__(self, stamps: TileStamps) -> Any:
             return P_STAR
@@ -100,7 +104,11 @@ def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytes
     monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
     prior = Prior((0.2, 0.8), (20.0, 24.0))
     model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
-    table = tasks.infer(Stamps(_stamps(), 1.0, 0.0), model).objects.sort_by("object_id").to_pydict()
+    table = (
+        tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
+        .objects.sort_by("object_id")
+        .to_pydict()
+    )
     # without a flux, the faint end: four stars to a galaxy
     assert table["p_star"][0] == pytest.approx(0.45 * 4 / (0.45 * 4 + 0.55))
     assert table["p_star"][2] is None
