@@ -339,8 +339,11 @@ def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     stamps = extracted.stamps
     start = time.monotonic()
     p_star = np.empty(0, dtype=np.float32)
+    device = model.device
     if len(stamps):
         classifier = classifier_of(model)
+        # a worker that offers a GPU may have none that torch sees
+        device = classifier.device.type
         p_star = classifier.averaged(stamps) if model.tta else classifier(stamps)
         if model.prior is not None:
             new = model.prior.at(magnitudes(stamps))
@@ -349,7 +352,7 @@ def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
         object_table(stamps, p_star),
         stamps.members,
         extracted.seconds + time.monotonic() - start,
-        model.device,
+        device,
         max(extracted.peak_mib, peak_mib()),
     )
 

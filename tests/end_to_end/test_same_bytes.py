@@ -61,6 +61,7 @@ def test_cluster_of_others(
     assert done.code == 0, done.stderr
     assert done.digests() == small.undisturbed.digests()
     assert done.record["model"]["device"] == ("cpu" if device == "cpu" else "cuda")
+    assert {tile["device"] for tile in done.record["tiles"] if tile["n_objects"]} == {"cpu"}
 
 
 def test_appended_exposures(sgclassify: Callable[..., Any], small: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sgclassify.model import runtime
 from sgclassify.pipeline import tasks
@@ -79,14 +80,28 @@ def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
     assert table["bands"] == ["g,r", "g,r", "g,r", "", "g,r"]
 
 
+class Fake:
+    """A classifier that knows the answers."""
+
+    device = torch.device("cpu")
+
+    def __call__(self, stamps: TileStamps) -> Any:
+        return P_STAR[: len(stamps)]
+
+    def averaged(self, stamps: TileStamps) -> Any:
+        return P_STAR / 2
+
+
 def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tasks, "classifier_of", lambda model: lambda stamps: P_STAR[: len(stamps)])
-    model = ModelRef(None, "00", 64, 1)
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
+    # a worker that offers a GPU where torch sees none
+    model = ModelRef(None, "00", 64, 1, device="cuda")
     scored = tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
     assert scored.objects.num_rows == 5
     assert scored.seconds >= 1.0
+    assert scored.device == "cpu"
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
     assert tasks.infer(_tile(), Stamps(_stamps(0), 1.0, 0.0), _places(tmp_path), model).objects.num_rows == 0
 
@@ -94,13 +109,6 @@ def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
 def test_infer_assumes_another_prior_and_averages_where_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Fake:
-        def __call__(self, stamps: TileStamps) -> Any:
-            return P_STAR
-
-        def averaged(self, stamps: TileStamps) -> Any:
-            return P_STAR / 2
-
     monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
     prior = Prior((0.2, 0.8), (20.0, 24.0))
     model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
