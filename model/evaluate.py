@@ -245,6 +245,7 @@ class Judged:
             "star_completeness_at_purity_0.97": metrics.completeness_at_purity(p, star, 0.97, weight),
             "star_true_positives_at_0.005_false": metrics.true_positives_at(p, star, 0.005),
             "brier": metrics.brier(p, star),
+            "cross_entropy": metrics.cross_entropy(p, star),
             "ece": metrics.ece(p, star),
             "ece_of_exact_probabilities": metrics.expected_ece(p) if len(p) else float("nan"),
         }
@@ -255,7 +256,7 @@ class Judged:
         return result
 
     def paired(self, keep: Bool, method: str) -> dict[str, Any]:
-        """Error rate of a method less that of the model on the same objects, with its 95 % interval."""
+        """Error rate and cross entropy of a method less those of the model on the same objects, with 95 % intervals."""
         index = np.flatnonzero(keep & self.scored & np.isfinite(self.p[method]))
         star = self.star[index]
         wrong = [((self.p[name][index] >= 0.5) != star).astype(np.float64) for name in (method, MODEL)]
@@ -263,6 +264,9 @@ class Judged:
         if not len(index):
             return {"n": 0}
         low, high = metrics.bootstrap_interval(lambda k: float(difference[k].mean()), self.field[index])
+        surprise = [metrics.surprise(self.p[name][index], star) for name in (method, MODEL)]
+        surplus = surprise[0] - surprise[1]
+        less, more = metrics.bootstrap_interval(lambda k: float(surplus[k].mean()), self.field[index])
         return {
             "n": len(index),
             "error": float(wrong[0].mean()),
@@ -270,6 +274,7 @@ class Judged:
             "difference": float(difference.mean()),
             "low": low,
             "high": high,
+            "cross_entropy": {"difference": float(surplus.mean()), "low": less, "high": more},
         }
 
     def paper_like(self) -> Bool:
@@ -519,7 +524,7 @@ def as_text(result: dict[str, Any]) -> str:
         recall_table([whole, *own["by_magnitude"]], band),
         "",
         f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
-        f" {'TP@.5%':>8}  error less the model's",
+        f" {'TP@.5%':>8}  {'error less the model' + chr(39) + 's':<26} cross entropy, less the model's",
     ]
     for name, method in result["methods"].items():
         o = method["overall"]
@@ -531,7 +536,11 @@ def as_text(result: dict[str, Any]) -> str:
         )
         pair = result["paired"].get(name)
         if pair and pair["n"]:
-            line += f"  {_percent(pair['difference'])} [{100 * pair['low']:.2f}, {100 * pair['high']:.2f}]"
+            less = f"{_percent(pair['difference'])} [{100 * pair['low']:.2f}, {100 * pair['high']:.2f}]"
+            c = pair["cross_entropy"]
+            line += f"  {less:<26} {c['difference']:+.4f} [{c['low']:.4f}, {c['high']:.4f}]"
+        else:
+            line += f"  {'':<26} {o['cross_entropy']:.4f}"
         lines.append(line)
     q = result["quasars"]
     if q["n"]:

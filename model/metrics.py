@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +117,20 @@ def true_positives_at(score: F64, positive: Bool, false_share: float) -> float:
 def brier(p_star: F64, star: Bool) -> float:
     """Mean squared error of the probability; nan of nothing."""
     return float(np.mean((p_star - star) ** 2)) if len(p_star) else float("nan")
+
+
+SMALLEST_P: Final = 1e-6
+"""What a probability of 0 counts as in the cross entropy, which one such mistake would make infinite."""
+
+
+def surprise(p_star: F64, star: Bool) -> F64:
+    """-ln of the probability of what each object is, whose mean is the cross entropy; at most -ln `SMALLEST_P`."""
+    return np.asarray(-np.log(np.maximum(np.where(star, p_star, 1.0 - p_star), SMALLEST_P)))
+
+
+def cross_entropy(p_star: F64, star: Bool) -> float:
+    """Mean `surprise`; nan of nothing."""
+    return float(surprise(p_star, star).mean()) if len(p_star) else float("nan")
 
 
 def reliability(p_star: F64, star: Bool, bins: int = ECE_BINS) -> tuple[F64, F64, npt.NDArray[np.int64]]:

@@ -215,6 +215,13 @@ def test_other_methods_are_compared_on_the_same_objects():
     assert pair["error_of_model"] == pytest.approx(((good >= 0.5) != star)[here].mean())
     assert 0 < pair["low"] < pair["difference"] < pair["high"]
     assert same["difference"] == same["low"] == same["high"] == 0.0
+    surplus = pair["cross_entropy"]
+    assert 0 < surplus["low"] < surplus["difference"] < surplus["high"]
+    wrong = ((bad >= 0.5) != star)[here], ((good >= 0.5) != star)[here]
+    # all probabilities are 0.1 or 0.9
+    expected = (wrong[0].mean() - wrong[1].mean()) * np.log(9.0)
+    assert surplus["difference"] == pytest.approx(expected)
+    assert same["cross_entropy"]["difference"] == 0.0
 
 
 def test_command_writes_figures_and_a_page_with_the_mistakes(data, tmp_path):
