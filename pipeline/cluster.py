@@ -71,6 +71,10 @@ _EMBEDDED_SETTINGS: Final[dict[str, object]] = {
 }
 
 
+STARTS: Final = 3
+"""Times that the embedded cluster is started before the run gives up."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A cluster that was found fit for the run.
@@ -522,32 +526,33 @@ def _close(client: Client) -> None:
 def _embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     """A cluster of processes on this machine that listens on the loopback interface only."""
     with dask.config.set(_EMBEDDED_SETTINGS):
-        cluster = SpecCluster(  # type: ignore[no-untyped-call]
-            scheduler={
-                "cls": Scheduler,
-                # port 0 also for the HTTP server that a scheduler always has: a fixed one may be taken
-                "options": {
-                    "host": "127.0.0.1",
-                    "port": 0,
-                    "dashboard": False,
-                    "dashboard_address": "127.0.0.1:0",
-                },
-            },
-            workers={
-                **{
-                    f"cpu-{k}": _worker(scratch, {CPU: 1}, {"CUDA_VISIBLE_DEVICES": ""}) for k in range(n_cpu)
-                },
-                **{
-                    f"gpu-{k}": _worker(scratch, {GPU: 1}, {"CUDA_VISIBLE_DEVICES": _gpu(k)})
-                    for k in range(n_gpu)
-                },
-            },
-            silence_logs=logging.CRITICAL,
-        )
+        cluster = _started(n_cpu, n_gpu, scratch)
         try:
             yield cluster
         finally:
             cluster.close(timeout=30)
+
+
+def _started(n_cpu: int, n_gpu: int, scratch: Path) -> SpecCluster:
+    """The embedded cluster, tried again where a worker process ends while it starts."""
+    cpu = {f"cpu-{k}": _worker(scratch, {CPU: 1}, {"CUDA_VISIBLE_DEVICES": ""}) for k in range(n_cpu)}
+    gpu = {f"gpu-{k}": _worker(scratch, {GPU: 1}, {"CUDA_VISIBLE_DEVICES": _gpu(k)}) for k in range(n_gpu)}
+    # port 0 also for the HTTP server that a scheduler always has: a fixed one may be taken
+    listening = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    for attempt in range(1, STARTS + 1):
+        try:
+            return SpecCluster(  # type: ignore[no-untyped-call]
+                scheduler={"cls": Scheduler, "options": listening},
+                workers={**cpu, **gpu},
+                silence_logs=logging.CRITICAL,
+            )
+        except (RuntimeError, OSError) as error:
+            fault = error
+            log.warning("the workers of this machine did not start (%s), attempt %d", error, attempt)
+    raise ClusterError(
+        f"the workers of this machine do not start ({fault}); is there memory and room for {n_cpu + n_gpu} "
+        "processes? --workers N starts fewer"
+    ) from fault
 
 
 def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> dict[str, Any]:

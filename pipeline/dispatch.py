@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from sgclassify.pipeline.cluster import TaskKilledError
 from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def dispatch(
                         f"{job}: cannot be written ({error}); make room, or mend the file system, and run the same"
                         " command again: it goes on from here"
                     )
-                elif isinstance(error, TaskKilledError) and attempt < ATTEMPTS:
+                elif isinstance(error, (TaskKilledError, TaskTimeoutError)) and attempt < ATTEMPTS:
                     suspects.append(job)
                 elif isinstance(error, SgClassifyError) or attempt >= ATTEMPTS:
                     yield Outcome(job, Failure.from_error(error, trace), attempt)

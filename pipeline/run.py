@@ -46,6 +46,7 @@ from sgclassify.pipeline.record import (
 )
 from sgclassify.pipeline.report import SkySample, write_report
 from sgclassify.pipeline.status import ProgressFile
+from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
 from sgclassify.stages.prior import Prior, read_prior
 from sgclassify.stages.publish import partition_path
@@ -539,6 +540,7 @@ class _Driver:
         inventory = self.inventory
 
         def submit(header: ExposureHeader) -> Any:
+            self._new_try(str(header))
             return cluster.submit(
                 tasks.prepare,
                 header,
@@ -568,15 +570,15 @@ class _Driver:
         if not inventory.good:
             raise inventory.nothing_to_do()
 
+    def _new_try(self, what: str) -> None:
+        """Forget that an earlier try of a job took too long."""
+        self.places.note(what).unlink(missing_ok=True)
+
     def _explained(self, failure: Failure, what: str) -> Failure:
-        """The failure, or what a worker that ended itself over this job has left to say."""
-        if not self.places.note(what).is_file():
-            return failure
-        return Failure(
-            failure.file,
-            f"took longer than {self.places.limit_s:g} s; each worker that took it ended itself",
-            "look after the disk or the network that its files lie on and run again, or raise task_timeout_s",
-        )
+        """The failure, or that the worker ended itself over this job, where it has left a note of it."""
+        if self.places.note(what).is_file():
+            return Failure.from_error(TaskTimeoutError(what, self.places.limit_s))
+        return failure
 
     def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, str]]:
         """Tiles to compute, and those that are complete with their keys; what both need is prepared.
@@ -628,6 +630,7 @@ class _Driver:
         about = self._metadata
 
         def submit(tile: TilePlan) -> Any:
+            self._new_try(str(tile))
             stamps = cluster.submit(
                 tasks.extract,
                 tile,
@@ -714,6 +717,7 @@ class _Driver:
                 todo.append(name)
 
         def submit(name: str) -> Any:
+            self._new_try(f"exposure {name}")
             receipt, tiles = inventory.good[name], published[name]
             return cluster.submit(
                 tasks.join,

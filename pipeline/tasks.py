@@ -39,7 +39,7 @@ from sgclassify.pipeline.receipts import (
     stats_of,
     write_receipt,
 )
-from sgclassify.pipeline.worker import time_limit
+from sgclassify.pipeline.worker import TaskTimeoutError, time_limit
 from sgclassify.stages.atomic import write_atomic
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
@@ -149,8 +149,18 @@ class Places:
         return self.notes / f"{digest_of(what)}.json"
 
     def limited(self, what: str) -> AbstractContextManager[None]:
-        """Context in which no more than `limit_s` may be spent, or else the process ends; see `time_limit`."""
-        return time_limit(self.limit_s, what, self.note(what))
+        """Context in which no more than `limit_s` may be spent, or else the process ends; see `time_limit`.
+
+        Raises
+        ------
+        TaskTimeoutError
+            If ``what`` has ended another worker in this try: a scheduler that gives it to the next one by itself
+            shall not lose them all, each after the whole time.
+        """
+        note = self.note(what)
+        if note.exists():
+            raise TaskTimeoutError(what, self.limit_s)
+        return time_limit(self.limit_s, what, note)
 
     def check(self) -> None:
         """Refuse to write for a run that is over.

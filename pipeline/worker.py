@@ -202,6 +202,29 @@ class Readiness(WorkerPlugin):
             classifier_of(dataclasses.replace(self.model, device="cuda"))
 
 
+class TaskTimeoutError(SgClassifyError):
+    """A task took so long that the worker ended itself; see `time_limit`.
+
+    Parameters
+    ----------
+    what : str
+        The job.
+    seconds : float
+        Longest time that it may take.
+    """
+
+    exit_code = 3
+    path = ""
+    advice = "look after the disk or the network that its files lie on and run again, or raise task_timeout_s"
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(what, seconds)
+        self.fault = f"took longer than {seconds:g} s; each worker that took it ended itself"
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.fault}; {self.advice}"
+
+
 @contextmanager
 def time_limit(seconds: float, what: str, note: Path) -> Iterator[None]:
     """End this process if the block takes too long: a thread that is stuck in a read cannot be ended otherwise.

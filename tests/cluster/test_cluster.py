@@ -6,13 +6,16 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 
 from sgclassify.pipeline.cluster import Cluster, TaskKilledError, open_cluster
@@ -157,6 +160,48 @@ def test_embedded_cluster_where_others_need_encryption(tmp_path: Path) -> None:
         ) as opened,
     ):
         assert _outcomes(opened, _unusable, [2]) == {2: 2}
+
+
+def _kill_workers(stop: threading.Event, limit: int, killed: list[int]) -> None:
+    """Kill the worker processes of this one as they come, at most so many."""
+    mine = {child.pid for child in psutil.Process().children(recursive=True)}
+    while not stop.wait(0.02) and len(killed) < limit:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if (
+                    child.pid not in mine
+                    and "spawn_main" in " ".join(child.cmdline())
+                    and len(killed) < limit
+                ):
+                    child.kill()
+                    mine.add(child.pid)
+                    killed.append(child.pid)
+
+
+@pytest.mark.parametrize("deaths", [1, 100])
+def test_a_worker_that_dies_while_it_starts(tmp_path: Path, deaths: int) -> None:
+    stop, killed = threading.Event(), list[int]()
+    killer = threading.Thread(target=_kill_workers, args=(stop, deaths, killed))
+    killer.start()
+    try:
+        if deaths == 1:
+            with open_cluster(
+                CONFIG, scheduler=None, n_workers=2, scratch=tmp_path / "dask", shared=tmp_path
+            ) as opened:
+                outcomes = [
+                    done.result for done in dispatch(opened, range(3), _submit(opened, _environment), 2)
+                ]
+            assert len(outcomes) == 3
+        else:
+            with (
+                pytest.raises(ClusterError, match="do not start"),
+                open_cluster(CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path),
+            ):
+                pass
+        assert len(killed) >= 1
+    finally:
+        stop.set()
+        killer.join()
 
 
 def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

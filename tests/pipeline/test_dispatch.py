@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sgclassify.pipeline.cluster import TaskKilledError
 from sgclassify.pipeline.dispatch import Outcome, dispatch
 from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
 
 
@@ -112,7 +113,8 @@ def test_errors_that_no_other_job_escapes_end_the_run(error: Exception) -> None:
         list(dispatch(cluster, ["a", "b"], lambda _: cluster.submit(error), 2))
 
 
-def test_what_was_on_a_dead_worker_is_tried_again_alone() -> None:
+@pytest.mark.parametrize("death", [TaskKilledError(), TaskTimeoutError("b", 9.0)])
+def test_what_was_on_a_dead_worker_is_tried_again_alone(death: Exception) -> None:
     cluster = FakeCluster(seed=3)
     tried: list[str] = []
     deaths = {"killer": 9, "innocent": 1}
@@ -120,7 +122,7 @@ def test_what_was_on_a_dead_worker_is_tried_again_alone() -> None:
     def submit(job: str) -> FakeFuture:
         tried.append(job)
         deaths[job] = deaths.get(job, 0) - 1
-        return cluster.submit(TaskKilledError() if deaths[job] >= 0 else job)
+        return cluster.submit(death if deaths[job] >= 0 else job)
 
     jobs = ["a", "killer", "b", "innocent", "c", "d"]
     done = {one.job: one for one in dispatch(cluster, jobs, submit, 4)}

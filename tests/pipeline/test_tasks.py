@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from sgclassify.pipeline.plan import TilePlan
 from sgclassify.pipeline.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record import Failure
 from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
+from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
@@ -270,3 +272,16 @@ def test_any_error_crosses_the_border_of_a_process() -> None:
     with pytest.raises(FileNotFoundError) as system:
         tasks.bordered(_raise)(FileNotFoundError(2, "No such file", "/a.fits"))
     assert str(pickle.loads(pickle.dumps(system.value))) == "[Errno 2] No such file: '/a.fits'"
+
+
+def test_a_job_that_ended_a_worker_is_not_taken_by_the_next_one(tmp_path: Path) -> None:
+    places = replace(_places(tmp_path), limit_s=60.0)
+    places.notes.mkdir()
+    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR), _stamps().members, 1.0)
+    places.note(str(_tile())).write_text("{}")
+    with pytest.raises(TaskTimeoutError, match="took longer than 60 s") as caught:
+        tasks.publish(_tile(), "key", scored, places, METADATA)
+    back = pickle.loads(pickle.dumps(caught.value))
+    assert Failure.from_error(back).advice.startswith("look after the disk")
+    places.note(str(_tile())).unlink()
+    assert tasks.publish(_tile(), "key", scored, places, METADATA).n_objects == 5
