@@ -31,6 +31,7 @@ PRODUCTS: Final = ("objects", "detections", "run.json", "report.html")
 SETTINGS: Final = "settings.json"
 TOKEN: Final = "token"
 NOTES: Final = "notes"
+SCRATCH: Final = "dask"
 PROGRESS: Final = "progress.json"
 MOST_NAMED: Final = 10
 """Differences that a message names; more are counted."""
@@ -100,7 +101,7 @@ class OutputFolder:
             # the work of a run that ended early is of use only to one of the same settings
             if self.is_fresh or _read_json(self.work / SETTINGS) != self._settings:
                 _remove(self.work)
-            for name in ("dask", NOTES, PROGRESS):
+            for name in (SCRATCH, NOTES, PROGRESS):
                 _remove(self.work / name)
             self.prepared.mkdir(parents=True, exist_ok=True)
             (self.work / NOTES).mkdir()
@@ -195,12 +196,13 @@ class OutputFolder:
             if path.name not in keep:
                 path.unlink(missing_ok=True)
 
-    def remove_work(self) -> None:
-        """Remove what lived only until the run was complete."""
+    def remove_work(self, whole: bool = True) -> None:
+        """Remove what lived only until the run was complete, or only what is of no use to the next one either."""
+        path = self.work if whole else self.work / SCRATCH
         try:
-            _remove(self.work)
+            _remove(path)
         except OSError as error:
-            log.warning("%s could not be removed: %s", self.work, error)
+            log.warning("%s could not be removed: %s", path, error)
 
     def _remove_parts(self) -> None:
         """Remove what killed writers left; whoever still writes there belongs to no run."""

@@ -23,7 +23,7 @@ from sgclassify.pipeline.dispatch import dispatch
 from sgclassify.pipeline.exposure_list import ExposureList, parse_list
 from sgclassify.pipeline.headers import read_headers
 from sgclassify.pipeline.metrics import MetricsFile
-from sgclassify.pipeline.outdir import NOTES, PROGRESS, TOKEN, OutputFolder
+from sgclassify.pipeline.outdir import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles, plan_tiles
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.receipts import (
@@ -489,7 +489,7 @@ class _Driver:
                         self.config,
                         scheduler=self.options.scheduler,
                         n_workers=self.options.workers,
-                        scratch=self.folder.work / "dask",
+                        scratch=self.folder.work / SCRATCH,
                         shared=self.folder.work,
                         scheduler_file=self.options.scheduler_file,
                         model=self.model,
@@ -514,8 +514,10 @@ class _Driver:
                 log.error("%s: the record of this run could not be written: %s", self.folder.path, error)
         else:
             log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
-        if self._complete and not self.options.keep_work:
-            self.folder.remove_work()
+        # where nothing can be used, nothing is left to go on from either
+        over = self._complete or self.record.exit_code == NothingToDoError.exit_code
+        if not self.options.keep_work:
+            self.folder.remove_work(whole=over)
 
     def _write_report_and_record(self) -> None:
         try:

@@ -293,6 +293,7 @@ def test_nothing_usable(stages: Stages, options: Options, where: str) -> None:
     assert "no exposure" in record["message"]
     assert len(record["inputs"]) == 3
     assert not (options.output / "objects").exists()
+    assert not (options.output / ".work").exists()
 
 
 def test_nothing_usable_leaves_earlier_products(stages: Stages, options: Options) -> None:
@@ -445,6 +446,7 @@ def test_a_run_that_ended_early_is_gone_on_with(stages: Stages, options: Options
     stages.error_in_tile = ClusterError("lost")
     assert _run(options).exit_code == 6
     assert sorted(stages.prepared) == ["e1", "e2", "e5"]
+    assert (options.output / ".work").is_dir()
     stages.error_in_tile = None
     stages.forget()
     assert _run(options).exit_code == 0
