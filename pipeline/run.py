@@ -157,6 +157,9 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
             log.error("%s", error, extra={"exit_code": error.exit_code})
         except BaseException as error:
             record.message = f"ended by {type(error).__name__}: {error}"
+            if isinstance(error, SystemExit) and isinstance(error.code, int):
+                # a signal, see `sgclassify.pipeline.cli`
+                record.exit_code = error.code
             raise
         finally:
             driver.close()

@@ -117,7 +117,9 @@ def test_interrupted_run_ends_in_order_and_is_gone_on_with(
     done = sgclassify(good_list, output, watch=interrupt_at_work)
     assert done.code == 128 + number, done.stderr
     assert "SystemExit" in done.record["message"]
+    assert done.record["exit_code"] == 128 + number
     assert not (output / ".lock").exists()
+    assert not (output / ".work" / "dask").exists()
     assert not list(output.rglob("*.part"))
     again = sgclassify(good_list, output)
     assert again.code == 0, again.stderr
