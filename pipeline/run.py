@@ -517,10 +517,10 @@ class _Driver:
                 log.error("%s: the record of this run could not be written: %s", self.folder.path, error)
         else:
             log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
-        # where nothing can be used, nothing is left to go on from either
-        over = self._complete or self.record.exit_code == NothingToDoError.exit_code
+        # what was prepared is of use to the next run, unless this one is complete
+        useful = not self._complete and any(self.folder.prepared.iterdir())
         if not self.options.keep_work:
-            self.folder.remove_work(whole=over)
+            self.folder.remove_work(whole=not useful)
 
     def _write_report_and_record(self) -> None:
         try:

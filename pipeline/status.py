@@ -89,7 +89,9 @@ def read_status(folder: Path) -> dict[str, Any]:
     record = _read(folder / "run.json")
     if alive:
         state = "running"
-    elif (folder / WORK).is_dir() and (record.get("exit_code") not in (0, 3) or _is_later(progress, record)):
+    elif (record and record.get("exit_code") not in (0, 3, 4)) or (
+        (folder / WORK).is_dir() and (not record or _is_later(progress, record))
+    ):
         state = "dead"
     else:
         state = "finished" if record else "empty"

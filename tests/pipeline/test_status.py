@@ -80,6 +80,18 @@ def test_a_run_that_died_after_a_finished_one(tmp_path: Path) -> None:
     assert read_status(tmp_path)["state"] == "dead"
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "finished"), (4, "finished"), (6, "dead")])
+def test_a_run_that_wrote_its_record(tmp_path: Path, code: int, state: str) -> None:
+    record = _record(tmp_path)
+    record.exit_code, record.message = code, "the message"
+    with OutputFolder(tmp_path, SETTINGS, overwrite=False) as folder:
+        record.write(tmp_path / "run.json")
+        folder.remove_work()
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"]) == (state, code)
+    assert "the message" in describe(status)
+
+
 def test_command(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", SETTINGS, overwrite=False):
         pass
