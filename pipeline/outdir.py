@@ -99,7 +99,7 @@ class OutputFolder:
             if not (self.path / MARKER).exists():
                 self._mark()
             # the work of a run that ended early is of use only to one of the same settings
-            if self.is_fresh or _read_json(self.work / SETTINGS) != self._settings:
+            if self.is_fresh or read_json(self.work / SETTINGS) != self._settings:
                 _remove(self.work)
             for name in (SCRATCH, NOTES, PROGRESS):
                 _remove(self.work / name)
@@ -177,7 +177,7 @@ class OutputFolder:
                 for name in (RECEIPTS, *PRODUCTS):
                     _remove(self.path / name)
                 self.is_fresh = False
-            if _read_json(self.path / MARKER).get("settings") != self._settings:
+            if read_json(self.path / MARKER).get("settings") != self._settings:
                 self._mark()
             for name in (*PRODUCTS[:2], RECEIPTS):
                 # a link would lead out of the output folder
@@ -240,7 +240,7 @@ class OutputFolder:
         """Whether what is in the folder is of these settings, and so can be gone on from."""
         if not self.has_products:
             return
-        marker = _read_json(self.path / MARKER)
+        marker = read_json(self.path / MARKER)
         earlier = marker.get("settings")
         if not isinstance(earlier, dict):
             differences = ["an earlier version of the software"]
@@ -277,7 +277,7 @@ def holder(path: Path) -> tuple[dict[str, Any], bool]:
     path : Path
         The output folder.
     """
-    found = _read_json(path / LOCK)
+    found = read_json(path / LOCK)
     if not found:
         return {}, False
     if found.get("host") != socket.gethostname():
@@ -292,7 +292,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -309,7 +310,7 @@ def _lock(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            holder = _read_json(path)
+            holder = read_json(path)
             host, pid = holder.get("host"), holder.get("pid")
             free = _try_flock(descriptor)
             held = not free if free is not None else _alive(pid)

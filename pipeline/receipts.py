@@ -196,11 +196,9 @@ def join_key(settings: str, digest: str, tiles: Iterable[tuple[int, str]]) -> st
 def stats_of(files: ExposureFiles) -> dict[str, tuple[int, int]]:
     """Size and time of change (ns) of each file of an exposure."""
     found = {}
-    for field in fields(files):
-        path = getattr(files, field.name)
-        if path is not None:
-            stat = path.stat()
-            found[str(path)] = (stat.st_size, stat.st_mtime_ns)
+    for path in files.present.values():
+        stat = path.stat()
+        found[str(path)] = (stat.st_size, stat.st_mtime_ns)
     return found
 
 
@@ -213,8 +211,7 @@ def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: s
     try:
         if not verify and stats_of(files) == receipt.stats:
             return True
-        paths = [path for field in fields(files) if (path := getattr(files, field.name)) is not None]
-        sha256 = {str(path): _sha256(path) for path in paths}
+        sha256 = {str(path): _sha256(path) for path in files.present.values()}
     except OSError:
         return False
     return content_digest(receipt.exposure_id, catalog_stem, files, sha256) == receipt.digest

@@ -185,8 +185,6 @@ def plan(options: Options, reporter: Reporter) -> str:
     if not folder.is_fresh and (differences := inventory.compare()):
         folder.refuse(differences)
         inventory.forget()
-    if folder.is_fresh:
-        inventory.forget()
     pad = tasks.tile_pad_arcsec(setup.config.stage)
     footprints = (
         (name, footprint_tiles(header, setup.config.tile_order, pad))
@@ -585,52 +583,38 @@ class _Driver:
             return Failure.from_error(TaskTimeoutError(what, self.places.limit_s))
         return failure
 
-    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[TilePlan, str]]:
-        """Tiles to compute, and those that are complete with their keys; what both need is prepared.
+    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[str, dict[int, str]]]:
+        """Tiles to compute, and pixel and key of the complete ones of every good exposure; these are recorded.
 
-        The prepared files of a run that was completed are gone: what is touched by new exposures is prepared again.
+        What is needed for the rest is prepared: the prepared files of a run that was completed are gone, so that what
+        new exposures touch is prepared again.
         """
         inventory = self.inventory
         while True:
-            # keys only: the receipts of a long list would fill the memory
-            done: dict[TilePlan, str] = {}
+            self.record.tiles.clear()
+            self.sample = SkySample()
             todo: list[TilePlan] = []
+            published: dict[str, dict[int, str]] = {name: {} for name in inventory.good}
             for tile in inventory.plan():
                 receipt = inventory.published(tile, self.folder.objects)
                 if receipt is None:
                     todo.append(tile)
                 else:
-                    done[tile] = receipt.key
+                    self._take(tile, receipt, 0, published)
             touched = {name for tile in todo for name in tile.exposures}
             # an exposure without a product of what is complete is joined again even if no tile of it is computed
-            complete = self._published_by_exposure(done)
-            touched |= {n for n in inventory.good if n not in touched and not self._joined(n, complete[n])}
+            touched |= {n for n in inventory.good if n not in touched and not self._joined(n, published[n])}
             lacking = [n for n in touched if not inventory.receipts.is_prepared(inventory.good[n])]
             if not lacking:
-                return todo, done
+                return todo, published
             self._prepare(cluster, lacking)
-
-    def _published_by_exposure(self, tiles: Mapping[TilePlan, str]) -> dict[str, dict[int, str]]:
-        """Pixel and key of the published tiles of every good exposure."""
-        found: dict[str, dict[int, str]] = {name: {} for name in self.inventory.good}
-        for tile, key in tiles.items():
-            for name in tile.exposures:
-                found[name][tile.pixel] = key
-        return found
 
     def _run_tiles(self, cluster: Cluster) -> dict[str, dict[int, str]]:
         """Compute and publish the tiles; pixel and key of the published ones of every exposure."""
         inventory = self.inventory
-        todo, done = self._plan(cluster)
-        if done:
-            log.info("%d tiles are complete already", len(done), extra={"tiles_complete": len(done)})
-        for tile in done:
-            earlier = inventory.published(tile, self.folder.objects)
-            if earlier is None:
-                raise UsageError(
-                    f"{self.folder.path}: the products of {tile} were removed while the run was at work"
-                )
-            self._record_tile(tile, earlier, 0)
+        todo, published = self._plan(cluster)
+        if done := len(self.record.tiles):
+            log.info("%d tiles are complete already", done, extra={"tiles_complete": done})
         keys = {tile: inventory.key_of(tile) for tile in todo}
         about = self._metadata
 
@@ -665,8 +649,6 @@ class _Driver:
                 priority=PUBLISH_PRIORITY,
             )
 
-        published = self._published_by_exposure(done)
-        del done
         with self.reporter.phase("classifying tiles", len(todo)) as phase:
             for outcome in dispatch(cluster, todo, submit, self.config.window * cluster.n_slots):
                 phase.step()
@@ -674,12 +656,13 @@ class _Driver:
                 if isinstance(receipt, Failure):
                     self._set_tile_aside(tile, self._explained(receipt, str(tile)), outcome.attempts)
                     continue
-                self._record_tile(tile, receipt, outcome.attempts)
-                for name in tile.exposures:
-                    published[name][tile.pixel] = receipt.key
+                self._take(tile, receipt, outcome.attempts, published)
         return published
 
-    def _record_tile(self, tile: TilePlan, receipt: TileReceipt, attempts: int) -> None:
+    def _take(
+        self, tile: TilePlan, receipt: TileReceipt, attempts: int, published: dict[str, dict[int, str]]
+    ) -> None:
+        """Take a published tile into the record, the report, and what is published of its exposures."""
         one = TileRecord(tile.order, tile.pixel, list(tile.exposures), outcome=DONE, attempts=attempts)
         for name in (
             "n_objects", "n_stars", "n_galaxies", "n_not_scored", "seconds", "worker", "device", "peak_mib",
@@ -687,6 +670,8 @@ class _Driver:
             setattr(one, name, getattr(receipt, name))
         self.record.tiles.append(one)
         self.sample.add(receipt)
+        for name in tile.exposures:
+            published[name][tile.pixel] = receipt.key
 
     def _set_tile_aside(self, tile: TilePlan, failure: Failure, attempts: int) -> None:
         one = TileRecord(tile.order, tile.pixel, list(tile.exposures), attempts=attempts)

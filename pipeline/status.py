@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sgclassify.pipeline.outdir import MARKER, PROGRESS, RECEIPTS, WORK, holder
+from sgclassify.pipeline.outdir import MARKER, PROGRESS, RECEIPTS, WORK, holder, read_json
 from sgclassify.pipeline.record import SET_ASIDE, RunRecord
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.errors import UsageError
@@ -85,8 +85,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     if not (folder / MARKER).is_file():
         raise UsageError(f"{folder}: is no output folder of sgclassify run")
     lock, alive = holder(folder)
-    progress = _read(folder / WORK / PROGRESS)
-    record = _read(folder / "run.json")
+    progress = read_json(folder / WORK / PROGRESS)
+    record = read_json(folder / "run.json")
     if alive:
         state = "running"
     elif (record and record.get("exit_code") not in (0, 3, 4)) or (
@@ -167,11 +167,3 @@ def _ago(text: object) -> str:
     except (ValueError, TypeError):
         return "?"
     return f"{seconds:.0f} s ago"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +62,11 @@ class ExposureFiles:
     weight: Path | None = None
     flag: Path | None = None
     catalog: Path | None = None
+
+    @property
+    def present(self) -> dict[str, Path]:
+        """The files that are there, by kind."""
+        return {kind.name: path for kind in fields(self) if (path := getattr(self, kind.name)) is not None}
 
 
 def strip_extension(name: str) -> str:

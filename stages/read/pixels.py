@@ -217,8 +217,7 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
         WHT all zero, or no pixel is valid.
     """
     files = header.files
-    paths = [path for path in (files.image, files.weight, files.flag, files.catalog) if path is not None]
-    sha256 = {str(path): verify(path) for path in paths}
+    sha256 = {str(path): verify(path) for path in files.present.values()}
     ny, nx = header.shape
     step = max(1, math.isqrt(ny * nx // SKY_SAMPLES))
     finite = weighted = valid_pixels = 0
