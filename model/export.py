@@ -15,8 +15,9 @@ import torch
 from sgclassify.model.contract import ModelContract
 from sgclassify.model.dataset import Sample
 from sgclassify.model.network import HEADS, CalibratedNetwork
-from sgclassify.model.runtime import CONTRACT_FILE, REFERENCE_FILE, load, sha256_of
+from sgclassify.model.runtime import CONTRACT_FILE, REFERENCE_FILE, load
 from sgclassify.model.train import Trained
+from sgclassify.stages.checksum import sha256_of
 
 N_REFERENCE = 16
 NAMES = {"fused": "fusion-{}-bilstm", "image": "image-{}", "sequence": "sequence-bilstm"}

@@ -6,7 +6,6 @@ This module must stay importable without torchvision, training code or the simul
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import logging
 import warnings
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from sgclassify.model.contract import INPUTS, ModelContract
+from sgclassify.stages.checksum import sha256_of
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.tile import TileStamps
 
@@ -35,12 +35,6 @@ F32 = npt.NDArray[np.float32]
 def default_model() -> Path:
     """Path of the model that ships with the package."""
     return Path(str(resources.files("sgclassify.model").joinpath("weights", "default.pt")))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as a hexadecimal string."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Classifier:

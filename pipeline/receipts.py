@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from sgclassify.stages.atomic import write_atomic_text
+from sgclassify.stages.checksum import sha256_of
 from sgclassify.stages.read.names import ExposureFiles
 
 RECEIPT: Final = b"sgclassify:receipt"
@@ -211,15 +212,10 @@ def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: s
     try:
         if not verify and stats_of(files) == receipt.stats:
             return True
-        sha256 = {str(path): _sha256(path) for path in files.present.values()}
+        sha256 = {str(path): sha256_of(path) for path in files.present.values()}
     except OSError:
         return False
     return content_digest(receipt.exposure_id, catalog_stem, files, sha256) == receipt.digest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Receipts:

@@ -197,8 +197,9 @@ def test_worker_without_the_software(outside: Any, opened: Open, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from sgclassify.model.runtime import default_model, sha256_of
+    from sgclassify.model.runtime import default_model
     from sgclassify.pipeline.tasks import ModelRef
+    from sgclassify.stages.checksum import sha256_of
 
     return ModelRef(None, sha256_of(default_model()), batch_size=4, threads=2)
 
