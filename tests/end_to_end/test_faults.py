@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from sgclassify.model.evaluate import read_objects
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -110,6 +113,53 @@ def test_read_errors(
         done = _run(sgclassify, small, outside, tmp_path / "output")
         assert done.code == 0, done.stderr
     assert done.digests() == small.undisturbed.digests()
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(4, "16 8 4"), (0, "16 8 4 2 1 cpu")], ids=["halved", "cpu"])
+def test_gpu_out_of_memory(
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, most: int, sizes: str
+) -> None:
+    # a worker whose model finds memory for no more than so many objects on what it takes for its GPU
+    log = tmp_path / "sizes.txt"
+    outside.faulty(
+        f"""
+        import torch
+        from sgclassify.model import runtime
+        load, forward = runtime.honest = getattr(runtime, "honest", (runtime.load, runtime.Classifier._forward))
+
+        def note(what):
+            with open({str(log)!r}, "a") as file:
+                print(what, file=file)
+
+        def faulty_load(path=None, *, device="cpu", **options):
+            classifier = load(path, device="cpu", **options)
+            if device == "cpu":
+                note("cpu")
+            classifier.most = {most} if device == "cuda" else 1000
+            return classifier
+
+        def faulty_forward(self, arrays):
+            most = getattr(self, "most", 1000)
+            if most < 1000:
+                note(self.batch_size)
+            if self.batch_size > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return forward(self, arrays)
+
+        runtime.load, runtime.Classifier._forward = faulty_load, faulty_forward
+        """
+    )
+    outside.worker("--resources", "GPU=1")
+    done = _run(sgclassify, small, outside, tmp_path / "output", device='"gpu"')
+    assert done.code == 0, done.stderr
+    assert {tile["attempts"] for tile in done.record["tiles"]} == {1}
+    noted = log.read_text().split()
+    assert " ".join(noted).startswith(sizes)
+    assert set(noted[len(sizes.split()) :]) <= ({"4"} if most else set(sizes.split()))
+    # another batch size may change the last bits of a probability, and nothing else
+    good, ours = (read_objects(run.output) for run in (small.undisturbed, done))
+    np.testing.assert_allclose(ours["p_star"], good["p_star"], rtol=0, atol=1e-6)
+    assert ours.drop_columns(["p_star", "p_galaxy"]) == good.drop_columns(["p_star", "p_galaxy"])
 
 
 def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path) -> None:
