@@ -223,6 +223,10 @@ def load(
     if where.type == "cuda" and not torch.cuda.is_available():
         log.warning("the model is asked for on %s, which torch does not see: it runs on the CPU", device)
         where = torch.device("cpu")
+    if where.type == "cuda":
+        # the precision of the CPU (Ampere and later would round convolutions to 10 bits), the same in every run
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
