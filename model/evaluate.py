@@ -42,6 +42,7 @@ SYMMETRY_SAMPLE: Final = 2_000
 """Objects that are looked at in all eight symmetries."""
 
 BINNINGS: Final[dict[str, tuple[float, ...]]] = {
+    "snr": (-np.inf, 5, 7, 10, 15, 20, 40, np.inf),
     "snr_i": (-np.inf, 5, 10, 20, 50, 200, np.inf),
     "r50_arcsec": (0, 0.05, 0.1, 0.2, 0.4, np.inf),
     "redshift": (1e-9, 0.5, 1, 1.5, 2, np.inf),
@@ -50,7 +51,12 @@ BINNINGS: Final[dict[str, tuple[float, ...]]] = {
     "star_density": (0, 3, 10, 30, np.inf),
     "roll_deg": (0, 90, 180, 270, 360),
 }
-"""Edges of the bins besides those of magnitude; ``r50_arcsec`` and ``redshift`` are of galaxies only."""
+"""Edges of the bins besides those of magnitude; ``r50_arcsec`` and ``redshift`` are of galaxies only.
+
+``snr`` is the largest over the bands. Calibration is judged by it, not by the true magnitude, which no classifier
+knows: of what is measured as equally bright, the galaxies have the brighter total magnitude, so that bins of true
+magnitude hold more stars at the faint end than exact probabilities say.
+"""
 
 
 def read_objects(path: Path) -> pa.Table:
@@ -202,13 +208,15 @@ class Judged:
         self.field = np.nan_to_num(or_unknown("field"), nan=-1).astype(np.int64)
         self.blended = blended(table)
         values: dict[str, F64] = {
-            name: or_unknown(name) for name in BINNINGS if name not in ("snr_i", "blended")
+            name: or_unknown(name) for name in BINNINGS if name not in ("snr", "snr_i", "blended")
         }
         values["blended"] = self.blended.astype(np.float64)
-        values["snr_i"] = unknown
+        values["snr"] = values["snr_i"] = unknown
         if "snr" in table.column_names:
-            snr = table["snr"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            values["snr_i"] = snr.reshape(n, len(BANDS))[:, BAND_INDEX["i"]].astype(np.float64)
+            flat = table["snr"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            snr = flat.reshape(n, len(BANDS)).astype(np.float64)
+            values["snr_i"] = snr[:, BAND_INDEX["i"]]
+            values["snr"] = np.nan_to_num(snr, nan=0.0).max(axis=1)
         for name in ("r50_arcsec", "redshift"):
             values[name] = np.where(self.star, np.nan, values[name])
         self.values = values
@@ -497,11 +505,19 @@ def _percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f} %" if np.isfinite(value) else "-"
 
 
-def recall_table(rows: list[dict[str, Any]], band: str) -> str:
-    """Recall in each row of magnitudes, as text."""
-    lines = [f"{'magnitude':>13} {'star recall':>30} {'galaxy recall':>30} {'ECE':>7}"]
+def recall_table(rows: list[dict[str, Any]], quantity: str, label: str) -> str:
+    """Recall in each row of a quantity, as text."""
+    lines = [f"{quantity:>13} {'star recall':>30} {'galaxy recall':>30} {'ECE':>7}"]
     for row in rows:
-        cells = [f"{band} {row['low']:.1f}-{row['high']:.1f}".rjust(13)]
+        low, high = row["low"], row["high"]
+        span = (
+            f"< {high:.1f}"
+            if low == -np.inf
+            else f"> {low:.1f}"
+            if high == np.inf
+            else f"{low:.1f}-{high:.1f}"
+        )
+        cells = [f"{label} {span}".rjust(13)]
         for name in ("star", "galaxy"):
             r = row[name]
             interval = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
@@ -521,8 +537,9 @@ def as_text(result: dict[str, Any]) -> str:
         f"{sample['objects']} objects, {sample['stars']} of them stars, in {sample['fields']} fields"
         + (", signal-to-noise ratio in i at least 10" if sample["paper_like"] else "")
         + (", not blended" if sample["unblended"] else ""),
-        recall_table([whole, *own["by_magnitude"]], band),
+        recall_table([whole, *own["by_magnitude"]], "magnitude", band),
         "",
+        *([recall_table(rows, "largest SNR", ""), ""] if (rows := own["by"]["snr"]) else []),
         f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
         f" {'TP@.5%':>8}  {'error less the model' + chr(39) + 's':<26} cross entropy, less the model's",
     ]

@@ -24,6 +24,7 @@ from sgclassify.model.evaluate import (
     PAPER_GALAXIES,
     PAPER_STARS,
     Judged,
+    as_text,
     by_bands,
     by_symmetry,
     evaluate,
@@ -175,6 +176,11 @@ def test_every_object_is_in_one_bin_of_each_kind():
             wrong = (p[judged.scored] >= 0.5) != judged.star[judged.scored]
             assert row["error"] == pytest.approx(wrong[inside].mean()), (name, row["low"])
     assert set(own["by"]) == set(BINNINGS)
+    snr = table["snr"].combine_chunks().flatten().to_numpy().reshape(-1, 7)
+    np.testing.assert_array_equal(judged.values["snr"], np.nanmax(np.nan_to_num(snr), axis=1))
+    text = as_text(found)
+    assert "largest SNR" in text
+    assert f"of {own['by']['snr'][-1]['star']['n']}" in text
     assert found["quasars"]["n"] == judged.quasar.sum()
     assert found["quasars"]["called_star"] == (p[judged.quasar] >= 0.5).sum()
 
