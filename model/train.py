@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -662,17 +663,21 @@ class _SequenceOnly(nn.Module):
 FIRST_LAYER: Final = "image_encoder.backbone.conv1.0.weight"
 
 
-def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """Weights of a checkpoint, the best so far, or of the first network of an archive."""
+def _weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
+    """Weights of a checkpoint, the best so far, or of each network of an archive."""
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
         values = module.float().state_dict()
-        # archives of one network had it under a name of its own
-        prefix = "networks.0." if any(name.startswith("networks.0.") for name in values) else "network."
-        return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in values.items():
+            # archives of one network had it under a name of its own
+            prefix = re.match(r"networks\.\d+\.|network\.", name)
+            if prefix is not None:
+                parts.setdefault(prefix[0], {})[name.removeprefix(prefix[0])] = value
+        return list(parts.values())
     except RuntimeError:
         pass  # no archive
     try:
@@ -681,12 +686,11 @@ def _weights_of(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise UsageError(
             f"{path}: neither a checkpoint of a training nor a model archive: {error}"
         ) from error
-    return found
+    return [found]
 
 
-def _network_of(path: Path, stamp_size: int, device: torch.device) -> FusionNetwork:
-    """The network of a checkpoint, or the first one of an archive, in evaluation mode."""
-    weights = _weights_of(path, device)
+def _network(weights: dict[str, Tensor], path: Path, stamp_size: int, device: torch.device) -> FusionNetwork:
+    """A network of these weights, which are from `path`, in evaluation mode."""
     network = FusionNetwork(stamp_size, architecture="resnet50" if FIRST_LAYER in weights else "bands")
     try:
         network.load_state_dict(weights)
@@ -786,7 +790,7 @@ class _Trainer:
             # room for network, optimizer and batches beside the data
             if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
                 self.rows = self.rows.to(self.device)
-        self.beside = [] if beside is None else [_network_of(beside, self.size, self.device)]
+        self.beside = [] if beside is None else self.networks(_weights_of(beside, self.device)[:1], beside)
         self.average = copy.deepcopy(self.network)
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimizer_state: dict[str, Any] = {}
@@ -826,9 +830,14 @@ class _Trainer:
         self.average.load_state_dict(found["average"])
         self.best, self.state, self.optimizer_state = found["best"], found["state"], found["optimizer"]
 
+    def networks(self, weights: list[dict[str, Tensor]], path: Path) -> list[FusionNetwork]:
+        """Networks that answer together with this one."""
+        return [_network(one, path, self.size, self.device) for one in weights]
+
     def start_from(self, path: Path) -> None:
-        """Take from a checkpoint or an archive what has the same names and shapes."""
-        found = _weights_of(path, self.device)
+        """Take from a checkpoint or an archive what has the same names and shapes, and what stands beside it there."""
+        found, *others = _weights_of(path, self.device)
+        self.beside = self.beside or self.networks(others, path)
         own = self.network.state_dict()
         taken = [name for name in own if name in found and found[name].shape == own[name].shape]
         own |= {name: found[name] for name in taken}
@@ -839,6 +848,9 @@ class _Trainer:
             taken.append(FIRST_LAYER)
             logger.info("the first layer has %d channels there, %d here", old.shape[1], new.shape[1])
         self.network.load_state_dict(own)
+        self.average.load_state_dict(own)
+        # a stage without an epoch keeps it
+        self.best = copy.deepcopy(own)
         logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
         logger.info("not taken: %s", ", ".join(sorted(own.keys() - taken)) or "none")
 
@@ -1154,7 +1166,8 @@ def train(
         Shorten the schedule so that training ends in this time.
     initial : Path, optional
         Checkpoint or archive of another training to start from, as far as names and shapes agree; of a first layer
-        with fewer channels, those that it has.
+        with fewer channels, those that it has. The further networks of an archive stand beside the first one here too,
+        unless `beside` is given.
     beside : Path, optional
         Checkpoint or archive of another network, trained on other fields, which answers together with this one.
     fields : int, optional

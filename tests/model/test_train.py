@@ -496,6 +496,18 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
     torch.testing.assert_close(
         own["head.1.weight"], both.networks[0].state_dict()["head.1.weight"], rtol=1e-3, atol=1e-4
     )
+    # where nothing is trained, both networks stay what they are, and are weighed and calibrated once more
+    still = replace(BANDS, sequence_epochs=0, small_epochs=0, epochs=0)
+    again = train(data, tmp_path / "again", still, initial=tmp_path / "both.pt")
+    assert [n.architecture for n in again.networks] == ["bands", architecture]
+    for old, new in zip(both.networks, again.networks, strict=True):
+        for name, value in old.state_dict().items():
+            if "running" not in name and "batches" not in name:
+                torch.testing.assert_close(new.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    assert again.weights["fused"].shape == (6,)
+    # another one beside it takes the place of the other
+    given = train(data, tmp_path / "given", still, initial=tmp_path / "both.pt", beside=tmp_path / "both.pt")
+    assert [n.architecture for n in given.networks] == ["bands", "bands"]
 
 
 def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
