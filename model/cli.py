@@ -115,8 +115,14 @@ def dataset(
 @click.option("--sequence-learning-rate", type=float, default=None, help="Peak rate of the first stage.")
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=int, default=None)
-@click.option("--initial", type=FILE, help="Checkpoint or archive to start from; what stands beside it there stays.")
-@click.option("--beside", type=FILE, help="Checkpoint or archive that answers together with what is trained.")
+@click.option(
+    "--initial", type=FILE, help="Checkpoint or archive to start from; what stands beside it there stays."
+)
+@click.option(
+    "--beside",
+    type=FILE,
+    help="Checkpoint or archive whose networks answer together with the one that is trained.",
+)
 @click.option(
     "--training-fields", "fields", type=click.IntRange(1), help="Train on the first so many fields only."
 )

@@ -790,7 +790,7 @@ class _Trainer:
             # room for network, optimizer and batches beside the data
             if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
                 self.rows = self.rows.to(self.device)
-        self.beside = [] if beside is None else self.networks(_weights_of(beside, self.device)[:1], beside)
+        self.beside = [] if beside is None else self.networks(_weights_of(beside, self.device), beside)
         self.average = copy.deepcopy(self.network)
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimizer_state: dict[str, Any] = {}
@@ -1169,7 +1169,7 @@ def train(
         with fewer channels, those that it has. The further networks of an archive stand beside the first one here too,
         unless `beside` is given.
     beside : Path, optional
-        Checkpoint or archive of another network, trained on other fields, which answers together with this one.
+        Checkpoint or archive of another training, on other fields, whose networks answer together with this one.
     fields : int, optional
         Train on so many of the training fields only, the first ones: for ablations and learning curves.
 

@@ -505,9 +505,12 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
             if "running" not in name and "batches" not in name:
                 torch.testing.assert_close(new.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     assert again.weights["fused"].shape == (6,)
-    # another one beside it takes the place of the other
+    # what is given takes the place of what stood beside, with all its networks
     given = train(data, tmp_path / "given", still, initial=tmp_path / "both.pt", beside=tmp_path / "both.pt")
-    assert [n.architecture for n in given.networks] == ["bands", "bands"]
+    assert [n.architecture for n in given.networks] == ["bands", "bands", architecture]
+    assert export(given, few, "0", tmp_path / "given.pt").model_id.startswith(
+        f"fusion-bands-bands-{architecture}-"
+    )
 
 
 def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
