@@ -185,9 +185,10 @@ def train(
 @click.option("--data", type=FOLDER, help="Instead of a run: folder that `sgclassify dataset` filled.")
 @click.option(
     "--part",
-    type=click.Choice(("validation", "calibration", "test", "shifted")),
+    type=click.Choice(("validation", "calibration", "test", "shifted", "all")),
     default="validation",
     show_default=True,
+    help="Fields of --data; all (but the shifted ones) where the model has met none of them.",
 )
 @click.option("--model", type=FILE, help="Model archive to score --data with. [default: the shipped one]")
 @click.option("--table", type=FILE, help="Instead: any table (Parquet, CSV) with p_star and true_class.")

@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sgclassify.model import metrics
-from sgclassify.model.dataset import REAL, Sample, match_truth, read_shard
+from sgclassify.model.dataset import PARTS, REAL, Sample, match_truth, read_shard
 from sgclassify.model.runtime import Classifier, load
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.columns import CLASSES
@@ -32,6 +32,9 @@ F64 = npt.NDArray[np.float64]
 
 MODEL: Final = "model"
 """Name of the model itself among the methods."""
+
+ALL: Final = "all"
+"""All fields of a data set that a model has never met, whatever part of another training they would be."""
 
 PAPER_STARS, PAPER_GALAXIES = 32_371, 93_525
 """Stars and galaxies of the sample of arXiv:2604.10086."""
@@ -95,8 +98,11 @@ def scores_of_run(run_dir: Path, truth_path: Path) -> pa.Table:
 
 
 def shards_of(data_dir: Path, part: str) -> list[Path]:
-    """Shards of one part of a data set; `UsageError` if there are none."""
-    paths = sorted((data_dir / part).glob("*.parquet"))
+    """Shards of one part of a data set, or of ``all`` but the shifted one; `UsageError` if there are none."""
+    parts = [name for name in PARTS if name != "shifted"] if part == ALL else [part]
+    paths = sorted(
+        (path for name in parts for path in (data_dir / name).glob("*.parquet")), key=lambda p: p.name
+    )
     if not paths:
         raise UsageError(f"{data_dir / part}: no shards here; make them with `sgclassify dataset`")
     return paths
@@ -130,7 +136,7 @@ def score_sample(
 
 
 def scores_of_part(data_dir: Path, part: str, model: Path | None, prior: float | None = None) -> pa.Table:
-    """One part (validation, calibration, test, shifted) of a data set, scored here by a model."""
+    """One part (validation, calibration, test, shifted, all) of a data set, scored here by a model."""
     classifier = load(model)
     tables = []
     for path in shards_of(data_dir, part):

@@ -29,9 +29,11 @@ from sgclassify.model.evaluate import (
     by_symmetry,
     evaluate,
     scores_of_part,
+    shards_of,
 )
 from sgclassify.model.runtime import Classifier
 from sgclassify.stages.bands import BANDS
+from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
 
 SIZE = 8
@@ -330,6 +332,22 @@ def test_json_knows_no_nan():
         "a": [None, 1.5, None],
         "3": [1, None],
     }
+
+
+def test_all_fields_are_those_of_every_part_but_the_shifted_one(tmp_path):
+    for part, name in (
+        ("training", "f3"),
+        ("test", "f2"),
+        ("shifted", "f9"),
+        ("validation", "f0"),
+        ("scratch", "f7"),
+    ):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"{name}.parquet").touch()
+    assert [path.stem for path in shards_of(tmp_path, "all")] == ["f0", "f2", "f3"]
+    assert [path.stem for path in shards_of(tmp_path, "shifted")] == ["f9"]
+    with pytest.raises(UsageError, match="no shards here"):
+        shards_of(tmp_path / "test", "all")
 
 
 def test_bins_have_rising_edges():
