@@ -677,9 +677,12 @@ def _weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
             prefix = re.match(r"networks\.\d+\.|network\.", name)
             if prefix is not None:
                 parts.setdefault(prefix[0], {})[name.removeprefix(prefix[0])] = value
-        return list(parts.values())
     except RuntimeError:
         pass  # no archive
+    else:
+        if not parts:
+            raise UsageError(f"{path}: an archive of something else than this package's networks")
+        return list(parts.values())
     try:
         found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)["best"]
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -633,6 +634,10 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(UsageError, match="neither"):
         started(data, tmp_path / "out", tmp_path / "text")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "foreign.pt"))
+    with pytest.raises(UsageError, match="something else"):
+        started(data, tmp_path / "out", tmp_path / "foreign.pt")
 
 
 def _with_checkpoint(data, out):
