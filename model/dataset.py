@@ -319,7 +319,7 @@ def shard_path(data_dir: Path, field: int, shifted: bool = False) -> Path:
 
 
 def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: bool = False) -> Path:
-    """Simulate one field and write its shard; a shard that is there already is kept.
+    """Simulate one field and write its shard.
 
     Training shards hold only what matches truth; the others keep the spurious detections. Where SExtractor and PSFEx
     are installed, they measure the fields of validation and tests and one in seven of the training fields, for the
@@ -331,8 +331,6 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     from sgclassify.simulation.training import shifted_config, training_config
 
     path = shard_path(data_dir, field, shifted)
-    if path.is_file():
-        return path
     scratch = data_dir / "scratch" / path.parent.name / path.stem
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -428,10 +426,14 @@ def make_dataset(
         )
     write_atomic_bytes(json.dumps(settings, indent=1, sort_keys=True).encode(), begun)
     wanted = [(k, False) for k in range(first, n_fields)] + [(k, True) for k in range(n_shifted)]
+    lacking = [one for one in wanted if not shard_path(data_dir, *one).is_file()]
+    known = len(wanted) - len(lacking)
+    if known:
+        logger.info("%d of %d fields are there already", known, len(wanted))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(make_field, k, seed, data_dir, stamp_size, shifted) for k, shifted in wanted]
+        futures = [pool.submit(make_field, k, seed, data_dir, stamp_size, shifted) for k, shifted in lacking]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for done, future in enumerate(as_completed(futures), start=known + 1):
                 future.result()
                 if progress is not None:
                     progress(done, len(wanted))
