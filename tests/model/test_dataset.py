@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from sgclassify.model.dataset import (
     CATALOG_COLUMNS,
     catalog_columns,
+    make_dataset,
     match_truth,
     read_samples,
     read_shard,
@@ -18,8 +22,12 @@ from sgclassify.model.dataset import (
     write_shard,
 )
 from sgclassify.stages.bands import BANDS
+from sgclassify.stages.errors import UsageError
 
 ARCSEC = 1 / 3600
+
+SEED = 519
+"""Of a data set whose fields 9 and 10 are of the smallest detectors, one exposure a band."""
 
 
 def truth_of(ra, dec, mag):
@@ -108,3 +116,42 @@ def test_catalogue_columns_go_to_the_nearest_object_of_their_band():
     assert np.isnan(found[2]).all()
     assert np.isnan(found[:, BANDS.index("i")]).all()
     assert np.isnan(catalog_columns([10.0], [0.0], [])).all()
+
+
+@pytest.mark.slow
+def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
+    data, calls = tmp_path / "data", []
+
+    def make(last, **more):
+        return make_dataset(
+            data, last, SEED, 16, 2, progress=lambda *done: calls.append(done), first=9, **more
+        )
+
+    before = make(10)
+    assert list(before["shards"]) == ["training/field00009.parquet"]
+    manifest = make(11)
+    # the first field was not made again, and is the same in the larger set
+    assert calls == [(1, 1), (2, 2)]
+    assert manifest["shards"].items() > before["shards"].items()
+    assert sorted(manifest["shards"]) == ["training/field00009.parquet", "validation/field00010.parquet"]
+    assert json.loads((data / "manifest.json").read_text()) == manifest
+    assert sorted(p.name for p in data.iterdir()) == [
+        "manifest.json",
+        "settings.json",
+        "training",
+        "validation",
+    ]
+    for name, shard in manifest["shards"].items():
+        assert hashlib.sha256((data / name).read_bytes()).hexdigest() == shard["sha256"]
+        kinds = read_shard(data / name).table["true_class"].to_pylist()
+        assert {kind: kinds.count(kind) for kind in shard["counts"]} == shard["counts"]
+        assert shard["counts"]["star"] > 0
+        assert sum(shard["stars_by_mag_i_14_to_28"]) == shard["counts"]["star"]
+        assert sum(shard["galaxies_by_mag_i_14_to_28"]) == shard["counts"]["galaxy"]
+        # only what is judged keeps what matches nothing
+        assert (shard["counts"]["spurious"] > 0) == name.startswith("validation")
+    # what is lost is made again, the same
+    (data / "training/field00009.parquet").unlink()
+    assert make(11) == manifest
+    with pytest.raises(UsageError, match="other settings"):
+        make_dataset(data, 11, SEED, 32, 1, first=9)
