@@ -471,8 +471,9 @@ def _withdraw(client: Client, plugin: Readiness) -> None:
     """Take the plugin off the scheduler: workers that come after the run are none of its business."""
     try:
         client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, RuntimeError) as error:
-        log.debug("taking the plugin off the scheduler: %s", error)
+    except Exception as error:  # noqa: BLE001
+        # of any kind, since it may come from a worker: one that has just come does not have the plugin yet
+        log.debug("taking the plugin off the scheduler: %r", error)
 
 
 def _check_versions(client: Client, address: str, token: Path, notices: _Notices) -> None:

@@ -168,6 +168,17 @@ def test_worker_of_another_version(outside: Any, opened: Open, tmp_path: Path, n
     assert f"runs {name} 0.0.7, this is" in message
 
 
+def test_refusal_is_heard_where_the_worker_lacks_the_plugin(
+    outside: Any, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(_: Any, name: str) -> None:
+        raise KeyError(name)
+
+    monkeypatch.setattr("distributed.Client.unregister_worker_plugin", lacking)
+    outside.worker(*other_version(tmp_path, sgclassify="0.0.7"))
+    assert "runs sgclassify 0.0.7, this is" in refusal(opened(outside.address))
+
+
 def test_other_numpy_is_a_notice(
     outside: Any, opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
