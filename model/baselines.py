@@ -7,6 +7,7 @@ is compared as the best it can be and at the same prior as the network.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
+
+log = logging.getLogger(__name__)
 
 Bool = npt.NDArray[np.bool_]
 F64 = npt.NDArray[np.float64]
@@ -198,10 +201,13 @@ class Baselines:
         knows nothing of gets it. All methods are weighted by the ratio of its odds to those of all of `training`: not
         of the objects with a value, of which SExtractor finds more stars than galaxies, as the prior is that of all.
 
+    A method that too few of them have a value for, as those on SExtractor's columns where that is not installed, is
+    left out with a warning.
+
     Raises
     ------
     UsageError
-        If SExtractor has measured too few of them.
+        If none is left.
     """
 
     def __init__(self, training: Measured, prior: float) -> None:
@@ -217,12 +223,16 @@ class Baselines:
         weight = np.where(training.star, prior / share, (1 - prior) / (1 - share))
         for name, columns in inputs(training).items():
             used = _covered(name, columns, training)
-            n = self.fitted_to[name] = int(used.sum())
+            n = int(used.sum())
             if n < FEWEST or len(set(training.star[used].tolist())) < 2:
-                raise UsageError(
-                    f"{n} training objects have what {name} needs, which is too few; install Debian's packages"
-                    " sextractor and psfex and make the data set again"
+                log.warning(
+                    "%s is left out: %d training objects have what it needs, which is too few; more fields give"
+                    " more, with Debian's packages sextractor and psfex installed",
+                    name,
+                    n,
                 )
+                continue
+            self.fitted_to[name] = n
             if name in TREES:
                 # early stopping would hold out objects, not fields
                 method = HistGradientBoostingClassifier(random_state=0, early_stopping=False, **TREES[name])
@@ -237,9 +247,11 @@ class Baselines:
             known = columns[used]
             known[:, ~np.isfinite(known).any(axis=0)] = 0.0
             self.fitted[name] = method.fit(known, training.star[used], **fit)
+        if not self.fitted:
+            raise UsageError("too few training objects for any method; make a larger data set")
 
     def probabilities(self, m: Measured) -> tuple[dict[str, F64], dict[str, Bool]]:
-        """Probability of being a star by each of `METHODS`.
+        """Probability of being a star by each of `METHODS` that is not left out.
 
         Parameters
         ----------
@@ -255,6 +267,8 @@ class Baselines:
         raw = m.column("Class_Star")[:, BAND_INDEX["i"]]
         probabilities, covered = {RAW: raw.copy()}, {RAW: np.isfinite(raw)}
         for name, columns in inputs(m).items():
+            if name not in self.fitted:
+                continue
             use = covered[name] = _covered(name, columns, m)
             p = probabilities[name] = np.zeros(len(columns))
             if use.any():
@@ -299,7 +313,7 @@ def score_part(
     Raises
     ------
     UsageError
-        If a part is missing, or SExtractor has measured too few training objects or none of this part.
+        If a part is missing, no method can be fitted, or only what SExtractor has found is asked for, which is nothing.
     """
     classifiers = {name: load(path) for name, path in models.items()}
     assumed = classifiers[MODEL].contract.prior_star_fraction if prior is None else prior
@@ -327,7 +341,7 @@ def score_part(
             table = table.append_column(name, pa.array(p, mask=np.isnan(p)))
         tables.append(table)
         known.append(covered)
-    if not any(table["found"].to_numpy().any() for table in tables):
+    if not tables:
         raise UsageError(
             f"{data_dir / part}: SExtractor has measured none of it; make the data set with it installed"
         )

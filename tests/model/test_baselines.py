@@ -151,11 +151,16 @@ def test_fits_repeat():
         np.testing.assert_array_equal(one[name], two[name])
 
 
-def test_too_few_objects_are_refused():
+def test_methods_with_too_few_objects_are_left_out(caplog):
     with pytest.raises(UsageError, match="too few"):
         Baselines(measured(50, 0), 0.5)
-    with pytest.raises(UsageError, match="class_star"):
-        Baselines(measured(500, 0, found=0.1), 0.5)
+    caplog.clear()
+    left = Baselines(measured(500, 0, found=0.1), 0.5)
+    assert list(left.fitted) == list(left.fitted_to) == ["trees_features"]
+    assert "class_star is left out: " in caplog.text
+    assert "sextractor" in caplog.text
+    probabilities, covered = left.probabilities(measured(100, 1))
+    assert set(probabilities) == set(covered) == {RAW, "trees_features"}
 
 
 SIZE = 4
@@ -233,13 +238,18 @@ def test_command_leaves_out_what_was_not_found_on_request(data):
     assert table["p_star"].to_numpy() == pytest.approx(0.9)
 
 
-def test_a_part_without_sextractor_is_refused(data):
-    result, output = run(data, part="validation")
+def test_a_part_without_sextractor(data):
+    result, output = run(data, "--found-only", part="validation")
     assert result.exit_code == 1
     assert "measured none" in result.output
     assert not output.exists()
-    result, _ = run(data, "--found-only", part="validation")
-    assert "measured none" in result.output
+    # what the stage has measured itself can be judged
+    result, output = run(data, part="validation")
+    assert result.exit_code == 0, result.output
+    assert not pq.read_table(output)["found"].to_numpy().any()
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines()[2:]}
+    assert rows["trees_features"][2] == "100.0%"
+    assert rows["class_star"][2] == "0.0%"
 
 
 @pytest.mark.parametrize("more", [("m1.pt", "m2.pt"), ("star=m1.pt",), ("class_star=m1.pt",), ("image=",)])
