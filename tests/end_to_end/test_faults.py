@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from sgclassify.model.evaluate import read_objects
+from sgclassify.stages.flags import SgFlag
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -160,6 +161,34 @@ def test_gpu_out_of_memory(
     good, ours = (read_objects(run.output) for run in (small.undisturbed, done))
     np.testing.assert_allclose(ours["p_star"], good["p_star"], rtol=0, atol=1e-6)
     assert ours.drop_columns(["p_star", "p_galaxy"]) == good.drop_columns(["p_star", "p_galaxy"])
+
+
+def test_probabilities_that_are_not_finite(
+    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path
+) -> None:
+    outside.faulty(
+        """
+        from sgclassify.model import runtime
+        score = runtime.honest = getattr(runtime, "honest", runtime.Classifier.__call__)
+
+        def faulty(self, stamps):
+            p = score(self, stamps).copy()
+            p[:1] = float("inf")
+            return p
+
+        runtime.Classifier.__call__ = faulty
+        """
+    )
+    outside.worker()
+    done = _run(sgclassify, small, outside, tmp_path / "output")
+    assert done.code == 0, done.stderr
+    good, ours = (read_objects(run.output) for run in (small.undisturbed, done))
+    failed = (ours["sg_flags"].to_numpy() & int(SgFlag.NOT_FINITE)) != 0
+    assert failed.sum() == sum(tile["n_objects"] > 0 for tile in done.record["tiles"])
+    for name in ("p_star", "p_galaxy"):
+        assert (ours[name].is_null().to_numpy() == failed).all()
+        assert ours[name].filter(~failed) == good[name].filter(~failed)
+    assert ours["object_id"] == good["object_id"]
 
 
 def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path) -> None:
