@@ -516,13 +516,11 @@ def recall_table(rows: list[dict[str, Any]], quantity: str, label: str) -> str:
     lines = [f"{quantity:>13} {'star recall':>30} {'galaxy recall':>30} {'ECE':>7}"]
     for row in rows:
         low, high = row["low"], row["high"]
-        span = (
-            f"< {high:.1f}"
-            if low == -np.inf
-            else f"> {low:.1f}"
-            if high == np.inf
-            else f"{low:.1f}-{high:.1f}"
-        )
+        span = f"{low:.1f}-{high:.1f}"
+        if low == -np.inf:
+            span = f"< {high:.1f}"
+        elif high == np.inf:
+            span = f"> {low:.1f}"
         cells = [f"{label} {span}".rjust(13)]
         for name in ("star", "galaxy"):
             r = row[name]

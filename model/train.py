@@ -851,7 +851,6 @@ class _Trainer:
             taken.append(FIRST_LAYER)
             logger.info("the first layer has %d channels there, %d here", old.shape[1], new.shape[1])
         self.network.load_state_dict(own)
-        self.average.load_state_dict(own)
         # a stage without an epoch keeps it
         self.best = copy.deepcopy(own)
         logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
