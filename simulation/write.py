@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from dataclasses import dataclass
@@ -158,13 +159,17 @@ def _image_cards(
 
 def _write(path: Path, hdus: list[Any]) -> None:
     # Checksums are set on the stored form, without the time of day that astropy writes into their comments.
-    raw = io.BytesIO()
-    fits.HDUList(hdus).writeto(raw)
-    raw.seek(0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with fits.open(raw, disable_image_compression=True, do_not_scale_image_data=True) as stored:
+    stored = fits.HDUList(hdus)
+    with contextlib.ExitStack() as stack:
+        if any(isinstance(hdu, fits.CompImageHDU) for hdu in hdus):
+            raw = io.BytesIO()
+            stored.writeto(raw)
+            raw.seek(0)
+            opened = fits.open(raw, disable_image_compression=True, do_not_scale_image_data=True)
+            stored = stack.enter_context(opened)
         for hdu in stored:
             hdu.add_checksum(when="")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as stream:
             stored.writeto(stream)
             stream.flush()
