@@ -234,7 +234,7 @@ def evaluate(
             scores = judge.scores_of_run(run_dir, truth)
         result = judge.evaluate(scores, band, bins, unblended, paper)
         found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
-        turned = judge.by_symmetry(data, part, model) if symmetries and data is not None else None
+        turned = judge.by_symmetry(data, part, model, prior) if symmetries and data is not None else None
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(judge.as_text(result))

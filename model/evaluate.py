@@ -444,7 +444,13 @@ def by_bands(
     return result
 
 
-def by_symmetry(data_dir: Path, part: str, model: Path | None, most: int = SYMMETRY_SAMPLE) -> dict[str, Any]:
+def by_symmetry(
+    data_dir: Path,
+    part: str,
+    model: Path | None,
+    prior: float | None = None,
+    most: int = SYMMETRY_SAMPLE,
+) -> dict[str, Any]:
     """How far probabilities depend on the orientation of the stamp.
 
     Parameters
@@ -452,6 +458,8 @@ def by_symmetry(data_dir: Path, part: str, model: Path | None, most: int = SYMME
     data_dir : Path
     part : str
     model : Path or None
+    prior : float, optional
+        As of `score_sample`.
     most : int
         Objects looked at, drawn evenly from the fields.
 
@@ -471,12 +479,17 @@ def by_symmetry(data_dir: Path, part: str, model: Path | None, most: int = SYMME
         if len(sample):
             image = np.where(sample.valid, sample.image.astype(np.float32), np.float32(0))
             psf = sample.psf.astype(np.float32)
-            p = classifier.symmetries(image, sample.valid, sample.sigma, sample.features, psf)
-            every.append(p.astype(np.float64))
+            turned = classifier.symmetries(image, sample.valid, sample.sigma, sample.features, psf)
+            every.append(turned)
             stars.append(np.array(sample.table["true_class"].to_pylist()) == "star")
-    p, star = np.concatenate(every, axis=1), np.concatenate(stars)
+    p: F64 = np.concatenate(every, axis=1, dtype=np.float64)
+    star = np.concatenate(stars)
     known = np.isfinite(p).all(axis=0)
     p, star = p[:, known], star[known]
+    mean = p.mean(axis=0)
+    if prior is not None:
+        # as in a run, which averages before it re-weights
+        p, mean = (reweighted(values, classifier.contract.prior_star_fraction, prior) for values in (p, mean))
     spread = np.ptp(p, axis=0)
     return {
         "n": len(star),
@@ -484,7 +497,7 @@ def by_symmetry(data_dir: Path, part: str, model: Path | None, most: int = SYMME
         "quantile_0.95": float(np.quantile(spread, 0.95)),
         "largest": float(spread.max()),
         "error": float(((p[0] >= 0.5) != star).mean()),
-        "error_of_mean": float(((p.mean(axis=0) >= 0.5) != star).mean()),
+        "error_of_mean": float(((mean >= 0.5) != star).mean()),
     }
 
 
