@@ -4,7 +4,7 @@
 #   deploy/train_gpu.sh OUTPUT [FIELDS [PROCESSES]]
 #
 # OUTPUT     folder for data/ (shards), model/ (checkpoint, curves.png, model.pt), validation.json and shifted.json
-# FIELDS     simulated fields; the default is more than the paper's sample
+# FIELDS     simulated fields; of the default the training fields alone hold more than the paper's sample
 # PROCESSES  that make the data; the default is one a core
 #
 # From the environment: DEVICE (cuda, or cpu), ARCHITECTURE (bands, or the paper's resnet50), EPOCHS (50), GPUS (one by
@@ -18,7 +18,7 @@ if [[ $# -lt 1 || $# -gt 3 ]]; then
     exit 2
 fi
 output=$1
-fields=${2:-640}
+fields=${2:-1640}
 processes=${3:-$(nproc)}
 device=${DEVICE:-cuda}
 architecture=${ARCHITECTURE:-bands}
