@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -191,7 +192,13 @@ def run(
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
             sys.exit(1)
-    click.echo(summary(record))
+    try:
+        click.echo(summary(record))
+    except OSError as error:
+        # a full disk or a closed pipe behind standard output is no fault of the run, which is complete
+        log.warning("the summary cannot be written to standard output: %s", error.strerror)
+        # the interpreter writes what is still buffered once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(record.exit_code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from sgclassify.stages.read.names import (
     find_siblings,
     has_fits_extension,
     is_utf8,
+    parse_name,
 )
 
 CSV_COLUMNS: Final = ("image", "weight", "flag", "catalog")
@@ -61,8 +63,9 @@ def parse_list(path: str | Path) -> ExposureList:
     Returns
     -------
     ExposureList
-        Two entries are one exposure if they are the same file (links followed) or have the same stem; the
-        lexicographically first path is kept. ``files`` may be empty if there are problems.
+        Two entries are one exposure if they are the same file (links followed), have the same official name, which
+        holds observation and detector, or in one folder the same stem; the lexicographically first path is kept.
+        ``files`` may be empty if there are problems.
 
     Raises
     ------
@@ -110,7 +113,12 @@ def _lines(path: Path) -> list[str]:
 
 def _line_entries(path: Path) -> Iterator[Entry]:
     """Exposures of one line: of a file, or of all IMG files below a folder."""
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        yield _unreadable(path, error)
+        return
+    if not is_folder:
         yield _entry(path)
         return
     faults: list[UnusableInputError] = []
@@ -125,12 +133,9 @@ def _line_entries(path: Path) -> Iterator[Entry]:
 def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Path]:
     """All IMG files below a folder, links to folders followed once."""
 
-    def unreadable(error: OSError) -> None:
-        advice = "change its permissions"
-        faults.append(UnusableInputError(error.filename, f"cannot be read: {error.strerror}", advice))
-
     visited: set[str] = set()
-    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+    walk = os.walk(folder, onerror=lambda error: faults.append(_unreadable(folder, error)), followlinks=True)
+    for root, folders, names in walk:
         real = os.path.realpath(root)
         if real in visited:
             folders.clear()
@@ -143,10 +148,23 @@ def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Pa
                 yield Path(root, name)
 
 
+def _unreadable(path: Path, error: OSError) -> UnusableInputError:
+    """What the system says of a path of the list: it costs that path."""
+    advice = (
+        "correct the exposure list"
+        if error.errno == errno.ENAMETOOLONG
+        else "see to its permissions and its disk"
+    )
+    return UnusableInputError(error.filename or path, f"cannot be read: {error.strerror}", advice)
+
+
 def _entry(image: Path) -> Entry:
     """One image of the list, with its companions found by name."""
-    fault = _image_fault(image)
-    return fault if fault is not None else find_siblings(image)
+    try:
+        fault = _image_fault(image)
+        return fault if fault is not None else find_siblings(image)
+    except OSError as error:
+        return _unreadable(image, error)
 
 
 def _image_fault(image: Path) -> UnusableInputError | None:
@@ -188,7 +206,11 @@ def _csv_entries(path: Path, lines: Sequence[str], base: Path) -> Iterator[Entry
         cells = dict(zip(header, row, strict=False))
         if not cells["image"]:
             raise UsageError(f"the exposure list {path} has no image in: {','.join(row)}")
-        yield _csv_entry({name: base / cell for name, cell in cells.items() if cell})
+        paths = {name: base / cell for name, cell in cells.items() if cell}
+        try:
+            yield _csv_entry(paths)
+        except OSError as error:
+            yield _unreadable(paths["image"], error)
 
 
 def _csv_entry(paths: dict[str, Path]) -> Entry:
@@ -213,11 +235,11 @@ def _csv_entry(paths: dict[str, Path]) -> Entry:
 def _unique(entries: list[ExposureFiles]) -> tuple[tuple[ExposureFiles, ...], tuple[str, ...]]:
     """Drop repeated exposures; independent of the order of the list."""
     kept: list[ExposureFiles] = []
-    by_stem: dict[str, Path] = {}
+    by_stem: dict[str | Path, Path] = {}
     by_file: dict[Path, Path] = {}
     notes: list[str] = []
     for files in sorted(entries, key=lambda files: tuple(map(str, _paths(files)))):
-        stem, real = exposure_stem(files.image), files.image.resolve()
+        stem, real = _name(files.image), files.image.resolve()
         first = by_stem.get(stem) or by_file.get(real)
         if first is None:
             kept.append(files)
@@ -226,6 +248,12 @@ def _unique(entries: list[ExposureFiles]) -> tuple[tuple[ExposureFiles, ...], tu
             notes.append(f"{files.image} is the same exposure as {first}: done once")
     kept.sort(key=lambda files: (exposure_stem(files.image), str(files.image)))
     return tuple(kept), tuple(notes)
+
+
+def _name(image: Path) -> str | Path:
+    """What two paths of one exposure share; a name that is not official says nothing about one in another folder."""
+    stem = exposure_stem(image)
+    return stem if parse_name(image) is not None else image.parent / stem
 
 
 def _paths(files: ExposureFiles) -> tuple[Path | None, ...]:

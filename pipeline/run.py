@@ -265,6 +265,10 @@ def with_prior(config: RunConfig, value: str | None) -> RunConfig:
     """The configuration with the prior of the command line, a number or the path of a table, if there is one."""
     if value is None:
         return config
+    if not value.strip():
+        raise UsageError(
+            "the prior share of stars is empty; give a number between 0 and 1, or a table's path"
+        )
     try:
         share = float(value)
     except ValueError:
@@ -317,19 +321,29 @@ class Inventory:
 
     def read(self, reporter: Reporter) -> None:
         """Read the headers, and set aside what they show to be unusable."""
-        self.record.notes.extend(self.listed.notes)
+        for note in self.listed.notes:
+            self.note(note)
         for problem in self.listed.problems:
             exposure = ExposureRecord(exposure_stem(problem.path), {"image": problem.path})
             self.record.exposures.append(exposure)
             self.set_aside(exposure, Failure.from_error(problem))
         files = self.listed.files
         taken: dict[str | int, ExposureHeader] = {}
+        observed: dict[tuple[str, int, str, str], ExposureHeader] = {}
         found_all = read_headers(files, read_header, self.config.header_threads, self.config.header_timeout_s)
         with reporter.phase("reading headers", len(files)) as phase:
             for one, found in zip(files, found_all, strict=True):
                 exposure = ExposureRecord(exposure_stem(one.image), _file_names(one))
-                self.record.exposures.append(exposure)
                 phase.step()
+                if isinstance(found, ExposureHeader) and (key := _observation(found)) is not None:
+                    other = observed.setdefault(key, found)
+                    if other is not found and other.exposure_id == found.exposure_id:
+                        self.note(f"{one.image} is the same exposure as {other.files.image}: done once")
+                        continue
+                    if other is not found:
+                        same = "same observation, detector and start"
+                        self.note(f"{found} has the {same} as {other}: both are used as if they were two")
+                self.record.exposures.append(exposure)
                 if isinstance(found, SlitlessExposureError):
                     self.set_aside(exposure, Failure.from_error(found), SKIPPED)
                 elif isinstance(found, Failure):
@@ -343,6 +357,11 @@ class Inventory:
                     self.records[found.exposure_id] = exposure
         if not self.headers:
             raise self.nothing_to_do()
+
+    def note(self, text: str) -> None:
+        """Tell the operator, in the record and on the terminal, what costs nothing."""
+        self.record.notes.append(text)
+        log.warning("%s", text)
 
     def compare(self) -> list[str]:
         """Compare the exposures with those that an earlier run in the folder has read, and take over what is known.
@@ -755,6 +774,13 @@ def _file_names(files: ExposureFiles) -> dict[str, str | None]:
         field.name: str(path) if (path := getattr(files, field.name)) is not None else None
         for field in dataclasses.fields(files)
     }
+
+
+def _observation(header: ExposureHeader) -> tuple[str, int, str, str] | None:
+    """What two files of one exposure agree in; None where the headers do not say."""
+    if not header.obsid or header.chip is None or not header.date_obs:
+        return None
+    return header.obsid, header.chip, header.date_obs, header.band
 
 
 def _clash(header: ExposureHeader, taken: dict[str | int, ExposureHeader]) -> Failure | None:

@@ -20,6 +20,7 @@ from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import PreparedExposure
+from sgclassify.stages.read.catalog import ROW_BITS
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -32,9 +33,6 @@ DETECTION_SNR = 5.0
 CHAIN_ARCSEC = 30.0
 """Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
 given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
-
-ROW_BITS = 21
-"""Bits of ``object_id`` that hold the anchor's catalogue row; the other 42 hold the key of its exposure."""
 
 
 @dataclass(frozen=True)

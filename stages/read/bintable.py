@@ -19,6 +19,9 @@ Raw = npt.NDArray[Any]
 MAX_TABLE_BYTES: Final = 2**32
 """Largest table accepted, 4 GiB: a catalogue of ten million rows of 100 columns."""
 
+MAX_COLUMNS: Final = 999
+"""Columns of a binary table (FITS standard 4.0, section 7.3.1); a damaged header may claim any number."""
+
 _CODES: Final = {
     "L": "S1",
     "B": "u1",
@@ -94,6 +97,16 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
+def column_names(hdu: Hdu) -> list[str]:
+    """Names of the columns of a binary table HDU, in its order."""
+    count = min(int(hdu.number("TFIELDS", 0)), MAX_COLUMNS)
+    return [_column_name(hdu.values, k) for k in range(1, count + 1)]
+
+
+def _column_name(values: dict[str, Value], k: int) -> str:
+    return str(values.get(f"TTYPE{k}") or f"col{k}").strip()
+
+
 class _Column:
     """One column of a binary table: its declaration, and how to decode it."""
 
@@ -101,7 +114,7 @@ class _Column:
         self.path = path
         form = str(values.get(f"TFORM{k}", "")).strip().upper()
         match = _TFORM.match(form)
-        self.name = str(values.get(f"TTYPE{k}") or f"col{k}").strip()
+        self.name = _column_name(values, k)
         if match is None:
             raise UnusableInputError(path, f"column {self.name} has the unknown format {form!r}", RECOPY)
         self.repeat = int(match[1]) if match[1] else 1
@@ -113,7 +126,12 @@ class _Column:
         self.null = null if isinstance(null, int) and not isinstance(null, bool) else None
         self.dims = _dims(values.get(f"TDIM{k}"))
         texts = {"unit": values.get(f"TUNIT{k}"), "ucd": values.get(f"TUCD{k}")}
-        self.metadata = {key: str(text).strip() for key, text in texts.items() if text}
+        # XML, which the products hold, knows no control characters
+        self.metadata = {
+            key: "".join(c for c in str(text) if c.isprintable()).strip()
+            for key, text in texts.items()
+            if text
+        }
 
     @property
     def bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,16 +15,15 @@ import pyarrow.compute as pc
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.read.bintable import read_bintable, table_hdus
+from sgclassify.stages.read.bintable import column_names, read_bintable, table_hdus
 from sgclassify.stages.read.header import NO_VALUE, ExposureHeader
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 
-NO_MAGNITUDE: Final = 90.0
-"""Magnitudes from here on mean "no value" (SExtractor writes 99)."""
+ROW_BITS: Final = 21
+"""Bits of ``object_id`` that hold the row of the catalogue; the other 42 hold the key of its exposure."""
 
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "objID": ("objid", "obj_id", "number"),
@@ -31,12 +31,8 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "Y": ("y", "ywin_image", "y_image"),
     "RA": ("ra", "alphawin_j2000", "alpha_j2000", "x_world"),
     "DEC": ("dec", "deltawin_j2000", "delta_j2000", "y_world"),
-    "Flag": ("flag", "flags"),
-    "Mag_Kron": ("mag_kron", "mag_auto"),
 }
-"""CAT column -> the names it may have, lower case, in order of preference: the official one, SExtractor's."""
-
-REQUIRED: Final = ("objID", "X", "Y", "RA", "DEC")
+"""Required CAT column -> the names it may have, lower case, in order of preference: the official one, SExtractor's."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +49,6 @@ class Detections:
         NO_POSITION, POSITION_MISMATCH, DUPLICATE_ID, STAGE_CATALOG.
     usable : bool
         The row has a position, on the sky and on the detector, and the two agree.
-    flag : int32
-        The catalogue's own Flag; 0 where it has none.
-    mag : float32
-        Kron magnitude (AB); nan where the catalogue has none.
     """
 
     x: F64
@@ -65,8 +57,6 @@ class Detections:
     dec: F64
     sg_flags: I32
     usable: Bool
-    flag: I32
-    mag: F32
 
     def __len__(self) -> int:
         return len(self.x)
@@ -78,7 +68,8 @@ def read_table(path: str | Path) -> pa.Table:
     Parameters
     ----------
     path : str or Path
-        FITS file with a binary table: the first one, or ``LDAC_OBJECTS`` of a SExtractor LDAC file.
+        FITS file with a binary table: the only one, or the only one that has the required columns, such as
+        ``LDAC_OBJECTS`` of a SExtractor LDAC file.
 
     Returns
     -------
@@ -88,14 +79,17 @@ def read_table(path: str | Path) -> pa.Table:
     Raises
     ------
     UnusableInputError
-        If the file is damaged or holds no table.
+        If the file is damaged, holds no table, or several that may be the catalogue.
     """
     path = Path(path)
     tables = [hdu for hdu in table_hdus(path) if hdu.name != "LDAC_IMHEAD"]
-    tables.sort(key=lambda hdu: hdu.name != "LDAC_OBJECTS")
     if not tables:
         raise UnusableInputError(path, "no binary table in any HDU", "is this a catalogue?")
-    return read_bintable(path, tables[0])
+    whole = [hdu for hdu in tables if all(_find(column_names(hdu), name) for name in ALIASES)]
+    if len(whole) > 1:
+        fault = f"{' and '.join(hdu.label for hdu in whole)} are catalogues, where one is expected"
+        raise UnusableInputError(path, fault, "write one file for each detector")
+    return read_bintable(path, (whole or tables)[0])
 
 
 def find_column(table: pa.Table, name: str) -> str | None:
@@ -103,12 +97,16 @@ def find_column(table: pa.Table, name: str) -> str | None:
 
     The official name is preferred to aliases, and its exact spelling to other cases.
     """
-    if name in table.column_names:
+    return _find(table.column_names, name)
+
+
+def _find(columns: Sequence[str], name: str) -> str | None:
+    if name in columns:
         return name
     for alias in ALIASES.get(name, (name.lower(),)):
-        for column in table.column_names:
+        for column in columns:
             if column.lower() == alias:
-                return str(column)
+                return column
     return None
 
 
@@ -143,16 +141,18 @@ def read_detections(
     n = table.num_rows
     if n == 0 and not own:
         raise UnusableInputError(path, "the catalogue has no rows", "remove it to have sources detected")
-    columns = {name: find_column(table, name) for name in ALIASES}
-    for name in REQUIRED:
-        if columns[name] is None:
+    columns: dict[str, str] = {}
+    for name in ALIASES:
+        column = find_column(table, name)
+        if column is None:
             raise UnusableInputError(path, f"missing column {name}", "deliver a Level-1 catalogue")
+        columns[name] = column
     ny, nx = header.shape
-    if not own and ny * nx < config.min_px_per_row * n:
+    if n > 2**ROW_BITS or (not own and ny * nx < config.min_px_per_row * n):
         fault = f"{n} rows on {nx} x {ny} pixels: more than the image can hold"
         raise UnusableInputError(path, fault, "measure the catalogue again")
 
-    x, y, ra, dec = (_numbers(table, columns[name], path) for name in REQUIRED[1:])
+    x, y, ra, dec = (_numbers(table, columns[name], path) for name in ("X", "Y", "RA", "DEC"))
     x, y = x - 1.0, y - 1.0
     margin = 0.5 + config.position_margin_px
     with np.errstate(invalid="ignore"):
@@ -167,7 +167,7 @@ def read_detections(
     flags = np.zeros(n, dtype=np.int32)
     flags[~placed] |= SgFlag.NO_POSITION
     flags[placed & ~agree] |= SgFlag.POSITION_MISMATCH
-    flags[_repeated(table.column(columns["objID"]))] |= SgFlag.DUPLICATE_ID
+    flags[_repeated(table.column(columns["objID"]), path)] |= SgFlag.DUPLICATE_ID
     if own:
         flags |= SgFlag.STAGE_CATALOG
     bad = n - int(agree.sum())
@@ -176,11 +176,7 @@ def read_detections(
         fault = f"{bad} of {n} rows have no usable position ({mismatches} disagree with the WCS of the image)"
         raise UnusableInputError(path, fault, "measure the catalogue again")
 
-    mag = _numbers(table, columns["Mag_Kron"], path)
-    mag[~(mag < NO_MAGNITUDE)] = np.nan
-    flag = _numbers(table, columns["Flag"], path)
-    flag[~(np.abs(flag) < 2**31)] = 0
-    return Detections(x, y, ra, dec, flags, agree, flag.astype(np.int32), mag.astype(np.float32))
+    return Detections(x, y, ra, dec, flags, agree)
 
 
 def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
@@ -191,10 +187,8 @@ def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
     return apart
 
 
-def _numbers(table: pa.Table, name: str | None, path: str | Path) -> F64:
-    """A column as float64, nan for null and for "no value"; all nan if the table lacks it."""
-    if name is None:
-        return np.full(table.num_rows, np.nan)
+def _numbers(table: pa.Table, name: str, path: str | Path) -> F64:
+    """A column as float64, nan for null and for "no value"."""
     column = table.column(name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise UnusableInputError(path, f"column {name} holds no numbers", "deliver a Level-1 catalogue")
@@ -203,10 +197,13 @@ def _numbers(table: pa.Table, name: str | None, path: str | Path) -> F64:
     return values
 
 
-def _repeated(column: pa.ChunkedArray) -> Bool:
+def _repeated(column: pa.ChunkedArray, path: str | Path) -> Bool:
     """Rows whose identifier occurs in other rows too; "no value" is no identifier."""
     if not len(column):
         return np.zeros(0, dtype=bool)
+    if pa.types.is_nested(column.type):
+        fault = "the identifiers (objID) are vectors"
+        raise UnusableInputError(path, fault, "deliver a Level-1 catalogue")
     codes = column.combine_chunks().dictionary_encode()
     index = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     counts = np.bincount(index[index >= 0], minlength=1)

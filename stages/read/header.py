@@ -35,10 +35,14 @@ MAX_ANISOTROPY: Final = 2.0
 MAX_ROUND_TRIP_PX: Final = 0.1
 """Largest accepted error of pixel -> sky -> pixel: above it the distortion polynomial does not invert."""
 
+FWHM_RANGE_PX: Final = (1.0, 6.0)
+"""Accepted FWHM of the PSF, pixels; the camera's is about 2. One in arcsec or of a failed fit tells nothing."""
+
 ZERO_POINT_RANGE: Final = (10.0, 40.0)
 """Accepted zero points, AB mag of 1 e-/s; those of the camera lie between 23 and 27."""
 
 _BAND_BY_NAME: Final = {name.lower(): name for name in (*BANDS, *SLITLESS)}
+_LINEAR_KEY = re.compile(r"(?:CD|PC)[12]_[12]|C(?:DELT|ROTA)[12]")
 _WCS_KEY = re.compile(
     r"(?:WCSAXES|C(?:TYPE|UNIT|RVAL|RPIX|DELT|ROTA)[12]|CD[12]_[12]|PC[12]_[12]|PV[12]_\d+|LONPOLE|LATPOLE"
     r"|RADESYS|EQUINOX|(?:A|B|AP|BP)_(?:ORDER|\d_\d))"
@@ -175,6 +179,12 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
     cards = _wcs_cards(image, hdus[0], path)
     _check_wcs(cards, (ny, nx), path)
     _check_companions(files, words, (ny, nx))
+    exposure_time = words.number("EXPTIME", above=0)
+    if words.value("EXPTIME") is None:
+        words.notes.append("no EXPTIME: the photon noise of sources is left out")
+    unit = words.text("BUNIT")
+    if re.search(r"adu|dn\b", unit.lower()):
+        words.notes.append(f"BUNIT is {unit}: taken for e-/s, as the zero point says")
     header = ExposureHeader(
         exposure_id=exposure_stem(path),
         catalog_stem=catalog_stem(files),
@@ -185,13 +195,13 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
         shape=(ny, nx),
         wcs_cards=cards,
         zero_point=_zero_point(words),
-        exposure_time=words.number("EXPTIME", above=0),
+        exposure_time=exposure_time,
         gain=words.number("GAIN1", "GAIN01", "GAIN", above=0),
         read_noise=words.number("RDNOISE1", "RDNOIS01", "RDNOISE"),
         saturate=words.number("SATURATE", above=0),
         sky_background=words.number("SKY_BKG"),
         sky_rms=words.number("SKY_RMS", above=0),
-        fwhm_px=words.number("FWHM", above=0),
+        fwhm_px=words.number("FWHM", above=FWHM_RANGE_PX[0], below=FWHM_RANGE_PX[1]),
         date_obs=words.text("DATE-OBS"),
         notes=(*words.notes, *_missing(files)),
     )
@@ -263,13 +273,13 @@ class _Keywords:
         value = self.value(*keys)
         return "" if value is None else str(value).strip()
 
-    def number(self, *keys: str, above: float | None = None) -> float:
+    def number(self, *keys: str, above: float = -math.inf, below: float = math.inf) -> float:
         """First value found as a number; nan where there is none, nan and a note where it makes no sense."""
         value = self.value(*keys)
         number = as_number(value)
         if value is None or number == NO_VALUE:
             return math.nan
-        if not math.isfinite(number) or (above is not None and number <= above):
+        if not (math.isfinite(number) and above < number < below):
             self.notes.append(f"{keys[0]} is {value!r}: ignored")
             return math.nan
         return number
@@ -365,7 +375,9 @@ def _wcs_cards(image: Hdu, primary: Hdu, path: Path) -> str:
     if abs(as_number(values["CRVAL2"])) > 90:
         raise _bad_wcs(path, f"CRVAL2 is {values['CRVAL2']}, no declination")
     equinox = as_number(values.get("EQUINOX") or 2000.0)
-    frame = str(values.get("RADESYS") or ("ICRS" if equinox == 2000.0 else "FK5")).strip().upper()
+    # RADECSYS is the name that RADESYS had before 2002
+    given = values.get("RADESYS") or values.get("RADECSYS")
+    frame = str(given or ("ICRS" if equinox == 2000.0 else "FK5")).strip().upper()
     # FK5 of J2000 and ICRS agree within 0.02 arcsec; beside RADESYS = ICRS, EQUINOX has no meaning.
     if frame != "ICRS" and (frame, equinox) != ("FK5", 2000.0):
         raise _bad_wcs(path, f"RADESYS is {frame}, EQUINOX {equinox:g}; ICRS is needed")
@@ -382,8 +394,8 @@ def _wcs_cards(image: Hdu, primary: Hdu, path: Path) -> str:
         texts = {key: card for key, card in texts.items() if not _SIP_KEY.fullmatch(key)}
     for k, kind in enumerate(kinds, start=1):
         texts[f"CTYPE{k}"] = _string_card(f"CTYPE{k}", kind)
-    linear = any(re.fullmatch(r"(CD|PC)[12]_[12]|CDELT[12]", key) for key in texts)
-    if not linear:
+    linear = [key for key in texts if _LINEAR_KEY.fullmatch(key)]
+    if not any(key.startswith(("CD", "PC")) for key in linear):
         raise _bad_wcs(path, "neither CD nor CDELT")
     chosen = {key: card for key, card in texts.items() if _WCS_KEY.fullmatch(key) and key != "WCSAXES"}
     for key in chosen:
@@ -391,7 +403,20 @@ def _wcs_cards(image: Hdu, primary: Hdu, path: Path) -> str:
             as_number(values.get(key))
         ):
             raise _bad_wcs(path, f"{key} is {values.get(key)!r}")
+    if kinds[0].endswith("TPV") and not any(re.fullmatch("CD[12]_[12]", key) for key in linear):
+        # wcslib takes the polynomial before CDELT scales, where its coefficients are not in degrees
+        matrix = build_wcs("".join(_linear_cards(chosen, kinds))).pixel_scale_matrix
+        chosen = {key: card for key, card in chosen.items() if key not in linear}
+        for row, column in ((1, 1), (1, 2), (2, 1), (2, 2)):
+            key = f"CD{row}_{column}"
+            chosen[key] = f"{key:8}= {matrix[row - 1, column - 1]:20.13E}".ljust(80)
     return "".join(chosen[key] for key in sorted(chosen))
+
+
+def _linear_cards(chosen: dict[str, str], kinds: list[str]) -> list[str]:
+    """The cards of the same WCS without its distortion."""
+    cards = [card for key, card in chosen.items() if not (_PV_KEY.fullmatch(key) or key.startswith("CTYPE"))]
+    return cards + [_string_card(f"CTYPE{k}", kind.replace("TPV", "TAN")) for k, kind in enumerate(kinds, 1)]
 
 
 def _string_card(key: str, text: str) -> str:
@@ -415,10 +440,10 @@ def _check_wcs(cards: str, shape: tuple[int, int], path: Path) -> None:
         raise _bad_wcs(path, " ".join(str(error).split())) from None
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise _bad_wcs(path, "the image has no position on the sky")
-    # Steps on the sky of one pixel in x and in y at the centre of the image.
-    turn = (ra[5:] - ra[4] + 180.0) % 360.0 - 180.0
-    steps = 3600.0 * np.array([turn * math.cos(math.radians(dec[4])), dec[5:] - dec[4]])
-    scales = np.linalg.svd(steps, compute_uv=False)
+    # Steps of one pixel in x and in y at the centre of the image, in space: at a pole angles would not do.
+    a, d = np.radians(ra[4:]), np.radians(dec[4:])
+    place = np.array([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
+    scales = 3600.0 * np.degrees(np.linalg.svd(place[:, 1:] - place[:, :1], compute_uv=False))
     low, high = PIXEL_SCALE_RANGE
     scale = math.sqrt(scales[0] * scales[1])
     if not low <= scale <= high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -144,8 +145,18 @@ def find_siblings(image: Path) -> ExposureFiles:
     ExposureFiles
         With None for what is not there.
     """
-    found = {kind: next((p for p in _candidates(image, kind) if p.is_file()), None) for kind in KINDS[1:]}
+    found = {kind: next((p for p in _candidates(image, kind) if _is_file(p)), None) for kind in KINDS[1:]}
     return ExposureFiles(image, found["WHT"], found["FLG"], found["CAT"])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        # the other spellings of a name may be longer than the system bears, though it is not
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def catalog_stem(files: ExposureFiles) -> str:

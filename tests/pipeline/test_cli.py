@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -139,7 +140,50 @@ def test_workers_import_no_training_code_and_no_simulator() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("prior", ["0", "1", "-0.5", "nan", "no.csv"])
+def test_what_two_files_of_one_name_or_observation_are(tmp_path: Path, write_level1: Any) -> None:
+    # a copy, another exposure, and another version of the first one
+    for folder, name, chip in (("a", "x", 8), ("b", "x", 8), ("c", "x", 23), ("d", "x_V02", 8)):
+        write_level1(tmp_path / folder, name=f"{name}_{{KIND}}.fits", chip=chip)
+    (tmp_path / "list.txt").write_text("a\nb\nc\nd\n")
+    arguments = ["--exposure-list", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["run", *arguments, "--dry-run"])
+    assert result.exit_code == 0, result.stderr
+    a, b, c, d = (tmp_path / k / f"{'x_V02' if k == 'd' else 'x'}_IMG.fits" for k in "abcd")
+    assert f"{b} is the same exposure as {a}: done once" in result.stderr
+    assert "exposure x_V02 has the same observation, detector and start as exposure x" in result.stderr
+    assert str(d) not in result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "exposure x: to be prepared"
+    assert lines[1] == f"exposure x: set aside: its products would have the names of those of {a}"
+    assert lines[2] == "exposure x_V02: to be prepared"
+    assert lines[-1].startswith("2 exposures can be used")
+    assert str(c) in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_standard_output_that_takes_nothing_is_no_fault_of_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, sgclassify.pipeline.run as run;"
+        "from sgclassify.pipeline.cli import main;"
+        "from sgclassify.pipeline.record import RunRecord;"
+        "run.run = lambda *_: RunRecord([], {}, {}, pathlib.Path('out'), exit_code=3);"
+        "main(['run', '--exposure-list', 'x', '--output', 'out'])"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("prior", ["0", "1", "-0.5", "nan", "no.csv", "", " "])
 def test_a_prior_that_is_none_is_refused(tmp_path: Path, prior: str) -> None:
     (tmp_path / "a_IMG.fits").write_text("x")
     (tmp_path / "list.txt").write_text("a_IMG.fits\n")

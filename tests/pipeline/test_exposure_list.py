@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
 from pathlib import Path
@@ -92,18 +93,26 @@ def test_any_path_is_found_and_the_order_does_not_matter(names, seed, tmp_path_f
 
 
 def test_same_exposure_twice(tmp_path):
-    first, second = touch(tmp_path / "a", "x_IMG.fits")[0], touch(tmp_path / "b", "x_IMG.fits.fz")[0]
+    name = f"{stem(1)}_IMG.fits"
+    first, second = touch(tmp_path / "a", name)[0], touch(tmp_path / "b", f"{name}.fz")[0]
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "y_IMG.fits").symlink_to(first)
-    lines = ["b/x_IMG.fits.fz", "c/y_IMG.fits", "a/../a/x_IMG.fits", "a/x_IMG.fits", "b"]
+    lines = [f"b/{name}.fz", "c/y_IMG.fits", f"a/../a/{name}", f"a/{name}", "b"]
     results = []
     for k in range(3):
         random.Random(k).shuffle(lines)
         results.append(parse_list(write(tmp_path, "\n".join(lines))))
     assert results[0] == results[1] == results[2]
-    assert [files.image for files in results[0].files] == [tmp_path / "a" / ".." / "a" / "x_IMG.fits"]
+    assert [files.image for files in results[0].files] == [tmp_path / "a" / ".." / "a" / name]
     assert len(results[0].notes) == 4
     assert sum(str(second) in note for note in results[0].notes) == 2
+
+
+def test_names_that_are_not_official_tell_exposures_apart_by_folder(tmp_path):
+    touch(tmp_path / "a", "img.fits", "img.fits.fz"), touch(tmp_path / "b", "img.fits")
+    found = parse_list(write(tmp_path, "a/img.fits\nb/img.fits\na/img.fits.fz\n"))
+    assert [files.image.parent.name for files in found.files] == ["a", "b"]
+    assert len(found.notes) == 1
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -139,6 +148,44 @@ def test_problems_do_not_stop_the_rest(tmp_path):
         ("pipe_IMG.fits", "not a regular file"),
     ]
     assert all(e.advice for e in found.problems)
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_a_name_that_is_too_long_costs_itself_alone(tmp_path, kind):
+    touch(tmp_path, "a_IMG.fits")
+    lines = ["image,weight"] * (kind == "csv") + ["a_IMG.fits", "x" * 300 + "_IMG.fits"]
+    if kind == "csv":
+        touch(tmp_path, "b_IMG.fits")
+        lines.append("b_IMG.fits," + "y" * 300)
+    found = parse_list(write(tmp_path, "\n".join(lines), f"list.{kind}"))
+    assert [files.image.name for files in found.files] == ["a_IMG.fits"]
+    assert len(found.problems) == (2 if kind == "csv" else 1)
+    assert all("too long" in e.fault and e.advice for e in found.problems)
+
+
+def test_the_longest_name_that_a_file_may_have(tmp_path):
+    name = "x" * (255 - len("_i.fits")) + "_i.fits"
+    touch(tmp_path, name)
+    found = parse_list(write(tmp_path, name))
+    assert [files.image.name for files in found.files] == [name]
+    assert found.problems == ()
+
+
+def test_what_the_system_refuses_costs_itself_alone(tmp_path, monkeypatch):
+    touch(tmp_path, "a_IMG.fits", "b_IMG.fits", "b_WHT.fits")
+    real = Path.stat
+
+    def stat(self, **options):
+        if self.name in ("b_WHT.fits", "far"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    found = parse_list(write(tmp_path, "a_IMG.fits\nb_IMG.fits\nfar"))
+    assert [files.image.name for files in found.files] == ["a_IMG.fits"]
+    faults = [(Path(e.path).name, e.fault) for e in found.problems]
+    fault = "cannot be read: Stale file handle"
+    assert faults == [("b_WHT.fits", fault), ("far", fault)]
 
 
 def test_nothing_but_problems_is_for_the_caller_to_report(tmp_path):

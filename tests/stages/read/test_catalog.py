@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.read import catalog
 from sgclassify.stages.read.catalog import (
     Detections,
     find_column,
@@ -43,7 +44,6 @@ def test_a_good_catalogue(make_exposure, make_columns):
     np.testing.assert_array_equal(found.x, columns["X"] - 1)
     np.testing.assert_array_equal(found.y, columns["Y"] - 1)
     np.testing.assert_array_equal(found.ra, columns["RA"])
-    np.testing.assert_array_equal(found.mag, columns["Mag_Kron"])
     assert found.usable.all()
     assert not found.sg_flags.any()
     kinds = {
@@ -53,8 +53,6 @@ def test_a_good_catalogue(make_exposure, make_columns):
         "dec": "f8",
         "sg_flags": "i4",
         "usable": "?",
-        "flag": "i4",
-        "mag": "f4",
     }
     for name, kind in kinds.items():
         assert getattr(found, name).dtype == np.dtype(kind), name
@@ -69,8 +67,6 @@ NAMES = {
         "Y": "Y_IMAGE",
         "RA": "ALPHA_J2000",
         "DEC": "DELTA_J2000",
-        "Flag": "FLAGS",
-        "Mag_Kron": "MAG_AUTO",
     }.get,
     "windowed": {
         "objID": "NUMBER",
@@ -86,13 +82,10 @@ NAMES = {
 @pytest.mark.parametrize("names", NAMES)
 def test_aliases(make_exposure, make_columns, names):
     columns = make_columns()
-    columns["Flag"][3] = 16
     renamed = {NAMES[names](name) or name: values for name, values in columns.items()}
     found = detections(make_exposure(columns=renamed))
     np.testing.assert_array_equal(found.x, columns["X"] - 1)
     np.testing.assert_array_equal(found.dec, columns["DEC"])
-    assert found.flag[3] == 16
-    np.testing.assert_array_equal(found.mag, columns["Mag_Kron"])
 
 
 def test_official_name_is_preferred():
@@ -117,11 +110,8 @@ def test_ldac_catalogue(make_exposure, make_columns, make_table):
 
 def test_no_value(make_exposure, make_columns):
     columns = make_columns()
-    columns["Mag_Kron"][:4] = [99.0, -9999.0, 90.0, np.nan]
     columns["X"][0] = columns["DEC"][1] = -9999.0
     found = detections(make_exposure(columns=columns))
-    assert np.isnan(found.mag[:4]).all()
-    assert np.isfinite(found.mag[4:]).all()
     assert found.sg_flags[:3].tolist() == [SgFlag.NO_POSITION, SgFlag.NO_POSITION, 0]
     for name in ("x", "y", "ra", "dec"):
         assert np.isnan(getattr(found, name)[:2]).all()
@@ -207,9 +197,42 @@ def test_optional_columns_may_be_missing(make_exposure, make_columns):
     columns = {
         name: values for name, values in make_columns().items() if name in ("objID", "X", "Y", "RA", "DEC")
     }
-    found = detections(make_exposure(columns=columns))
-    assert np.isnan(found.mag).all()
-    assert not found.flag.any()
+    assert detections(make_exposure(columns=columns)).usable.all()
+
+
+@pytest.mark.parametrize(
+    "values", [np.full(12, b"A"), np.ones(12, bool), np.zeros((12, 2))], ids=["text", "logical", "vector"]
+)
+def test_optional_columns_may_hold_anything(make_exposure, make_columns, values):
+    columns = {**make_columns(), "Flag": values, "Mag_Kron": values}
+    assert detections(make_exposure(columns=columns)).usable.all()
+
+
+def test_identifiers_that_are_vectors(make_exposure, make_columns):
+    columns = {**make_columns(), "objID": np.zeros((12, 2))}
+    assert "objID" in fault_of(make_exposure(columns=columns))
+
+
+def write_tables(files, *tables):
+    for k, table in enumerate(tables):
+        table.name = f"T{k}"
+    fits.HDUList([fits.PrimaryHDU(), *tables]).writeto(files.catalog, overwrite=True)
+
+
+def test_the_catalogue_among_other_tables(make_exposure, make_columns, make_table):
+    files = make_exposure()
+    other = fits.BinTableHDU.from_columns([fits.Column("KEY", "8A", array=np.array(["a", "b"]))])
+    write_tables(files, other, make_table(make_columns(7)), other.copy())
+    assert len(detections(files)) == 7
+    # rows of one of two catalogues would be lost
+    write_tables(files, make_table(make_columns(7)), make_table(make_columns(5)))
+    assert fault_of(files) == "HDU 1 (T0) and HDU 2 (T1) are catalogues, where one is expected"
+
+
+def test_more_rows_than_identifiers_can_tell_apart(make_exposure, make_columns, monkeypatch):
+    monkeypatch.setattr(catalog, "ROW_BITS", 3)
+    assert len(detections(make_exposure(columns=make_columns(8)))) == 8
+    assert "9 rows" in fault_of(make_exposure(name="b_{KIND}.fits", columns=make_columns(9)))
 
 
 @pytest.mark.parametrize("values", [np.full(12, b"12.5"), np.zeros((12, 2))], ids=["text", "vector"])

@@ -111,6 +111,19 @@ def test_absent_numbers_are_nan_and_strange_ones_noted(make_exposure):
     assert header.notes == ("FWHM is -1.0: ignored",)
 
 
+@pytest.mark.parametrize("fwhm", [0.16, 99.0])
+def test_fwhm_that_is_not_in_pixels(make_exposure, fwhm):
+    header = read_header(make_exposure(cards={"FWHM": fwhm}))
+    assert math.isnan(header.fwhm_px)
+    assert header.notes == (f"FWHM is {fwhm}: ignored",)
+
+
+def test_missing_exposure_time_and_other_units_are_noted(make_exposure):
+    header = read_header(make_exposure(cards={"BUNIT": "ADU"}, primary={"EXPTIME": None}))
+    assert math.isnan(header.exposure_time)
+    assert [note.split(":")[0] for note in header.notes] == ["no EXPTIME", "BUNIT is ADU"]
+
+
 @pytest.mark.parametrize("chip", sorted(DETECTOR_FILTER))
 def test_every_detector(make_exposure, chip):
     files = make_exposure(chip=chip)
@@ -168,6 +181,7 @@ def test_missing_weight_needs_a_noise_model(make_exposure):
         ({"RADESYS": "FK4"}, "RADESYS"),
         ({"RADESYS": "FK5", "EQUINOX": 1950.0}, "RADESYS"),
         ({"RADESYS": None, "EQUINOX": 1950.0}, "RADESYS"),
+        ({"RADESYS": None, "RADECSYS": "FK4"}, "RADESYS"),
         ({"CD1_1": 0.0}, "WCS"),
         ({"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None}, "neither CD nor CDELT"),
         ({"CD1_1": -0.074, "CD2_2": 0.074}, "WCS"),
@@ -226,6 +240,31 @@ def test_tpv_under_its_own_name_and_as_scamp_wrote_it(make_exposure, projection)
     found = header.pixel_to_sky(x, y)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
     np.testing.assert_allclose(header.sky_to_pixel(*found), (x, y), atol=1e-6)
+
+
+@pytest.mark.parametrize("rotation", ["PC", "CROTA2", "none"])
+def test_tpv_with_cdelt(make_exposure, rotation):
+    scale, angle = 0.074 / 3600, np.radians(0.0 if rotation == "none" else 30.0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    tpv = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", **PV}
+    # CD = diag(CDELT) PC; with CDELT1 = -CDELT2, CROTA2 turns the other way (Calabretta & Greisen 2002, section 6.1)
+    linear = {"CD1_1": -scale * cos, "CD1_2": scale * sin, "CD2_1": scale * sin, "CD2_2": scale * cos}
+    turned = {
+        "PC": {"PC1_1": cos, "PC1_2": -sin, "PC2_1": sin, "PC2_2": cos},
+        "CROTA2": {"CROTA2": -30.0},
+        "none": {},
+    }[rotation]
+    expected = read_header(make_exposure(name="a_{KIND}.fits", cards={**tpv, **linear}))
+    other = dict.fromkeys(linear) | {"CDELT1": -scale, "CDELT2": scale} | turned
+    found = read_header(make_exposure(name="b_{KIND}.fits", cards={**tpv, **other}))
+    np.testing.assert_allclose(found.pixel_to_sky(3, 30), expected.pixel_to_sky(3, 30), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("pixel", [25.5, 25.0, -3000.0])
+def test_detector_at_a_pole(make_exposure, pixel):
+    header = read_header(make_exposure(cards={"CRVAL2": 90.0, "CRPIX1": pixel, "CRPIX2": 20.5}))
+    x, y = header.sky_to_pixel(*header.pixel_to_sky(3.0, 30.0))
+    np.testing.assert_allclose((x, y), (3.0, 30.0), atol=1e-6)
 
 
 def test_sip(make_exposure):
