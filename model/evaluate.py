@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from scipy.spatial import cKDTree
 
 from sgclassify.model import metrics
 from sgclassify.model.dataset import PARTS, REAL, Sample, match_truth, read_shard
@@ -25,6 +26,7 @@ from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.healpix import unit_vectors
 from sgclassify.stages.prior import reweighted
 
 Bool = npt.NDArray[np.bool_]
@@ -44,6 +46,9 @@ PAPER_SNR: Final = 10.0
 SYMMETRY_SAMPLE: Final = 2_000
 """Objects that are looked at in all eight symmetries."""
 
+BRIGHT_STAR: Final = 18.0
+"""Magnitude of a star that outshines its surroundings and saturates in an exposure."""
+
 BINNINGS: Final[dict[str, tuple[float, ...]]] = {
     "snr": (-np.inf, 5, 7, 10, 15, 20, 40, np.inf),
     "snr_i": (-np.inf, 5, 10, 20, 50, 200, np.inf),
@@ -53,8 +58,10 @@ BINNINGS: Final[dict[str, tuple[float, ...]]] = {
     "n_bands": (0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5),
     "star_density": (0, 3, 10, 30, np.inf),
     "roll_deg": (0, 90, 180, 270, 360),
+    "bright_star_arcsec": (0, 2, 5, 10, 20, np.inf),
 }
-"""Edges of the bins besides those of magnitude; ``r50_arcsec`` and ``redshift`` are of galaxies only.
+"""Edges of the bins besides those of magnitude; ``r50_arcsec`` and ``redshift`` are of galaxies only,
+``bright_star_arcsec`` is the distance from the nearest star of the table brighter than `BRIGHT_STAR`, of all others.
 
 ``snr`` is the largest over the bands. Calibration is judged by it, not by the true magnitude, which no classifier
 knows: of what is measured as equally bright, the galaxies have the brighter total magnitude, so that bins of true
@@ -214,8 +221,11 @@ class Judged:
         self.field = np.nan_to_num(or_unknown("field"), nan=-1).astype(np.int64)
         self.blended = blended(table)
         values: dict[str, F64] = {
-            name: or_unknown(name) for name in BINNINGS if name not in ("snr", "snr_i", "blended")
+            name: or_unknown(name)
+            for name in BINNINGS
+            if name not in ("snr", "snr_i", "blended", "bright_star_arcsec")
         }
+        values["bright_star_arcsec"] = self._from_bright_stars(or_unknown("ra"), or_unknown("dec"))
         values["blended"] = self.blended.astype(np.float64)
         values["snr"] = values["snr_i"] = unknown
         if "snr" in table.column_names:
@@ -226,6 +236,19 @@ class Judged:
         for name in ("r50_arcsec", "redshift"):
             values[name] = np.where(self.star, np.nan, values[name])
         self.values = values
+
+    def _from_bright_stars(self, ra: F64, dec: F64) -> F64:
+        """Distance of each object from the nearest bright star, arcsec; nan for these stars, and if there are none."""
+        bright = self.star & (self.magnitude < BRIGHT_STAR)
+        fainter = np.isfinite(self.magnitude) & ~bright & np.isfinite(ra + dec)
+        bright &= np.isfinite(ra + dec)
+        distance = np.full(len(ra), np.nan)
+        if bright.any() and fainter.any():
+            chords, _ = cKDTree(unit_vectors(ra[bright], dec[bright])).query(
+                unit_vectors(ra[fainter], dec[fainter])
+            )
+            distance[fainter] = np.degrees(2.0 * np.arcsin(np.minimum(chords / 2.0, 1.0))) * 3600.0
+        return distance
 
     def block(
         self, keep: Bool, method: str, star_weight: float = 1.0, intervals: bool = False
@@ -556,10 +579,14 @@ def as_text(result: dict[str, Any]) -> str:
         + (", not blended" if sample["unblended"] else ""),
         recall_table([whole, *own["by_magnitude"]], "magnitude", band),
         "",
-        *([recall_table(rows, "largest SNR", ""), ""] if (rows := own["by"]["snr"]) else []),
-        f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
-        f" {'TP@.5%':>8}  {'error less the model' + chr(39) + 's':<26} cross entropy, less the model's",
     ]
+    for name, title, label in (("snr", "largest SNR", ""), ("bright_star_arcsec", "bright star at", '"')):
+        if rows := own["by"][name]:
+            lines += [recall_table(rows, title, label), ""]
+    lines.append(
+        f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
+        f" {'TP@.5%':>8}  {'error less the model' + chr(39) + 's':<26} cross entropy, less the model's"
+    )
     for name, method in result["methods"].items():
         o = method["overall"]
         line = (

@@ -310,7 +310,8 @@ def _band(words: _Keywords, chip: int | None) -> str:
     if not text:
         if expected in SLITLESS:
             raise SlitlessExposureError(words.path, f"slitless detector {chip} ({expected})", "nothing to do")
-        raise UnusableInputError(words.path, "no FILTER in its headers", "add the keyword")
+        fault = f"no FILTER in the header of {words.hdus[0].label}, nor in the first"
+        raise UnusableInputError(words.path, fault, "add the keyword")
     band = _BAND_BY_NAME.get(text.lower())
     if band is None:
         advice = f"known are {' '.join(BANDS)}"

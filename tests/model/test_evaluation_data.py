@@ -174,7 +174,10 @@ def test_every_object_is_in_one_bin_of_each_kind():
     judged = Judged(table.append_column("p_star", pa.array(p)))
     n = found["sample"]["objects"]
     assert n == own["overall"]["n"] == sum(row["n"] for row in own["by_magnitude"]) == judged.scored.sum()
+    assert own["by"]["bright_star_arcsec"] == []  # of which there are none here
     for name, rows in own["by"].items():
+        if name == "bright_star_arcsec":
+            continue
         galaxies_only = name in ("r50_arcsec", "redshift")
         assert sum(row["n"] for row in rows) == (n - found["sample"]["stars"] if galaxies_only else n), name
         for row in rows:
@@ -190,6 +193,26 @@ def test_every_object_is_in_one_bin_of_each_kind():
     assert f"of {own['by']['snr'][-1]['star']['n']}" in text
     assert found["quasars"]["n"] == judged.quasar.sum()
     assert found["quasars"]["called_star"] == (p[judged.quasar] >= 0.5).sum()
+
+
+def test_distance_from_bright_stars():
+    # two stars brighter than 18, the second a galaxy's neighbour in the other field, far away; a bright galaxy
+    kinds = ["star", "galaxy", "star", "star", "galaxy", "galaxy"]
+    ra = [150.0, 150.0 + 3 / 3600, 150.0, 359.9999, 0.0001, 150.0]
+    dec = [0.0, 0.0, 0.0 + 7 / 3600, 0.0, 0.0, -30 / 3600]
+    magnitude = [17.0, 24.0, 23.0, 15.0, 22.0, 17.5]
+    table = pa.table(
+        {"true_class": kinds, "ra": ra, "dec": dec, "mag_i": magnitude, "p_star": np.full(6, 0.9)}
+        | {"sg_flags": np.zeros(6, np.int32)}
+    )
+    found = Judged(table).values["bright_star_arcsec"]
+    np.testing.assert_allclose(found, [np.nan, 3.0, 7.0, np.nan, 0.72, 30.0], rtol=1e-5)
+    result = evaluate(table, "i", (14.0, 28.0))
+    rows = result["methods"][MODEL]["by"]["bright_star_arcsec"]
+    assert [(row["low"], row["n"], row["error"]) for row in rows] == [
+        (0, 1, 1.0), (2, 1, 1.0), (5, 1, 0.0), (20, 1, 1.0),
+    ]  # fmt: skip
+    assert "bright star at" in as_text(result)
 
 
 def test_the_sample_of_the_papers_kind_has_its_class_ratio():
