@@ -54,7 +54,7 @@ def _edges(text: str) -> tuple[float, ...]:
     show_default=True,
     help="Leave out the fields before this one.",
 )
-@click.option("--seed", type=int, default=20260, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 def dataset(
@@ -111,10 +111,20 @@ def dataset(
     default=None,
     help="Share of stars that the probabilities assume.",
 )
-@click.option("--learning-rate", type=float, default=None, help="Peak rate of the second stage.")
-@click.option("--sequence-learning-rate", type=float, default=None, help="Peak rate of the first stage.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Peak rate of the second stage.",
+)
+@click.option(
+    "--sequence-learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Peak rate of the first stage.",
+)
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
-@click.option("--seed", type=int, default=None)
+@click.option("--seed", type=click.IntRange(0), default=None)
 @click.option(
     "--initial", type=FILE, help="Checkpoint or archive to start from; what stands beside it there stays."
 )
@@ -145,6 +155,8 @@ def train(
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
+    from pyarrow import ArrowInvalid
+
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
     from sgclassify.model.train import Recipe, draw_history
@@ -154,7 +166,13 @@ def train(
 
     _log()
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
+    manifest = data / "manifest.json"
     try:
+        if not manifest.is_file():
+            raise click.UsageError(
+                f"{manifest} is not there; `sgclassify dataset` writes it when it is complete"
+            )
+        training_set = sha256_of(manifest)
         trained = run_training(
             data,
             output,
@@ -166,7 +184,7 @@ def train(
             beside=beside,
             fields=fields,
         )
-    except SgClassifyError as error:
+    except (SgClassifyError, OSError, ArrowInvalid) as error:
         raise click.ClickException(str(error)) from error
     if trained is None:
         return
@@ -174,7 +192,7 @@ def train(
     heads = ("fused", "image", "sequence") if chosen.modality == "fused" else (chosen.modality,)
     for name in heads:
         path = output / ("model.pt" if name == chosen.modality else f"{name}.pt")
-        contract = export(trained, sample, sha256_of(data / "manifest.json"), path, name)
+        contract = export(trained, sample, training_set, path, name)
         click.echo(f"{path}: {contract.model_id}, temperature {contract.temperature:.3f}")
     draw_history(trained.history, output / "curves.png")
 
@@ -218,11 +236,11 @@ def evaluate(
         if (
             sum(given) != 1
             or (run_dir is None) != (truth is None)
-            or ((bands or symmetries or prior is not None) and data is None)
+            or ((bands or symmetries or prior is not None or model is not None) and data is None)
         ):
             raise click.UsageError(
                 "give --run and --truth, or --data, or --table;"
-                " --bands, --symmetries and --prior-star-fraction go with --data"
+                " --model, --bands, --symmetries and --prior-star-fraction go with --data"
             )
         if data is not None:
             scores = judge.scores_of_part(data, part, model, prior)

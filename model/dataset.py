@@ -448,10 +448,9 @@ def make_dataset(
         "n_shifted": n_shifted,
         "shards": {},
     }
-    for field, shifted in wanted:
-        path = shard_path(data_dir, field, shifted)
-        if path.is_file():
-            manifest["shards"][str(path.relative_to(data_dir))] = _describe_shard(path)
+    # all that is there, since all of it trains, whichever call has made it
+    for path in sorted(path for part in PARTS for path in (data_dir / part).glob("*.parquet")):
+        manifest["shards"][str(path.relative_to(data_dir))] = _describe_shard(path)
     write_atomic_bytes(json.dumps(manifest, indent=1, sort_keys=True).encode(), data_dir / "manifest.json")
     return manifest
 

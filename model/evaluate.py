@@ -200,6 +200,11 @@ class Judged:
     def __init__(self, table: pa.Table, band: str = "i") -> None:
         self.table, self.band = table, band
         kind = np.array(table["true_class"].to_pylist(), dtype=object)
+        if len(kind) and not np.isin(kind, REAL).any():
+            known = ", ".join(sorted({str(name) for name in kind})[:5])
+            raise UsageError(f"true_class is none of {', '.join(REAL)} anywhere; it holds {known}")
+        if f"mag_{band}" not in table.column_names and any(n.startswith("mag_") for n in table.column_names):
+            raise UsageError(f"no magnitudes of the band {band}: no column mag_{band}")
         self.star, self.quasar = kind == "star", kind == "qso"
         numbers = _numbers(table, "p_star")
         assert numbers is not None
@@ -208,7 +213,13 @@ class Judged:
             if name.startswith("p_") and name not in ("p_star", "p_galaxy"):
                 other = _numbers(table, name)
                 assert other is not None
+                if name == f"p_{MODEL}":
+                    raise UsageError(
+                        f"the column {name} has the name of the model, which is p_star; rename it"
+                    )
                 self.p[name.removeprefix("p_")] = other
+        if (np.isfinite(numbers) & ((numbers < 0) | (numbers > 1))).any():
+            raise UsageError("p_star is not between 0 and 1 everywhere: is it in per cent?")
         self.scored = np.isfinite(numbers) & (self.star | (kind == "galaxy"))
         n = table.num_rows
         unknown = np.full(n, np.nan)
@@ -228,7 +239,8 @@ class Judged:
         values["bright_star_arcsec"] = self._from_bright_stars(or_unknown("ra"), or_unknown("dec"))
         values["blended"] = self.blended.astype(np.float64)
         values["snr"] = values["snr_i"] = unknown
-        if "snr" in table.column_names:
+        # seven numbers an object, which CSV cannot hold
+        if "snr" in table.column_names and pa.types.is_fixed_size_list(table.schema.field("snr").type):
             flat = table["snr"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             snr = flat.reshape(n, len(BANDS)).astype(np.float64)
             values["snr_i"] = snr[:, BAND_INDEX["i"]]
@@ -347,6 +359,12 @@ def evaluate(
     star_weight = 1.0
     if np.isfinite(judged.magnitude).any():
         keep &= (judged.magnitude >= edges[0]) & (judged.magnitude < edges[-1])
+    if unblended and not {"blended", "sg_flags"} & {*table.column_names}:
+        raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
+    if paper and not np.isfinite(judged.values["snr_i"]).any():
+        raise UsageError(
+            "no signal-to-noise ratios (snr): the paper's kind of sample needs --data, or its scores"
+        )
     if unblended:
         keep &= ~judged.blended
     if paper:
@@ -404,7 +422,7 @@ def by_bands(
     part: str,
     model: Path | None,
     prior: float | None = None,
-    draws: int = 2,
+    draws: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
@@ -417,7 +435,8 @@ def by_bands(
     prior : float, optional
         As of `score_sample`.
     draws : int
-        Random subsets of each size for every object.
+        Random subsets of each size for every object. The intervals hold for one: more of the same object are not
+        independent.
     seed : int
 
     Returns
@@ -540,7 +559,8 @@ def blended(table: pa.Table) -> Bool:
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
     if "sg_flags" not in table.column_names:
         return np.zeros(table.num_rows, dtype=bool)
-    return np.asarray((table["sg_flags"].to_numpy() & int(SgFlag.BLENDED)) != 0)
+    flags = pc.fill_null(table["sg_flags"], 0).to_numpy()
+    return np.asarray((flags & int(SgFlag.BLENDED)) != 0)
 
 
 def _percent(value: float, digits: int = 2) -> str:

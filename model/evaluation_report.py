@@ -53,7 +53,9 @@ def _recall(figure: Any, result: dict[str, Any]) -> None:
                 high = [1 - row[kind]["low"] for row in rows]
                 axis.fill_between(x, low, high, alpha=0.25)
             axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
-        axis.set(yscale="log", title=f"{kind}s misclassified", xlabel=f"{result['sample']['band']} magnitude")
+        # of nothing, matplotlib makes no logarithmic axis
+        scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
+        axis.set(yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result['sample']['band']} magnitude")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
 

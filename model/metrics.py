@@ -134,12 +134,17 @@ def cross_entropy(p_star: F64, star: Bool) -> float:
 
 
 def reliability(p_star: F64, star: Bool, bins: int = ECE_BINS) -> tuple[F64, F64, npt.NDArray[np.int64]]:
-    """Mean probability, share of stars and number of objects in bins of equal counts, in order of the probability."""
+    """Mean probability, share of stars and number of objects in bins of equal counts, in order of the probability.
+
+    Objects of one probability that fall into two bins share their stars evenly: their order says nothing.
+    """
+    _, same, count = np.unique(p_star, return_inverse=True, return_counts=True)
+    shared = (np.bincount(same, star) / count)[same] if len(p_star) else np.zeros(0)
     order = np.argsort(p_star, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return (
         np.array([p_star[part].mean() for part in parts]),
-        np.array([star[part].mean() for part in parts]),
+        np.array([shared[part].mean() for part in parts]),
         np.array([len(part) for part in parts], dtype=np.int64),
     )
 

@@ -660,11 +660,16 @@ class _SequenceOnly(nn.Module):
         return out
 
 
+_UNREADABLE: Final = (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError)
+"""What torch raises on a file that is no checkpoint, or a damaged one."""
+
 FIRST_LAYER: Final = "image_encoder.backbone.conv1.0.weight"
 
 
 def _weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
     """Weights of a checkpoint, the best so far, or of each network of an archive."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a checkpoint of a training, or a model archive")
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
@@ -685,7 +690,7 @@ def _weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
         return list(parts.values())
     try:
         found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)["best"]
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             f"{path}: neither a checkpoint of a training nor a model archive: {error}"
         ) from error
@@ -736,6 +741,12 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         distributed.destroy_process_group()
 
 
+def _with_both_classes(n: int, n_stars: int, folder: Path) -> None:
+    if not 0 < n_stars < n:
+        kind = "star" if not n_stars else "galaxy"
+        raise UsageError(f"{folder}: no {kind} in its shards; make more fields with `sgclassify dataset`")
+
+
 class _Trainer:
     """A training; `state`, the weights and the optimizer are what a checkpoint holds."""
 
@@ -766,6 +777,7 @@ class _Trainer:
             distributed.all_reduce(fewest, distributed.ReduceOp.MIN)
         self.n_rows, self.n_stars = counts.tolist()
         self.per_process = int(fewest)
+        _with_both_classes(self.n_rows, self.n_stars, data_dir / "training")
         self.learnt_prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
         self.weight = torch.ones(2)
         if recipe.class_balance:
@@ -775,6 +787,8 @@ class _Trainer:
             order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
             self.validation = found.take(order[:VALIDATION_SAMPLE])
             self.calibration = read_rows(paths("calibration"))
+            for part, rows in (("validation", self.validation), ("calibration", self.calibration)):
+                _with_both_classes(len(rows), int((rows.label == 0).sum()), data_dir / part)
             logger.info(
                 "training on %d objects, %d of them stars (%.1f GB in each process); validating on %d of %d",
                 self.n_rows,
@@ -826,7 +840,10 @@ class _Trainer:
         path = self.out_dir / "checkpoint.pt"
         if not path.is_file():
             return
-        found = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            found = torch.load(path, map_location=self.device, weights_only=True)
+        except _UNREADABLE as error:
+            raise UsageError(f"{path}: a damaged checkpoint; remove it, or train without --resume") from error
         if found["recipe"] != asdict(self.recipe) or found["n_rows"] != self.n_rows:
             raise UsageError(f"{path}: made with another recipe or other data; train without --resume")
         self.network.load_state_dict(found["network"])
@@ -1090,7 +1107,7 @@ class _Trainer:
     def finish(self) -> Trained:
         """Calibrate the best weights."""
         modality = self.recipe.modality
-        if modality != "sequence":
+        if any(row["stage"] == "joint" for row in self.state["history"]):
             measure_batch_norm(self.network, self.rows, self.recipe, self.side, BATCH_NORM_SAMPLE)
         networks = [self.network, *(self.beside if modality == "fused" else [])]
 

@@ -31,7 +31,6 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
     "simulate": ("sgclassify.simulation.cli", "simulate", "Simulate Level-1 exposures with truth."),
     "dataset": (_MODEL_CLI, "dataset", "Make training data from simulated exposures."),
     "train": (_MODEL_CLI, "train", "Train the model."),
-    "export": (_MODEL_CLI, "export", "Export a trained model as an archive."),
     "baselines": (_MODEL_CLI, "baselines", "Score a part of a data set by classical methods."),
     "evaluate": (_MODEL_CLI, "evaluate", "Compare the products of a run with the truth."),
 }

@@ -85,7 +85,7 @@ def simulate(
 
         try:
             results = run(config, output, processes, advance)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
     made = sum(result.made for result in results)
     exposures = sum(len(result.images) for result in results)
