@@ -191,7 +191,9 @@ def write_page(
     """
     sample = result["sample"]
     judged = Judged(table, sample["band"])
-    keep = judged.scored & (judged.magnitude >= sample["edges"][0]) & (judged.magnitude < sample["edges"][-1])
+    keep = judged.scored.copy()
+    if np.isfinite(judged.magnitude).any():
+        keep &= (judged.magnitude >= sample["edges"][0]) & (judged.magnitude < sample["edges"][-1])
     if sample["unblended"]:
         keep &= ~judged.blended
     if sample["paper_like"]:

@@ -348,6 +348,45 @@ def test_what_to_judge_must_be_clear(arguments):
     assert done.exit_code == 2, done.output
 
 
+@pytest.mark.parametrize(
+    ("columns", "arguments", "fault"),
+    [
+        ({"p_model": [0.1, 0.2]}, [], "p_model"),
+        ({"p_star": [99.0, 1.0]}, [], "per cent"),
+        ({"true_class": ["STAR", "GALAXY"]}, [], "STAR"),
+        ({}, ["--band", "Q"], "mag_Q"),
+        ({}, ["--paper"], "snr"),
+        ({"snr": [9.0, 8.0]}, ["--paper"], "snr"),
+        ({"sg_flags": None}, ["--unblended"], "blended"),
+        ({}, ["--model", "other.pt"], "--model"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_judged_as_asked_is_refused(tmp_path, columns, arguments, fault):
+    plain = {
+        "true_class": ["star", "galaxy"],
+        "mag_i": [20.0, 21.0],
+        "p_star": [0.9, 0.1],
+        "sg_flags": [0, None],
+    }
+    path = tmp_path / "scores.parquet"
+    pq.write_table(pa.table(plain), path)
+    assert CliRunner().invoke(command, ["--table", str(path), "--unblended"]).exit_code == 0
+    pq.write_table(pa.table({k: v for k, v in (plain | columns).items() if v is not None}), path)
+    done = CliRunner().invoke(command, ["--table", str(path), *arguments])
+    assert done.exit_code in (1, 2)
+    assert isinstance(done.exception, SystemExit)
+    assert fault in done.output
+
+
+def test_a_page_without_magnitudes(tmp_path):
+    path = tmp_path / "scores.parquet"
+    pq.write_table(pa.table({"true_class": ["star", "galaxy"] * 20, "p_star": [0.9, 0.1] * 20}), path)
+    done = CliRunner().invoke(command, ["--table", str(path), "--report", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
 def test_nothing_to_judge_is_said(tmp_path):
     done = CliRunner().invoke(command, ["--data", str(tmp_path)])
     assert done.exit_code == 1

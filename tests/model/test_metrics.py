@@ -74,6 +74,19 @@ def test_exact_probabilities_have_only_the_error_of_noise(seed):
     assert metrics.ece(np.clip(p + 0.2, 0, 1), star) > 3 * noise
 
 
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_calibration_error_does_not_depend_on_the_order_of_the_rows(seed):
+    # half of the objects have one and the same probability, as those that a method knows nothing of
+    p, star = draws(seed)
+    p[::2] = 0.4
+    order = np.random.default_rng(seed).permutation(len(p))
+    stars_first = np.argsort(~star, kind="stable")
+    expected = metrics.ece(p, star)
+    for index in (order, stars_first):
+        assert metrics.ece(p[index], star[index]) == pytest.approx(expected, abs=1e-12)
+
+
 def test_one_class_and_nothing_have_no_figures():
     p, star = np.array([0.2, 0.7]), np.array([True, True])
     for found in (

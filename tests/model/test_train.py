@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.model import train as module
+from sgclassify.model.cli import train as train_command
 from sgclassify.model.dataset import CATALOG_COLUMNS, read_samples, write_shard
 from sgclassify.model.export import export
 from sgclassify.model.network import HEADS, Calibration, FusionNetwork
@@ -631,13 +634,48 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
     for name, part in ((FIRST_LAYER, np.s_[:, 21:]), ("head.1.weight", np.s_[:])):
         assert torch.equal(own[name][part], fresh[name][part]), name
     assert "not taken: head.1.weight" in caplog.text
-    (tmp_path / "text").write_text("no weights")
-    with pytest.raises(UsageError, match="neither"):
-        started(data, tmp_path / "out", tmp_path / "text")
+    for text in ("no weights", ""):
+        (tmp_path / "text").write_text(text)
+        with pytest.raises(UsageError, match="neither"):
+            started(data, tmp_path / "out", tmp_path / "text")
+    with pytest.raises(UsageError, match="no such file"):
+        started(data, tmp_path / "out", tmp_path / "nope.pt")
     with warnings.catch_warnings(action="ignore"):
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "foreign.pt"))
     with pytest.raises(UsageError, match="something else"):
         started(data, tmp_path / "out", tmp_path / "foreign.pt")
+
+
+def test_without_an_epoch_the_networks_stay_as_they_are(data, tmp_path):
+    path = _with_checkpoint(data, tmp_path / "kept")
+    still = replace(SHORT, sequence_epochs=0, small_epochs=0, epochs=0)
+    trained = train(data, tmp_path / "out", still, initial=path)
+    before = torch.load(path, weights_only=True)["best"]
+    for name, value in trained.networks[0].state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("part", ["training", "validation", "calibration"])
+def test_a_part_of_one_class_is_refused_before_the_training(data, tmp_path, part):
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data" / part).glob("*.parquet"):
+        write_shard(path, pa.table({"true_class": ["galaxy"] * 30}), arrays_of(30, 1))
+    with pytest.raises(UsageError, match=f"{part}: no star"):
+        module._Trainer(tmp_path / "data", tmp_path, SHORT, (0, 1, CPU), np.inf)
+
+
+def test_what_is_not_there_or_damaged_is_said_before_the_training(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    (tmp_path / "data" / "training" / "f0.parquet").write_bytes(b"PAR1")
+    done = CliRunner().invoke(train_command, arguments)
+    assert done.exit_code == 1
+    assert "Parquet" in done.output
+    (tmp_path / "data" / "manifest.json").unlink()
+    done = CliRunner().invoke(train_command, arguments)
+    assert done.exit_code == 2
+    assert "manifest.json" in done.output
+    assert "sgclassify dataset" in done.output
 
 
 def _with_checkpoint(data, out):
