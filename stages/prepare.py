@@ -43,6 +43,9 @@ Bool = npt.NDArray[np.bool_]
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
+OFFSET_ARCSEC = 0.05
+"""Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than calibration leaves."""
+
 PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
 """Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
@@ -200,6 +203,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
         psf, psf_model = _point_sources(pixels, sky, detections, header, config)
+    offset = _astrometric_offset(detections, header)
     prepared = PreparedExposure(
         header=header,
         work_dir=work_dir,
@@ -209,10 +213,10 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         sha256=check.sha256,
         sky_level=float(np.median(sky.level)),
         sky_sigma=float(np.median(sky.sigma)),
-        offset_deg=_astrometric_offset(detections, header),
+        offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
-        notes=tuple(notes + _row_notes(detections)),
+        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset)),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})
     write_atomic(table, prepared.catalog_path, {})
@@ -252,6 +256,14 @@ def _row_notes(detections: Detections) -> list[str]:
         if count:
             notes.append(f"{count} {text}")
     return notes
+
+
+def _offset_notes(offset_deg: tuple[float, float]) -> list[str]:
+    apart = 3600.0 * float(np.hypot(*offset_deg))
+    if apart <= OFFSET_ARCSEC:
+        return []
+    text = f"pixel and sky positions of the rows differ by {apart:.3f} arcsec in the median: are X and Y 1-based?"
+    return [text]
 
 
 def _detections_table(detections: Detections, made: bool) -> pa.Table:
