@@ -18,7 +18,7 @@ if [[ $# -lt 1 || $# -gt 3 ]]; then
     exit 2
 fi
 output=$1
-fields=${2:-1640}
+fields=${2:-1800}
 processes=${3:-$(nproc)}
 device=${DEVICE:-cuda}
 architecture=${ARCHITECTURE:-bands}

@@ -359,15 +359,15 @@ def evaluate(
     star_weight = 1.0
     if np.isfinite(judged.magnitude).any():
         keep &= (judged.magnitude >= edges[0]) & (judged.magnitude < edges[-1])
-    if unblended and not {"blended", "sg_flags"} & {*table.column_names}:
-        raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
-    if paper and not np.isfinite(judged.values["snr_i"]).any():
-        raise UsageError(
-            "no signal-to-noise ratios (snr): the paper's kind of sample needs --data, or its scores"
-        )
     if unblended:
+        if not {"blended", "sg_flags"} & {*table.column_names}:
+            raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
         keep &= ~judged.blended
     if paper:
+        if not np.isfinite(judged.values["snr_i"]).any():
+            raise UsageError(
+                "no signal-to-noise ratios (snr): the paper's kind of sample needs --data, or its scores"
+            )
         keep &= judged.paper_like()
         n_star = int((keep & judged.scored & judged.star).sum())
         n_galaxy = int((keep & judged.scored & ~judged.star).sum())

@@ -337,7 +337,7 @@ def _point_sources(
     if found is not None:
         members = point_source_members(found, header.fwhm_px)
     if found is None or not members.size:
-        if not 1.0 < header.fwhm_px < 6.0:
+        if not np.isfinite(header.fwhm_px):
             return PointSources.unknown(), None
         model = round_psf(header.fwhm_px / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
