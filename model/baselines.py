@@ -285,6 +285,7 @@ def score_part(
     found_only: bool = False,
     oracle: int = 0,
     prior: float | None = None,
+    training: Path | None = None,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Score a part of a data set with every method.
 
@@ -300,6 +301,8 @@ def score_part(
         About how many objects, spread over the fields, also get ``p_oracle``, see `oracle_probabilities`.
     prior : float, optional
         Share of stars that all methods assume; the model's own where None.
+    training : Path, optional
+        Another data set, to whose training fields the methods are fitted.
 
     Returns
     -------
@@ -313,14 +316,20 @@ def score_part(
     Raises
     ------
     UsageError
-        If a part is missing, no method can be fitted, or only what SExtractor has found is asked for, which is nothing.
+        If a part is missing, no method can be fitted or would be judged on what it is fitted to, or only what
+        SExtractor has found is asked for, which is nothing.
     """
     classifiers = {name: load(path) for name, path in models.items()}
     assumed = classifiers[MODEL].contract.prior_star_fraction if prior is None else prior
-    baselines = Baselines(Measured.read(shards_of(data_dir, "training")), assumed)
-    tables, known = [], []
+    fitted_to = shards_of(training or data_dir, "training")
     paths = shards_of(data_dir, part)
-    by_magnitude = MagnitudePrior(shards_of(data_dir, "training")) if oracle else None
+    if {path.resolve() for path in fitted_to} & {path.resolve() for path in paths}:
+        raise UsageError(
+            f"{data_dir}: the methods would be judged on what they are fitted to; name other --training"
+        )
+    baselines = Baselines(Measured.read(fitted_to), assumed)
+    tables, known = [], []
+    by_magnitude = MagnitudePrior(fitted_to) if oracle else None
     for path in paths:
         sample = read_shard(path, REAL)
         if found_only:

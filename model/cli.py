@@ -24,6 +24,15 @@ PRIOR = click.option(
     help="With --data: share of stars to assume, say that of the data  [default: the model's own prior]",
 )
 
+MODELS = click.option(
+    "--model",
+    "given",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Model archive to score --data with [default: the shipped one]; with a name, another beside it, say of an"
+    " ablation. Repeatable.",
+)
+
 
 def _log() -> None:
     logging.basicConfig(
@@ -39,6 +48,23 @@ def _edges(text: str) -> tuple[float, ...]:
     if len(found) < 2 or not all(a < b for a, b in itertools.pairwise(found)):
         raise click.UsageError(f"--edges must be two or more rising numbers, not {text}")
     return found
+
+
+def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Path | None]:
+    """Archives of ``--model [NAME=]FILE``; None is the shipped model."""
+    models: dict[str, Path | None] = {"model": None}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name.isidentifier():
+            name, path = "model", text
+        elif name in ("model", "star", "galaxy", *taken):
+            raise click.UsageError(f"--model {text}: the name {name} is taken")
+        if models.get(name) is not None or not path:
+            raise click.UsageError(
+                f"--model {text}: give one archive without a name, and others as NAME=FILE"
+            )
+        models[name] = Path(path)
+    return models
 
 
 @click.command("dataset")
@@ -208,7 +234,7 @@ def train(
     show_default=True,
     help="Fields of --data; all (but the shifted ones) where the model has met none of them.",
 )
-@click.option("--model", type=FILE, help="Model archive to score --data with. [default: the shipped one]")
+@MODELS
 @click.option("--table", type=FILE, help="Instead: any table (Parquet, CSV) with p_star and true_class.")
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
@@ -216,15 +242,16 @@ def train(
 @click.option(
     "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
 )
+@click.option("--min-snr", type=float, help="Only objects whose SNR reaches this in some band.")
 @click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
 @PRIOR
 @click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
 def evaluate(
-    run_dir: Path | None, truth: Path | None, data: Path | None, part: str, model: Path | None, table: Path | None,
-    band: str, edges: str, unblended: bool, paper: bool, bands: bool, symmetries: bool, json_path: Path | None,
-    report: Path | None, prior: float | None,
+    run_dir: Path | None, truth: Path | None, data: Path | None, part: str, given: tuple[str, ...],
+    table: Path | None, band: str, edges: str, unblended: bool, paper: bool, min_snr: float | None, bands: bool,
+    symmetries: bool, json_path: Path | None, report: Path | None, prior: float | None,
 ) -> None:  # fmt: skip
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
     from sgclassify.model import evaluate as judge
@@ -232,25 +259,27 @@ def evaluate(
 
     try:
         bins = _edges(edges)
-        given = (run_dir is not None and truth is not None, data is not None, table is not None)
+        models = _models(given)
+        model = models.pop("model")
+        sources = (run_dir is not None and truth is not None, data is not None, table is not None)
         if (
-            sum(given) != 1
+            sum(sources) != 1
             or (run_dir is None) != (truth is None)
-            or ((bands or symmetries or prior is not None or model is not None) and data is None)
+            or ((bands or symmetries or prior is not None or given) and data is None)
         ):
             raise click.UsageError(
                 "give --run and --truth, or --data, or --table;"
                 " --model, --bands, --symmetries and --prior-star-fraction go with --data"
             )
         if data is not None:
-            scores = judge.scores_of_part(data, part, model, prior)
+            scores = judge.scores_of_part(data, part, model, prior, models)
         elif table is not None:
             scores = judge.read_scores(table)
         else:
             assert run_dir is not None
             assert truth is not None
             scores = judge.scores_of_run(run_dir, truth)
-        result = judge.evaluate(scores, band, bins, unblended, paper)
+        result = judge.evaluate(scores, band, bins, unblended, paper, min_snr)
         found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
         turned = judge.by_symmetry(data, part, model, prior) if symmetries and data is not None else None
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
@@ -267,7 +296,7 @@ def evaluate(
     if report is not None:
         from sgclassify.model.evaluation_report import gallery, write_page
 
-        keep = judge.Judged(scores, band).paper_like() if paper else ~judge.blended(scores)
+        keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
         stamps = gallery(data, part, scores, keep) if data is not None else None
         write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
 
@@ -275,15 +304,18 @@ def evaluate(
 @click.command("baselines")
 @click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
 @click.option(
-    "--part", type=click.Choice(("validation", "test", "shifted")), default="test", show_default=True
+    "--part",
+    type=click.Choice(("validation", "test", "shifted", "all")),
+    default="test",
+    show_default=True,
+    help="Fields of --data; all (but the shifted ones) where neither the model nor --training has met any of them.",
 )
 @click.option(
-    "--model",
-    "given",
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="Model archive [default: the shipped one]; with a name, another beside it, say of an ablation. Repeatable.",
+    "--training",
+    type=FOLDER,
+    help="Another data set, to whose training fields the methods are fitted.  [default: --data]",
 )
+@MODELS
 @PRIOR
 @click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
 @click.option(
@@ -297,6 +329,7 @@ def evaluate(
 def baselines(
     data: Path,
     part: str,
+    training: Path | None,
     given: tuple[str, ...],
     found_only: bool,
     oracle: int,
@@ -312,20 +345,9 @@ def baselines(
     from sgclassify.model.baselines import METHODS, ORACLE, as_text, score_part
     from sgclassify.stages.atomic import atomic_path
 
-    models: dict[str, Path | None] = {"model": None}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals or not name.isidentifier():
-            name, path = "model", text
-        elif name in ("model", "star", "galaxy", ORACLE, *METHODS):
-            raise click.UsageError(f"--model {text}: the name {name} is taken")
-        if models.get(name) is not None or not path:
-            raise click.UsageError(
-                f"--model {text}: give one archive without a name, and others as NAME=FILE"
-            )
-        models[name] = Path(path)
+    models = _models(given, taken=(ORACLE, *METHODS))
     try:
-        table, told = score_part(data, part, models, found_only, oracle, prior)
+        table, told = score_part(data, part, models, found_only, oracle, prior, training)
         with atomic_path(output) as part_path:
             pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:

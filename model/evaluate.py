@@ -7,6 +7,7 @@ named ``p_<method>`` are judged beside the model, on the same objects.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,16 +143,28 @@ def score_sample(
     return np.where(valid.any(axis=(1, 2, 3)), p, np.nan)
 
 
-def scores_of_part(data_dir: Path, part: str, model: Path | None, prior: float | None = None) -> pa.Table:
-    """One part (validation, calibration, test, shifted, all) of a data set, scored here by a model."""
-    classifier = load(model)
+def scores_of_part(
+    data_dir: Path,
+    part: str,
+    model: Path | None,
+    prior: float | None = None,
+    others: Mapping[str, Path | None] | None = None,
+) -> pa.Table:
+    """One part (validation, calibration, test, shifted, all) of a data set, scored here by a model.
+
+    `others` are archives to compare it with, which give columns ``p_<name>``.
+    """
+    classifiers = {"star": load(model)} | {name: load(path) for name, path in (others or {}).items()}
     tables = []
     for path in shards_of(data_dir, part):
         sample = read_shard(path, REAL)
         if not len(sample):
             continue
-        p = score_sample(classifier, sample, prior=prior)
-        tables.append(sample.table.append_column("p_star", pa.array(p, mask=np.isnan(p))))
+        table = sample.table
+        for name, classifier in classifiers.items():
+            p = score_sample(classifier, sample, prior=prior)
+            table = table.append_column(f"p_{name}", pa.array(p, mask=np.isnan(p)))
+        tables.append(table)
     return pa.concat_tables(tables)
 
 
@@ -326,13 +339,27 @@ class Judged:
             "cross_entropy": {"difference": float(surplus.mean()), "low": less, "high": more},
         }
 
-    def paper_like(self) -> Bool:
-        """The sample of the paper's kind: signal-to-noise ratio of at least 10 in i, not blended."""
-        return np.asarray((self.values["snr_i"] >= PAPER_SNR) & ~self.blended)
+    def kept(self, sample: Mapping[str, Any]) -> Bool:
+        """The objects that a result's ``sample`` describes: what is judged, and not scored perhaps."""
+        keep = np.ones(len(self.star), dtype=bool)
+        if np.isfinite(self.magnitude).any():
+            keep &= (self.magnitude >= sample["edges"][0]) & (self.magnitude < sample["edges"][-1])
+        if sample["unblended"]:
+            keep &= ~self.blended
+        if sample["paper_like"]:
+            keep &= self.values["snr_i"] >= PAPER_SNR
+        if sample["min_snr"] is not None:
+            keep &= self.values["snr"] >= sample["min_snr"]
+        return keep
 
 
 def evaluate(
-    table: pa.Table, band: str, edges: tuple[float, ...], unblended: bool = False, paper: bool = False
+    table: pa.Table,
+    band: str,
+    edges: tuple[float, ...],
+    unblended: bool = False,
+    paper: bool = False,
+    min_snr: float | None = None,
 ) -> dict[str, Any]:
     """All figures of a table of scored objects.
 
@@ -347,7 +374,10 @@ def evaluate(
     unblended : bool
         Leave out objects that the truth (column ``blended``) or, without one, ``sg_flags`` calls blended.
     paper : bool
-        Only objects of the paper's kind, see `Judged.paper_like`; purities are those of the paper's class ratio.
+        Only objects of the paper's kind: signal-to-noise ratio of at least `PAPER_SNR` in i, not blended; purities are
+        those of the paper's class ratio.
+    min_snr : float, optional
+        Only objects whose signal-to-noise ratio reaches this in some band.
 
     Returns
     -------
@@ -355,36 +385,31 @@ def evaluate(
         ``sample``; for every method ``overall``, ``by_magnitude`` and ``by``; ``paired``; ``quasars``.
     """
     judged = Judged(table, band)
-    keep = np.ones(table.num_rows, dtype=bool)
-    star_weight = 1.0
-    if np.isfinite(judged.magnitude).any():
-        keep &= (judged.magnitude >= edges[0]) & (judged.magnitude < edges[-1])
-    if unblended:
-        if not {"blended", "sg_flags"} & {*table.column_names}:
-            raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
-        keep &= ~judged.blended
-    if paper:
-        if not np.isfinite(judged.values["snr_i"]).any():
-            raise UsageError(
-                "no signal-to-noise ratios (snr): the paper's kind of sample needs --data, or its scores"
-            )
-        keep &= judged.paper_like()
-        n_star = int((keep & judged.scored & judged.star).sum())
-        n_galaxy = int((keep & judged.scored & ~judged.star).sum())
-        if n_star and n_galaxy:
-            star_weight = PAPER_STARS / PAPER_GALAXIES * n_galaxy / n_star
+    if unblended and not {"blended", "sg_flags"} & {*table.column_names}:
+        raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
+    if (paper or min_snr is not None) and not np.isfinite(judged.values["snr_i"]).any():
+        raise UsageError("no signal-to-noise ratios (snr): --paper and --min-snr need --data, or its scores")
+    chosen = {
+        "unblended": unblended or paper,
+        "paper_like": paper,
+        "min_snr": min_snr,
+        "band": band,
+        "edges": list(edges),
+    }
+    keep = judged.kept(chosen)
     here = keep & judged.scored
+    n_star, n_galaxy = int((here & judged.star).sum()), int((here & ~judged.star).sum())
+    star_weight = 1.0
+    if paper and n_star and n_galaxy:
+        star_weight = PAPER_STARS / PAPER_GALAXIES * n_galaxy / n_star
     result: dict[str, Any] = {
         "sample": {
-            "objects": int(here.sum()),
-            "stars": int((here & judged.star).sum()),
-            "star_fraction": float(judged.star[here].mean()) if here.any() else float("nan"),
+            "objects": n_star + n_galaxy,
+            "stars": n_star,
+            "star_fraction": n_star / (n_star + n_galaxy) if here.any() else float("nan"),
             "star_weight": star_weight,
             "fields": len(np.unique(judged.field[here])),
-            "unblended": unblended or paper,
-            "paper_like": paper,
-            "band": band,
-            "edges": list(edges),
+            **chosen,
             "not_scored": int((keep & ~np.isfinite(judged.p[MODEL])).sum()),
         },
         "methods": {},
@@ -593,10 +618,15 @@ def as_text(result: dict[str, Any]) -> str:
     own = result["methods"][MODEL]
     edges = sample["edges"]
     whole = {"low": edges[0], "high": edges[-1]} | own["overall"]
+    told = [f"{sample['objects']} objects, {sample['stars']} of them stars, in {sample['fields']} fields"]
+    if sample["paper_like"]:
+        told.append(f"signal-to-noise ratio in i at least {PAPER_SNR:g}")
+    if sample["min_snr"] is not None:
+        told.append(f"signal-to-noise ratio in some band at least {sample['min_snr']:g}")
+    if sample["unblended"]:
+        told.append("not blended")
     lines = [
-        f"{sample['objects']} objects, {sample['stars']} of them stars, in {sample['fields']} fields"
-        + (", signal-to-noise ratio in i at least 10" if sample["paper_like"] else "")
-        + (", not blended" if sample["unblended"] else ""),
+        ", ".join(told),
         recall_table([whole, *own["by_magnitude"]], "magnitude", band),
         "",
     ]

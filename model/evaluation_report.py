@@ -191,13 +191,7 @@ def write_page(
     """
     sample = result["sample"]
     judged = Judged(table, sample["band"])
-    keep = judged.scored.copy()
-    if np.isfinite(judged.magnitude).any():
-        keep &= (judged.magnitude >= sample["edges"][0]) & (judged.magnitude < sample["edges"][-1])
-    if sample["unblended"]:
-        keep &= ~judged.blended
-    if sample["paper_like"]:
-        keep &= judged.paper_like()
+    keep = judged.scored & judged.kept(sample)
     counts, _ = np.histogram(judged.magnitude[keep], sample["edges"])
     spread = ", ".join(
         f"{a:g}-{b:g}: {n}" for a, b, n in zip(sample["edges"], sample["edges"][1:], counts, strict=False)

@@ -1121,6 +1121,11 @@ class _Trainer:
         if modality == "fused":
             logits, label = answers(self.validation), self.validation.label
             weights["fused"] = fit_weights(logits, label, self.weight)
+            if len(networks) > 1:
+                # what the model makes of one modality alone is what all of its networks make of it
+                for k, name in enumerate(HEADS[1:], 1):
+                    weights[name] = torch.zeros(len(logits))
+                    weights[name][k :: len(HEADS)] = fit_weights(logits[k :: len(HEADS)], label, self.weight)
             together = figures(weighted(logits, weights["fused"]), label, self.weight)
             self.state["history"].append(
                 {"stage": "weighted", "seconds": round(self.state["spent"], 1), "fused": together}

@@ -252,6 +252,23 @@ def test_a_part_without_sextractor(data):
     assert rows["class_star"][2] == "0.0%"
 
 
+def test_methods_fitted_elsewhere_judge_a_whole_data_set(data):
+    result, output = run(data, part="all")
+    assert result.exit_code == 1
+    assert "--training" in result.output
+    assert not output.exists()
+    new = data / "new"
+    new.mkdir()
+    for part in ("test", "validation"):
+        (data / part).rename(new / part)
+    result, output = run(new, "--training", str(data), part="all")
+    assert result.exit_code == 0, result.output
+    both = [pq.read_table(new / part, columns=["field"]) for part in ("test", "validation")]
+    assert pq.read_table(output).num_rows == sum(table.num_rows for table in both)
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines()[2:]}
+    assert rows["spread_model"][1] == "399"
+
+
 @pytest.mark.parametrize("more", [("m1.pt", "m2.pt"), ("star=m1.pt",), ("class_star=m1.pt",), ("image=",)])
 def test_names_of_models_are_checked(data, more):
     result, _ = run(data, *(text for one in more for text in ("--model", one)))

@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -356,6 +357,7 @@ def test_what_to_judge_must_be_clear(arguments):
         ({"true_class": ["STAR", "GALAXY"]}, [], "STAR"),
         ({}, ["--band", "Q"], "mag_Q"),
         ({}, ["--paper"], "snr"),
+        ({}, ["--min-snr", "5"], "snr"),
         ({"snr": [9.0, 8.0]}, ["--paper"], "snr"),
         ({"sg_flags": None}, ["--unblended"], "blended"),
         ({}, ["--model", "other.pt"], "--model"),
@@ -377,6 +379,52 @@ def test_what_cannot_be_judged_as_asked_is_refused(tmp_path, columns, arguments,
     assert done.exit_code in (1, 2)
     assert isinstance(done.exception, SystemExit)
     assert fault in done.output
+
+
+def test_faint_objects_are_left_out_by_their_best_band(tmp_path):
+    table = table_of(400, 3)
+    p = np.random.default_rng(4).random(400)
+    snr = np.array(table["snr"].to_pylist())
+    table = table.append_column("p_star", pa.array(p))
+    found = evaluate(table, "i", EDGES, min_snr=90.0)
+    kind = np.array(table["true_class"].to_pylist())
+    magnitude = table["mag_i"].to_numpy()
+    inside = (magnitude >= EDGES[0]) & (magnitude < EDGES[-1]) & np.isin(kind, ("star", "galaxy"))
+    keep = inside & (snr.max(axis=1) >= 90)
+    assert 0 < keep.sum() < inside.sum()
+    assert found["sample"]["objects"] == keep.sum()
+    wrong = (p >= 0.5) != (kind == "star")
+    assert found["methods"][MODEL]["overall"]["error"] == pytest.approx(wrong[keep].mean())
+    assert "in some band at least 90" in as_text(found)
+    path = tmp_path / "scores.parquet"
+    pq.write_table(table, path)
+    done = CliRunner().invoke(command, ["--table", str(path), "--min-snr", "90", "--edges", "18,22,26"])
+    assert f"{keep.sum()} objects" in done.output
+
+
+def test_models_are_judged_beside_each_other(data, monkeypatch):
+    def load(path):
+        p = 0.25 if path is None else float(path.stem[1:]) / 10
+        return SimpleNamespace(score_arrays=lambda image, *_: np.full(len(image), p, np.float32))
+
+    monkeypatch.setattr(module, "load", load)
+    table = scores_of_part(data, "validation", None, others={"image": Path("m7.pt")})
+    seen = table["p_star"].is_valid().to_numpy()
+    assert table["p_star"].to_numpy()[seen] == pytest.approx(0.25)
+    assert table["p_image"].to_numpy()[seen] == pytest.approx(0.7)
+    assert (table["p_image"].is_valid().to_numpy() == seen).all()
+    arguments = ["--data", str(data), "--model", "m1.pt", "--model", "image=m7.pt"]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line.strip()}
+    stars = np.array(table["true_class"].to_pylist())[seen] == "star"
+    magnitude = table["mag_i"].to_numpy()[seen]
+    inside = (magnitude >= 18) & (magnitude < 26)
+    kinds = np.array(table["true_class"].to_pylist())[seen]
+    inside &= np.isin(kinds, ("star", "galaxy"))
+    # one calls nothing a star, the other everything
+    assert rows["model"][1] == f"{100 * stars[inside].mean():.2f}"
+    assert rows["image"][1] == f"{100 * (1 - stars[inside].mean()):.2f}"
 
 
 def test_a_page_without_magnitudes(tmp_path):

@@ -493,8 +493,12 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
         image.numpy(), few.valid, few.sigma, few.features, psf.numpy()
     )
     np.testing.assert_allclose(got, expected.numpy(), atol=2e-3)
-    # parts alone come from the network that was trained
-    assert export(both, few, "0", tmp_path / "image.pt", "image").model_id.startswith("image-bands-")
+    # one modality alone is what both networks make of it
+    for k, name in enumerate(("image", "sequence"), 1):
+        weights = both.weights[name]
+        assert [*np.flatnonzero(weights)] in ([k], [k + 3], [k, k + 3])
+        assert export(both, few, "0", tmp_path / f"{name}.pt", name).n_parameters == contract.n_parameters
+    assert load(tmp_path / "image.pt").contract.model_id.startswith(f"image-bands-{architecture}-")
     # and the trained network is where another training starts
     own = started(data, tmp_path / "both", tmp_path / "both.pt", BANDS)
     torch.testing.assert_close(
