@@ -277,6 +277,19 @@ def measure_stamps(
     )
 
 
+def _log_size(size: F64) -> F64:
+    """Logarithm of the squared width, in units of `MOMENT_SIGMA`.
+
+    The moment without its weight (exact for a Gaussian), since under the weight all large sources look alike.
+    """
+    return np.asarray(np.log(size / np.maximum(2.0 * MOMENT_SIGMA**2 - size, 0.05) / 2.0))
+
+
+def _expected_log_size(fwhm_px: float) -> float:
+    """`_log_size` of the point sources where the FWHM is known."""
+    return float(2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0) + WINGS)
+
+
 def point_source_members(measured: Measured, fwhm_px: float, min_snr: float = 20.0) -> npt.NDArray[np.int64]:
     """Find the point sources among the detections of one exposure.
 
@@ -309,18 +322,14 @@ def point_source_members(measured: Measured, fwhm_px: float, min_snr: float = 20
         return none
     if index.size > 2000:
         index = index[np.argsort(-measured.snr[index], kind="stable")[:2000]]
-    # the moment without its weight (exact for a Gaussian), since under the weight all large sources look alike
-    size = measured.size[index]
-    log_size = np.log(size / np.maximum(2.0 * MOMENT_SIGMA**2 - size, 0.05) / 2.0)
+    log_size = _log_size(measured.size[index])
     # width of the locus: noise of the size at the faint end, PSF variation over the field at the bright end
     width = 0.03 + 2.0 / measured.snr[index]
     # bright detections are stars more often, and tell the PSF better
     vote = np.sqrt(np.minimum(measured.snr[index], 1000.0))
     distance = (log_size[:, None] - log_size[None, :]) / width[None, :]
     density = (vote * np.exp(-0.5 * distance**2)).sum(axis=1)
-    expected = (
-        2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0) + WINGS if hinted else np.nan
-    )
+    expected = _expected_log_size(fwhm_px) if hinted else np.nan
     if hinted:
         density *= np.exp(-0.5 * ((log_size - expected) / HINT_WIDTH) ** 2)
     dense = density >= 0.5 * density.max()
@@ -333,6 +342,13 @@ def point_source_members(measured: Measured, fwhm_px: float, min_snr: float = 20
         chosen &= np.abs(log_size - expected) < 1.5 * HINT_WIDTH
     members = index[chosen]
     return members if members.size >= (1 if hinted else 2) else none
+
+
+def fwhm_ratio(psf: PointSources, fwhm_px: float) -> float:
+    """FWHM of an exposure's point sources over a FWHM in pixels, as far as their moments tell; nan without both."""
+    if not psf.n_stars or not np.isfinite(fwhm_px):
+        return float("nan")
+    return float(np.exp(0.5 * (_log_size(np.array(psf.measures["size"])) - _expected_log_size(fwhm_px))))
 
 
 def point_sources(measured: Measured, members: npt.NDArray[np.int64]) -> PointSources:

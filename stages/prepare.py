@@ -24,6 +24,7 @@ from sgclassify.stages.measure import (
     GAUSSIAN_FWHM,
     Measured,
     PointSources,
+    fwhm_ratio,
     gaussian_width,
     measure_stamps,
     point_source_members,
@@ -40,6 +41,13 @@ from sgclassify.stages.stamps import cut_stamps
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
+
+FWHM_RATIOS = (0.85, 1.25)
+"""Widths of the point sources, relative to the FWHM in the header, that need no note: where it is right they are 0.96
+to 1.16, by the shape of the PSF, whose wings count in a moment (88 simulated exposures)."""
+
+FWHM_STARS = 10
+"""Fewest point sources that may contradict the header."""
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
@@ -216,7 +224,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
-        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset)),
+        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset) + _fwhm_notes(psf, header)),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})
     write_atomic(table, prepared.catalog_path, {})
@@ -264,6 +272,15 @@ def _offset_notes(offset_deg: tuple[float, float]) -> list[str]:
         return []
     text = f"pixel and sky positions of the rows differ by {apart:.3f} arcsec in the median: are X and Y 1-based?"
     return [text]
+
+
+def _fwhm_notes(psf: PointSources, header: ExposureHeader) -> list[str]:
+    ratio = fwhm_ratio(psf, header.fwhm_px)
+    # not finite where there is nothing to compare
+    if psf.n_stars < FWHM_STARS or not (ratio < FWHM_RATIOS[0] or ratio > FWHM_RATIOS[1]):
+        return []
+    width = f"{ratio:.2f} times as wide as the header's FWHM of {header.fwhm_px:g} pixels"
+    return [f"the {psf.n_stars} point sources are {width}: correct or delete it"]
 
 
 def _detections_table(detections: Detections, made: bool) -> pa.Table:

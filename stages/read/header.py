@@ -16,7 +16,7 @@ import numpy.typing as npt
 from astropy.io.fits import Header
 from astropy.wcs import WCS, WcsError
 
-from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, SLITLESS
+from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, PIXEL_SCALE, SLITLESS
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.fitsfile import Hdu, Value, first_image
 from sgclassify.stages.read.names import ExposureFiles, catalog_stem, exposure_stem, parse_name
@@ -27,7 +27,11 @@ NO_VALUE: Final = -9999.0
 """What the CSST pipelines write for "no value" (FORMATS: CAT columns)."""
 
 PIXEL_SCALE_RANGE: Final = (0.01, 1.0)
-"""Accepted pixel scales, arcsec; the camera's is 0.074. Beyond them CD is in another unit or wrong."""
+"""Accepted pixel scales, arcsec. Beyond them CD is in another unit or wrong."""
+
+SCALE_TOLERANCE: Final = 0.05
+"""How far (as a share) another pixel scale is from the camera's where it is worth a note: images that are binned or
+resampled, whose noise is not that of the pixels that the model has learnt from."""
 
 MAX_ANISOTROPY: Final = 2.0
 """Largest accepted ratio of the pixel scales along the two axes; an undistorted camera has 1."""
@@ -177,7 +181,11 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
     obsid = words.text("OBSID") or (name.obsid if name else "")
     nx, ny = image.axes
     cards = _wcs_cards(image, hdus[0], path)
-    _check_wcs(cards, (ny, nx), path)
+    scale = _check_wcs(cards, (ny, nx), path)
+    if abs(scale / PIXEL_SCALE - 1.0) > SCALE_TOLERANCE:
+        words.notes.append(
+            f"the pixel scale is {scale:.3g} arcsec, the camera's {PIXEL_SCALE}: binned or resampled?"
+        )
     _check_companions(files, words, (ny, nx))
     exposure_time = words.number("EXPTIME", above=0)
     if words.value("EXPTIME") is None:
@@ -428,8 +436,11 @@ def _bad_wcs(path: Path, fault: str) -> UnusableInputError:
     return UnusableInputError(path, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure")
 
 
-def _check_wcs(cards: str, shape: tuple[int, int], path: Path) -> None:
-    """Refuse a WCS that cannot be set up, has no sensible scale at the image, or does not invert over it."""
+def _check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
+    """Refuse a WCS that cannot be set up, has no sensible scale at the image, or does not invert over it.
+
+    Returns the pixel scale at the centre of the image, arcsec.
+    """
     try:
         wcs = build_wcs(cards)
         ny, nx = shape
@@ -454,3 +465,4 @@ def _check_wcs(cards: str, shape: tuple[int, int], path: Path) -> None:
     # "not <=" so that nan counts as an error.
     if not np.hypot(back_x - x, back_y - y).max() <= MAX_ROUND_TRIP_PX:
         raise _bad_wcs(path, "pixel to sky to pixel does not come back")
+    return scale

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sgclassify.stages.config import StageConfig
@@ -15,3 +16,24 @@ def test_positions_that_count_pixels_otherwise_are_noted(make_exposure, make_col
     prepared = prepare_exposure(read_header(make_exposure(columns=columns)), tmp_path, StageConfig())
     assert prepared.n_usable == 30
     assert any("1-based" in note for note in prepared.notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("fwhm", "noted"), [(2.4, False), (2.6, False), (1.7, True), (3.4, True), (None, False)]
+)
+def test_a_header_that_the_point_sources_contradict_is_noted(
+    make_exposure, make_columns, tmp_path, fwhm, noted
+):
+    shape = (300, 300)
+    columns = make_columns(40, shape)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = 0.3 + 0.01 * np.random.default_rng(1).standard_normal(shape)
+    for column, row in zip(columns["X"], columns["Y"], strict=True):
+        image += 5.0 * np.exp(-0.5 * ((x - column + 1) ** 2 + (y - row + 1) ** 2) / (2.4 / 2.3548) ** 2)
+    files = make_exposure(shape=shape, image=image.astype(np.float32), columns=columns, cards={"FWHM": fwhm})
+    prepared = prepare_exposure(read_header(files), tmp_path, StageConfig())
+    notes = [note for note in prepared.notes if "point sources are" in note]
+    assert bool(notes) == noted, prepared.notes
+    assert prepared.psf.n_stars >= 10
+    if noted:
+        assert f"FWHM of {fwhm:g} pixels" in notes[0]

@@ -118,6 +118,14 @@ def test_fwhm_that_is_not_in_pixels(make_exposure, fwhm):
     assert header.notes == (f"FWHM is {fwhm}: ignored",)
 
 
+@pytest.mark.parametrize(("scale", "noted"), [(0.074, False), (0.075, False), (0.05, True), (0.148, True)])
+def test_another_pixel_scale_is_noted(make_exposure, scale, noted):
+    header = read_header(make_exposure(cards={"CD1_1": -scale / 3600, "CD2_2": scale / 3600}))
+    assert header.notes == (
+        (f"the pixel scale is {scale} arcsec, the camera's 0.074: binned or resampled?",) * noted
+    )
+
+
 def test_missing_exposure_time_and_other_units_are_noted(make_exposure):
     header = read_header(make_exposure(cards={"BUNIT": "ADU"}, primary={"EXPTIME": None}))
     assert math.isnan(header.exposure_time)
