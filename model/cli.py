@@ -181,8 +181,6 @@ def train(
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
-    from pyarrow import ArrowInvalid
-
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
     from sgclassify.model.train import Recipe, draw_history
@@ -210,7 +208,7 @@ def train(
             beside=beside,
             fields=fields,
         )
-    except (SgClassifyError, OSError, ArrowInvalid) as error:
+    except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if trained is None:
         return
@@ -291,14 +289,17 @@ def evaluate(
     if turned is not None:
         result["symmetries"] = turned
         click.echo(judge.symmetry_as_text(turned))
-    if json_path is not None:
-        write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
-    if report is not None:
-        from sgclassify.model.evaluation_report import gallery, write_page
+    try:
+        if json_path is not None:
+            write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
+        if report is not None:
+            from sgclassify.model.evaluation_report import gallery, write_page
 
-        keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
-        stamps = gallery(data, part, scores, keep) if data is not None else None
-        write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
+            keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
+            stamps = gallery(data, part, scores, keep) if data is not None else None
+            write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command("baselines")

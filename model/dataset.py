@@ -282,9 +282,31 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
     write_atomic(table, path, {})
 
 
+def read_table_of(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a shard; all where None.
+
+    Raises
+    ------
+    UsageError
+        If it is damaged, no shard, or of a version that measured other features.
+    """
+    try:
+        held = pq.read_schema(path).field("features").type.shape
+        table = pq.read_table(path, columns=columns)
+    except (pa.ArrowException, KeyError, AttributeError, OSError) as error:
+        raise UsageError(
+            f"{path}: not a shard that can be read ({error}); delete it and run `sgclassify dataset` again"
+        ) from error
+    if tuple(held) != (len(BANDS), len(FEATURES)):
+        raise UsageError(
+            f"{path}: {held[-1]} features a band, this version has {len(FEATURES)}; make the data set anew"
+        )
+    return table
+
+
 def read_shard(path: Path, classes: Sequence[str] | None = None) -> Sample:
-    """Read one shard back; on request only objects of some classes, such as `CLASSES`."""
-    table = pq.read_table(path)
+    """Read one shard back (see `read_table_of`); on request only objects of some classes, such as `CLASSES`."""
+    table = read_table_of(path)
     if classes is not None:
         table = table.filter(pc.is_in(table["true_class"], pa.array(classes)))
 

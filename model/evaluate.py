@@ -130,6 +130,9 @@ def score_sample(
     prior : float, optional
         Share of stars to assume instead of the model's own prior.
     """
+    size, held = classifier.contract.stamp_size, sample.image.shape[-1]
+    if size != held:
+        raise UsageError(f"the model takes stamps of {size} pixels, the data set holds stamps of {held}")
     image, valid = sample.image.astype(np.float32), sample.valid
     features, psf = sample.features, sample.psf.astype(np.float32)
     if hidden is not None:

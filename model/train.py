@@ -29,13 +29,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from scipy.optimize import minimize
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sgclassify.model.dataset import read_table_of
 from sgclassify.model.metrics import ece, roc_auc
 from sgclassify.model.network import HEADS, N_BANDS, Calibration, FusionNetwork, present_bands, weighted
 from sgclassify.stages.atomic import write_atomic_bytes
@@ -277,7 +277,7 @@ def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
 
 def _read_shard(path: Path, number: int, rank: int, world: int) -> dict[str, npt.NDArray[Any]]:
     names = ("image", "psf", "sigma", "features")
-    table = pq.read_table(path, columns=["true_class", "valid", *names])
+    table = read_table_of(path, ["true_class", "valid", *names])
     known = pc.index_in(table["true_class"], value_set=pa.array(CLASSES)).fill_null(-1)
     arrays = {name: table[name].combine_chunks().to_numpy_ndarray() for name in names}
     arrays["packed"] = table["valid"].combine_chunks().to_numpy_ndarray()
@@ -726,10 +726,15 @@ def _termination() -> Iterator[threading.Event]:
 @contextmanager
 def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     """Rank, number of processes and device; joins the group that torchrun made."""
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"there is no device {device}: give cpu or cuda") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"no GPU that PyTorch can use is here: --device {device}")
     if "WORLD_SIZE" not in os.environ:
-        yield 0, 1, torch.device(device)
+        yield 0, 1, where
         return
-    where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)

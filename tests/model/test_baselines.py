@@ -191,7 +191,7 @@ def data(tmp_path, monkeypatch):
 
     def load(path):
         p = 0.9 if path is None else int(path.name[1]) / 10
-        contract = SimpleNamespace(prior_star_fraction=0.4)
+        contract = SimpleNamespace(prior_star_fraction=0.4, stamp_size=SIZE)
         return SimpleNamespace(
             contract=contract, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
         )

@@ -23,6 +23,7 @@ from sgclassify.model.dataset import (
 )
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
+from sgclassify.stages.measure import FEATURES
 
 ARCSEC = 1 / 3600
 
@@ -75,13 +76,12 @@ def test_shards_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(1)
     parts = []
     for k, n in enumerate((5, 3)):
+        shape = (n, 7, len(FEATURES))
         arrays = {
             "image": rng.normal(0, 0.1, (n, 7, 12, 12)).astype(np.float32),
             "valid": rng.random((n, 7, 12, 12)) > 0.3,
             "sigma": rng.random((n, 7)).astype(np.float32),
-            "features": np.where(rng.random((n, 7, 30)) > 0.2, rng.normal(size=(n, 7, 30)), np.nan).astype(
-                np.float32
-            ),
+            "features": np.where(rng.random(shape) > 0.2, rng.normal(size=shape), np.nan).astype(np.float32),
             "psf": rng.random((n, 7, 12, 12)).astype(np.float32),
             "catalog": rng.random((n, 7, len(CATALOG_COLUMNS))).astype(np.float32),
         }

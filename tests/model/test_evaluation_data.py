@@ -39,6 +39,7 @@ from sgclassify.stages.measure import FEATURES
 
 SIZE = 8
 EDGES = (18.0, 22.0, 26.0)
+CONTRACT = SimpleNamespace(prior_star_fraction=0.25, stamp_size=SIZE)
 
 
 def table_of(n, seed):
@@ -96,7 +97,7 @@ def data(tmp_path, monkeypatch):
         star = np.nanmax(np.where(there[:, :, None], features, 0)[:, :, 0], axis=1) > 0.5
         return np.where((there.sum(axis=1) >= 3) == star, 0.9, 0.1).astype(np.float32)
 
-    monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(score_arrays=score))
+    monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(contract=CONTRACT, score_arrays=score))
     return tmp_path
 
 
@@ -107,7 +108,7 @@ def test_differences_between_the_symmetries(data, monkeypatch):
         p = 0.9 + 0.001 * image[:, 3, 0, 0]
         return np.where(valid.any(axis=(1, 2, 3)), np.where(star, p, 1 - p), np.nan)
 
-    classifier = Classifier(None, None, "", torch.device("cpu"), 64)
+    classifier = Classifier(None, CONTRACT, "", torch.device("cpu"), 64)
     monkeypatch.setattr(classifier, "score_arrays", score)
     monkeypatch.setattr(module, "load", lambda path: classifier)
     found = by_symmetry(data, "validation", None)
@@ -125,7 +126,7 @@ def test_differences_between_the_symmetries(data, monkeypatch):
     assert found["error"] == found["error_of_mean"] == 0.0
     assert by_symmetry(data, "validation", None, most=6)["n"] <= 6
     # nearly all are called stars: what is wrong are the galaxies
-    classifier.contract = SimpleNamespace(prior_star_fraction=0.25)
+    classifier.contract = CONTRACT
     certain = by_symmetry(data, "validation", None, 0.999_999)
     assert certain["median"] < 1e-4 < found["median"]
     assert 0.0 < certain["error"] == certain["error_of_mean"] < 1.0
@@ -134,7 +135,7 @@ def test_differences_between_the_symmetries(data, monkeypatch):
 def test_another_prior_can_be_assumed(data, monkeypatch):
     plain = scores_of_part(data, "validation", None)["p_star"].to_numpy(zero_copy_only=False)
     fake = module.load(None)
-    fake.contract = SimpleNamespace(prior_star_fraction=0.25)
+    fake.contract = CONTRACT
     monkeypatch.setattr(module, "load", lambda path: fake)
     moved = scores_of_part(data, "validation", None, 0.5)["p_star"].to_numpy(zero_copy_only=False)
     known = np.isfinite(plain)
@@ -292,7 +293,7 @@ def test_mistakes_are_shown_the_surest_first(data, tmp_path, monkeypatch):
             p = np.where(row == 4, 1 - p, p)
             return np.where(row == 8, np.where(p < 0.5, 0.7, 0.3), p)
 
-        return SimpleNamespace(score_arrays=score)
+        return SimpleNamespace(contract=CONTRACT, score_arrays=score)
 
     monkeypatch.setattr(module, "load", worse)
     page = tmp_path / "page.html"
@@ -405,7 +406,9 @@ def test_faint_objects_are_left_out_by_their_best_band(tmp_path):
 def test_models_are_judged_beside_each_other(data, monkeypatch):
     def load(path):
         p = 0.25 if path is None else float(path.stem[1:]) / 10
-        return SimpleNamespace(score_arrays=lambda image, *_: np.full(len(image), p, np.float32))
+        return SimpleNamespace(
+            contract=CONTRACT, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
+        )
 
     monkeypatch.setattr(module, "load", load)
     table = scores_of_part(data, "validation", None, others={"image": Path("m7.pt")})
@@ -425,6 +428,38 @@ def test_models_are_judged_beside_each_other(data, monkeypatch):
     # one calls nothing a star, the other everything
     assert rows["model"][1] == f"{100 * stars[inside].mean():.2f}"
     assert rows["image"][1] == f"{100 * (1 - stars[inside].mean()):.2f}"
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_figures_that_cannot_be_written(tmp_path, option):
+    path = tmp_path / "scores.parquet"
+    pq.write_table(pa.table({"true_class": ["star", "galaxy"], "p_star": [0.9, 0.2]}), path)
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(command, ["--table", str(path), option, str(tmp_path / "file" / "x")])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "file" in done.output
+
+
+def test_data_of_another_kind_are_refused(data, monkeypatch):
+    monkeypatch.setattr(
+        module,
+        "load",
+        lambda path: SimpleNamespace(contract=SimpleNamespace(prior_star_fraction=0.25, stamp_size=32)),
+    )
+    with pytest.raises(UsageError, match="32 pixels, the data set holds stamps of 8"):
+        scores_of_part(data, "validation", None)
+    path = sorted((data / "validation").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    few = np.zeros((table.num_rows, len(BANDS), len(FEATURES) - 1), np.float32)
+    k = table.schema.get_field_index("features")
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(few)
+    pq.write_table(table.set_column(k, "features", tensors), path)
+    with pytest.raises(UsageError, match=f"{path.name}: {len(FEATURES) - 1} features a band"):
+        scores_of_part(data, "validation", None)
+    pq.write_table(pa.table({"x": [1]}), path)
+    with pytest.raises(UsageError, match=f"{path.name}: not a shard"):
+        scores_of_part(data, "validation", None)
 
 
 def test_a_page_without_magnitudes(tmp_path):

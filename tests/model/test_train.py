@@ -674,12 +674,21 @@ def test_what_is_not_there_or_damaged_is_said_before_the_training(data, tmp_path
     (tmp_path / "data" / "training" / "f0.parquet").write_bytes(b"PAR1")
     done = CliRunner().invoke(train_command, arguments)
     assert done.exit_code == 1
-    assert "Parquet" in done.output
+    assert "f0.parquet" in done.output
+    assert "not a shard" in done.output
     (tmp_path / "data" / "manifest.json").unlink()
     done = CliRunner().invoke(train_command, arguments)
     assert done.exit_code == 2
     assert "manifest.json" in done.output
     assert "sgclassify dataset" in done.output
+
+
+def test_devices_that_are_not_here_are_refused(data, tmp_path):
+    for device, fault in (("gpu", "cpu or cuda"), ("cuda", "no GPU")):
+        if device == "cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(UsageError, match=fault):
+            train(data, tmp_path, SHORT, device=device)
 
 
 def _with_checkpoint(data, out):
