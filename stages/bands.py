@@ -19,6 +19,9 @@ SLITLESS: Final[frozenset[str]] = frozenset({"GU", "GV", "GI"})
 PIXEL_SCALE: Final = 0.074
 """Nominal pixel scale, arcsec per pixel."""
 
+NOMINAL_FWHM_PX: Final = 2.2
+"""FWHM of the PSF, pixels, where a header has none: 0.16 arcsec, between those of the seven bands."""
+
 DETECTOR_FILTER: Final[dict[int, str]] = {
     **dict.fromkeys((12, 13, 18, 19), "NUV"),
     **dict.fromkeys((14, 17), "u"),

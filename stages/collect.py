@@ -190,12 +190,11 @@ class BandStamps:
             source = self.exposure[index, band]
             corner = self._first[index, band]
             for number in np.unique(source):
+                own = source == number
+                x, y = measured.x[own], measured.y[own]
+                place = corner[own] + np.stack([x, y], axis=1)
                 model = exposures[number].psf_model
-                if model is not None:
-                    own = source == number
-                    x, y = measured.x[own], measured.y[own]
-                    place = corner[own] + np.stack([x, y], axis=1)
-                    self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
+                self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
             features[index, band] = feature_table(
                 measured,
                 detected[index, band],

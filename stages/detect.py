@@ -16,6 +16,7 @@ from photutils.utils.exceptions import NoDetectionsWarning
 from scipy.ndimage import correlate1d
 from scipy.spatial import KDTree
 
+from sgclassify.stages.bands import NOMINAL_FWHM_PX
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
 from sgclassify.stages.flags import InputFlag
@@ -34,9 +35,6 @@ Int32 = npt.NDArray[np.int32]
 ReadStrip = Callable[[int, int], tuple[Float32, Bool, "Float32 | float", "npt.NDArray[np.uint16] | None"]]
 
 logger = logging.getLogger(__name__)
-
-NOMINAL_FWHM_PX = 2.2
-"""FWHM of the PSF where a header has none: 0.16 arcsec, between those of the seven bands."""
 
 # Bits of the catalogue's Flag column, as SExtractor's FLAGS.
 FLAG_BIASED, FLAG_BLENDED, FLAG_SATURATED, FLAG_TRUNCATED = 1, 2, 4, 8
@@ -78,7 +76,7 @@ def detect_sources(
     config : StageConfig
         Threshold, smallest area and deblending contrast.
     fwhm_px : float
-        FWHM of the PSF, pixels; `NOMINAL_FWHM_PX` where not finite.
+        FWHM of the PSF, pixels; `sgclassify.stages.bands.NOMINAL_FWHM_PX` where not finite.
     flags : ndarray of uint16, shape (ny, nx), optional
         FLG image; saturated pixels are used although they are not valid, and set the Flag column.
     exposure_time : float

@@ -35,8 +35,12 @@ PSF_ERROR: Final = 0.03
 
 MOMENT_SIGMA: Final = 1.8
 GAUSSIAN_FWHM: Final = 2.3548
-HINT_WIDTH: Final = 0.35
+HINT_WIDTH: Final = 0.5
 """How far (in the logarithm of the squared width) the point sources may be expected from the FWHM in the header."""
+
+MAX_PSF_ELLIPTICITY: Final = 0.6
+"""Largest ellipticity of a point source: an axis ratio of 1 to 2. Stars of 20 times the noise have 0.3 at most, nearly
+all cosmic rays more than 0.7; these are as small as point sources, or smaller."""
 
 WINGS: Final = 0.15
 """How much the wings of a telescope's PSF add to the logarithm of its squared width, over the Gaussian of its FWHM."""
@@ -313,8 +317,8 @@ def point_source_members(measured: Measured, fwhm_px: float, min_snr: float = 20
     good = (measured.snr >= min_snr) & (measured.valid_core > 0.97) & (measured.saturated_core == 0)
     # a bright neighbour inside the stamp moves every measure
     good &= np.abs(measured.annulus_flux) < 0.3 * np.abs(measured.total_flux)
-    # sharper than any PSF: a cosmic ray or a hot pixel
-    good &= measured.size > MIN_PSF_SIZE
+    # sharper than any PSF, or a streak: a cosmic ray or a hot pixel
+    good &= (measured.size > MIN_PSF_SIZE) & (measured.ellipticity < MAX_PSF_ELLIPTICITY)
     index = np.flatnonzero(good)
     none = np.zeros(0, dtype=np.int64)
     hinted = 1.0 < fwhm_px < 6.0

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from astropy.wcs.utils import proj_plane_pixel_area
 
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
+from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import (
@@ -80,8 +82,8 @@ class PreparedExposure:
         Median offset (RA cos Dec, Dec), degrees, of the catalogue's sky positions from the header's WCS.
     psf : PointSources
         Locus of the point sources.
-    psf_model : PsfModel or None
-        Empirical PSF; None where the exposure has neither point sources nor a FWHM in its header.
+    psf_model : PsfModel
+        Empirical PSF; round, of the expected width, where the exposure has no point sources.
     notes : tuple of str
         Remarks for the report.
     """
@@ -96,7 +98,7 @@ class PreparedExposure:
     sky_sigma: float
     offset_deg: tuple[float, float]
     psf: PointSources
-    psf_model: PsfModel | None
+    psf_model: PsfModel
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -142,9 +144,8 @@ class PreparedExposure:
             "notes": tuple(header["notes"]),
         }
         model = values["psf_model"]
-        if model is not None:
-            coefficients = tuple(tuple(row) for row in model["coefficients"])
-            model = PsfModel(**{**model, "coefficients": coefficients, "shape": tuple(model["shape"])})
+        coefficients = tuple(tuple(row) for row in model["coefficients"])
+        model = PsfModel(**{**model, "coefficients": coefficients, "shape": tuple(model["shape"])})
         return cls(
             **{
                 **values,
@@ -248,7 +249,7 @@ def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config
         wcs=header.wcs(),
         zero_point=header.zero_point,
         config=config,
-        fwhm_px=header.fwhm_px,
+        fwhm_px=_expected_fwhm(header),
         exposure_time=header.exposure_time,
     )
 
@@ -317,7 +318,7 @@ def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple
 
 def _point_sources(
     pixels: ExposurePixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
-) -> tuple[PointSources, PsfModel | None]:
+) -> tuple[PointSources, PsfModel]:
     """Measure the detections on the pixels, strip by strip; find the locus of point sources and fit the PSF."""
     index = np.flatnonzero(detections.usable)
     if index.size > MAX_PSF_DETECTIONS:
@@ -351,12 +352,11 @@ def _point_sources(
         stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
     found = Measured.concatenate(parts) if parts else None
     members = np.zeros(0, np.int64)
+    fwhm = _expected_fwhm(header)
     if found is not None:
-        members = point_source_members(found, header.fwhm_px)
+        members = point_source_members(found, fwhm)
     if found is None or not members.size:
-        if not np.isfinite(header.fwhm_px):
-            return PointSources.unknown(), None
-        model = round_psf(header.fwhm_px / GAUSSIAN_FWHM, header.shape)
+        model = round_psf(fwhm / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
     psf = point_sources(found, members)
     image, valid, sigma, first_x, first_y = (
@@ -375,6 +375,14 @@ def _point_sources(
         header.shape,
         gaussian_width(psf.measures["size"]),
     )
+
+
+def _expected_fwhm(header: ExposureHeader) -> float:
+    """FWHM (pixels) of the header; the camera's, at the pixel scale of the image, where it has none."""
+    if np.isfinite(header.fwhm_px):
+        return header.fwhm_px
+    scale = 3600.0 * float(np.sqrt(proj_plane_pixel_area(header.wcs())))
+    return NOMINAL_FWHM_PX * PIXEL_SCALE / scale
 
 
 def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSources:

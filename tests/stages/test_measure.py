@@ -182,6 +182,31 @@ def test_few_point_sources_are_chosen_by_the_header():
     assert point_source_members(measured.take(np.array([2])), fwhm_px=2.1).size == 0
 
 
+@given(hint=st.sampled_from([1.7, 2.1, 2.4, 2.8]), angle=st.floats(0, 3.1), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_cosmic_rays_are_no_point_sources(hint, angle, seed):
+    # two stars, and more streaks than stars that are smaller than they, where a wrong header looks for point sources
+    rng = np.random.default_rng(seed)
+    width = 2.35 / 2.3548
+    image = gaussian_stamps([16.0] * 6, [16.0] * 6, [width] * 2 + [1.0] * 4, [50.0] * 6)
+    axis = np.arange(SIZE) - 16.0
+    for k in range(2, 6):
+        turned = angle + rng.uniform(-0.3, 0.3)
+        along = axis[None, :] * np.cos(turned) + axis[:, None] * np.sin(turned)
+        across = axis[:, None] * np.cos(turned) - axis[None, :] * np.sin(turned)
+        image[k] = 8.0 * (np.abs(along) < 2.0) * np.exp(-0.5 * (across / 0.35) ** 2)
+    measured = measure(image, 16.0, 16.0, sigma=0.02)
+    assert point_source_members(measured, fwhm_px=hint).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("error", [0.8, 0.9, 1.0, 1.1, 1.25])
+def test_stars_stand_against_a_header_that_is_wrong_by_a_fifth(error):
+    width = np.array([0.99, 1.0, 1.01, 2.0, 2.3, 2.6, 3.0, 1.5])
+    image = gaussian_stamps([16.0] * 8, [16.0] * 8, width, [50.0] * 8)
+    measured = measure(image, 16.0, 16.0, sigma=0.02)
+    assert point_source_members(measured, fwhm_px=2.3548 * error).tolist() == [0, 1, 2]
+
+
 def fitted(image, psf, sigma, shot=0.0):
     n = len(image)
     axis = np.arange(SIZE)

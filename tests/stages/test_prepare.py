@@ -37,3 +37,13 @@ def test_a_header_that_the_point_sources_contradict_is_noted(
     assert prepared.psf.n_stars >= 10
     if noted:
         assert f"FWHM of {fwhm:g} pixels" in notes[0]
+
+
+@pytest.mark.parametrize("scale", [0.074, 0.05])
+def test_without_stars_and_fwhm_the_psf_is_the_cameras(make_exposure, tmp_path, scale):
+    cards = {"FWHM": None, "CD1_1": -scale / 3600, "CD2_2": scale / 3600}
+    files = make_exposure(cards=cards, kinds="IMG WHT FLG")
+    prepared = prepare_exposure(read_header(files), tmp_path, StageConfig())
+    assert prepared.psf.n_stars == prepared.psf_model.n_stars == 0
+    assert prepared.psf_model.sigma == pytest.approx(2.2 / 2.3548 * 0.074 / scale, rel=1e-4)
+    assert np.isfinite([*prepared.psf.measures.values()]).all()
