@@ -23,6 +23,7 @@ from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import (
+    FEW_STARS,
     GAUSSIAN_FWHM,
     Measured,
     PointSources,
@@ -225,7 +226,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
-        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset) + _fwhm_notes(psf, header)),
+        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset) + _psf_notes(psf, header)),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})
     write_atomic(table, prepared.catalog_path, {})
@@ -275,7 +276,10 @@ def _offset_notes(offset_deg: tuple[float, float]) -> list[str]:
     return [text]
 
 
-def _fwhm_notes(psf: PointSources, header: ExposureHeader) -> list[str]:
+def _psf_notes(psf: PointSources, header: ExposureHeader) -> list[str]:
+    if psf.n_stars < FEW_STARS:
+        source = "the header" if np.isfinite(header.fwhm_px) else "the camera, as the header has none"
+        return [f"the PSF rests on {psf.n_stars} point sources and on the FWHM of {source}"]
     ratio = fwhm_ratio(psf, header.fwhm_px)
     # not finite where there is nothing to compare
     if psf.n_stars < FWHM_STARS or not (ratio < FWHM_RATIOS[0] or ratio > FWHM_RATIOS[1]):

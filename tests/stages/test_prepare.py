@@ -47,3 +47,4 @@ def test_without_stars_and_fwhm_the_psf_is_the_cameras(make_exposure, tmp_path, 
     assert prepared.psf.n_stars == prepared.psf_model.n_stars == 0
     assert prepared.psf_model.sigma == pytest.approx(2.2 / 2.3548 * 0.074 / scale, rel=1e-4)
     assert np.isfinite([*prepared.psf.measures.values()]).all()
+    assert any("rests on 0 point sources" in note and "header has none" in note for note in prepared.notes)
