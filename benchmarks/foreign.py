@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from astropy.io import fits
 from foreign_exposures import PROGRAMS, simulate_field
 from foreign_sky import PSF_FAMILIES
 
@@ -30,6 +31,15 @@ EDGES = (18.0, 20.0, 22.0, 24.0, 25.0, 26.0)
 def family_of(number: int) -> str:
     """PSF family of a field."""
     return PSF_FAMILIES[number % len(PSF_FAMILIES)]
+
+
+def claim_fwhm(field: Path, fwhm_px: float) -> None:
+    """Let the headers of a field's exposures say another FWHM than theirs."""
+    for path in sorted(field.glob("*/*_IMG.fits*")):
+        with fits.open(path, mode="update", disable_image_compression=True) as hdus:
+            for hdu in hdus:
+                if "FWHM" in hdu.header:
+                    hdu.header["FWHM"] = fwhm_px
 
 
 def classify(listed: Path, output: Path, model: Path | None) -> None:
@@ -98,6 +108,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--fields", type=int, default=24)
     parser.add_argument("--model", type=Path, default=None, help="Model archive. [default: the shipped one]")
+    parser.add_argument(
+        "--fwhm", type=float, default=None, help="What new fields claim instead of their FWHM, pixels."
+    )
     arguments = parser.parse_args()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
@@ -108,6 +121,8 @@ def main() -> None:
         run = arguments.output / "runs" / f"{number:02d}"
         if not (field / "truth.parquet").is_file():
             simulate_field(number, family_of(number), field)
+            if arguments.fwhm:
+                claim_fwhm(field, arguments.fwhm)
         classify(field / "exposures.txt", run, arguments.model)
         tables.append(scores_of_field(number, field, run))
         print(f"field {number:02d}: {tables[-1].num_rows} objects", file=sys.stderr)
