@@ -283,7 +283,7 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
 
 
 def read_table_of(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Columns of a shard; all where None.
+    """Columns of a shard, ``features`` among them; all where None.
 
     Raises
     ------
@@ -291,8 +291,8 @@ def read_table_of(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         If it is damaged, no shard, or of a version that measured other features.
     """
     try:
-        held = pq.read_schema(path).field("features").type.shape
         table = pq.read_table(path, columns=columns)
+        held = table.schema.field("features").type.shape
     except (pa.ArrowException, KeyError, AttributeError, OSError) as error:
         raise UsageError(
             f"{path}: not a shard that can be read ({error}); delete it and run `sgclassify dataset` again"
