@@ -179,7 +179,7 @@ def extract_field(
         try:
             prepared.append(prepare_exposure(read_header(files), work_dir, config))
         except UnusableInputError as error:
-            # as in a run: an exposure that cannot be used (no detection in NUV, say) costs only itself
+            # as in a run: an exposure that cannot be used costs only itself
             logger.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
     tiles = make_plan([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)

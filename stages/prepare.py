@@ -21,6 +21,7 @@ from astropy.wcs.utils import proj_plane_pixel_area
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import (
     FEW_STARS,
@@ -51,6 +52,9 @@ to 1.16, by the shape of the PSF, whose wings count in a moment (88 simulated ex
 
 FWHM_STARS = 10
 """Fewest point sources that may contradict the header."""
+
+MAX_MISSED = 10
+"""Most sources that the stage may detect where the catalogue has no rows: SExtractor's thresholds find fewer."""
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
@@ -212,6 +216,14 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             path = header.files.image
             detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
+        elif not table.num_rows and header.files.catalog is not None:
+            # as upstream finds it in a short exposure in NUV; where there is much to see, the rows were lost
+            missed = _detect(pixels, sky, header, config).num_rows
+            if missed > MAX_MISSED:
+                fault = f"the catalogue has no rows, the stage detects {missed} sources"
+                advice = "measure the catalogue again, or remove it to have sources detected"
+                raise UnusableInputError(header.files.catalog, fault, advice)
+            notes.append("CAT has no rows")
         psf, psf_model = _point_sources(pixels, sky, detections, header, config)
     offset = _astrometric_offset(detections, header)
     prepared = PreparedExposure(

@@ -134,13 +134,11 @@ def read_detections(
     Raises
     ------
     UnusableInputError
-        If there are no rows, a required column is missing or holds no numbers, there are too many rows for
-        the detector, or too many without a usable position.
+        If a required column is missing or holds no numbers, there are too many rows for the detector, or too many
+        without a usable position.
     """
     own = header.files.catalog is None
     n = table.num_rows
-    if n == 0 and not own:
-        raise UnusableInputError(path, "the catalogue has no rows", "remove it to have sources detected")
     columns: dict[str, str] = {}
     for name in ALIASES:
         column = find_column(table, name)

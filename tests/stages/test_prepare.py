@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
+
+SHAPE = (300, 300)
+
+
+def stars(columns):
+    """Stars of 2.4 pixels FWHM at the places of a catalogue, in noise."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    image = 0.3 + 0.01 * np.random.default_rng(1).standard_normal(SHAPE)
+    for column, row in zip(columns["X"], columns["Y"], strict=True):
+        image += 5.0 * np.exp(-0.5 * ((x - column + 1) ** 2 + (y - row + 1) ** 2) / (2.4 / 2.3548) ** 2)
+    return image.astype(np.float32)
 
 
 @pytest.mark.parametrize(("shift", "noted"), [(0.0, False), (0.3, False), (-1.0, True)])
@@ -24,13 +36,8 @@ def test_positions_that_count_pixels_otherwise_are_noted(make_exposure, make_col
 def test_a_header_that_the_point_sources_contradict_is_noted(
     make_exposure, make_columns, tmp_path, fwhm, noted
 ):
-    shape = (300, 300)
-    columns = make_columns(40, shape)
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    image = 0.3 + 0.01 * np.random.default_rng(1).standard_normal(shape)
-    for column, row in zip(columns["X"], columns["Y"], strict=True):
-        image += 5.0 * np.exp(-0.5 * ((x - column + 1) ** 2 + (y - row + 1) ** 2) / (2.4 / 2.3548) ** 2)
-    files = make_exposure(shape=shape, image=image.astype(np.float32), columns=columns, cards={"FWHM": fwhm})
+    columns = make_columns(40, SHAPE)
+    files = make_exposure(shape=SHAPE, image=stars(columns), columns=columns, cards={"FWHM": fwhm})
     prepared = prepare_exposure(read_header(files), tmp_path, StageConfig())
     notes = [note for note in prepared.notes if "point sources are" in note]
     assert bool(notes) == noted, prepared.notes
@@ -48,3 +55,18 @@ def test_without_stars_and_fwhm_the_psf_is_the_cameras(make_exposure, tmp_path, 
     assert prepared.psf_model.sigma == pytest.approx(2.2 / 2.3548 * 0.074 / scale, rel=1e-4)
     assert np.isfinite([*prepared.psf.measures.values()]).all()
     assert any("rests on 0 point sources" in note and "header has none" in note for note in prepared.notes)
+
+
+def test_a_catalogue_without_rows_is_believed_where_there_is_nothing_to_see(
+    make_exposure, make_columns, tmp_path
+):
+    image = stars(make_columns(2, SHAPE))
+    prepared = prepare_exposure(
+        read_header(make_exposure(shape=SHAPE, image=image, n_rows=0)), tmp_path, StageConfig()
+    )
+    assert (prepared.n_rows, prepared.n_usable, prepared.catalog_made) == (0, 0, False)
+    assert "CAT has no rows" in prepared.notes
+    image = stars(make_columns(40, SHAPE))
+    files = make_exposure(name="b_{KIND}.fits", shape=SHAPE, image=image, n_rows=0)
+    with pytest.raises(UnusableInputError, match=r"no rows, the stage detects [34]\d sources.*remove it"):
+        prepare_exposure(read_header(files), tmp_path, StageConfig())
