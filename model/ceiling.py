@@ -66,11 +66,11 @@ def oracle_probabilities(data_dir: Path, part: str, sample: Sample, count: int, 
     """
     # the simulator is an extra: only this needs it here
     from sgclassify.simulation.oracle import log_ratios
-    from sgclassify.simulation.training import shifted_config, training_config
+    from sgclassify.simulation.training import field_config
 
     seed = int(json.loads((data_dir / "settings.json").read_text())["seed"])
     field = int(sample.table["field"][0].as_py())
-    config = (shifted_config if part == "shifted" else training_config)(seed, field)
+    config = field_config(part, seed, field)
     kind = np.array(sample.table["true_class"].to_pylist(), dtype=object)
     mixed = np.zeros(len(sample), dtype=bool)
     for name in ("blended", "binary"):

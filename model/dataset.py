@@ -350,13 +350,13 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     # the simulator is an extra: only making data needs it
     from sgclassify.simulation import sextractor
     from sgclassify.simulation.simulate import simulate_field
-    from sgclassify.simulation.training import shifted_config, training_config
+    from sgclassify.simulation.training import field_config
 
     path = shard_path(data_dir, field, shifted)
     scratch = data_dir / "scratch" / path.parent.name / path.stem
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    config = (shifted_config if shifted else training_config)(seed, field)
+    config = field_config(path.parent.name, seed, field)
     training = path.parent.name == "training"
     if sextractor.available() and (
         path.parent.name in ("validation", "test", "shifted") or field % 10 == len(SPLITS)

@@ -7,7 +7,7 @@ renderer as its Fourier transform on the grid of a stamp. A source takes the nod
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import galsim
@@ -34,6 +34,12 @@ pixel."""
 
 BASE_SIZE: Final = 64
 """Stamp size, pixels, whose transform GalSim computes; those of its divisors are taken from it."""
+
+STRAINED_WIDTH: Final = 0.4
+"""Exponent by which the Moffat part widens where aberrations grow: about as much as the diffraction pattern does."""
+
+MAX_TRAIL: Final = 0.5
+"""Largest reduced shear of the jitter: an axis ratio of 1 to 3."""
 
 WINDOW_SIGMA_PX: Final = 1.5
 """Width of the window under which the centroid of a PSF is measured, pixels."""
@@ -62,6 +68,8 @@ class PsfModel:
         Reduced shear (g1, g2) of the Moffat part: mean and slopes.
     nodes : int
         Nodes along each axis of the detector.
+    trail : float
+        Reduced shear of the jitter in units of `shear`: how much a drift of the pointing elongates all.
     """
 
     family: str
@@ -72,6 +80,28 @@ class PsfModel:
     aberrations: Array
     shear: Array
     nodes: int
+    trail: float = 0.0
+
+    def strained(self, factor: float) -> PsfModel:
+        """The same of a telescope out of adjustment.
+
+        Parameters
+        ----------
+        factor : float
+            By how much aberrations, shears and their changes over the detector are larger, from 1 on; the Moffat part
+            widens and the jitter is elongated with it.
+
+        Returns
+        -------
+        PsfModel
+        """
+        return replace(
+            self,
+            moffat_fwhm_arcsec=self.moffat_fwhm_arcsec * factor**STRAINED_WIDTH,
+            aberrations=factor * self.aberrations,
+            shear=factor * self.shear,
+            trail=2.0 * (factor - 1.0),
+        )
 
 
 def draw_psf(
@@ -178,8 +208,12 @@ class PsfField:
             g1, g2 = model.shear @ position
             moffat = galsim.Moffat(beta=model.moffat_beta, fwhm=model.moffat_fwhm_arcsec, gsparams=GSPARAMS)
             parts.append(moffat.shear(g1=g1, g2=g2))
-        parts.append(galsim.Gaussian(sigma=model.jitter_arcsec, gsparams=GSPARAMS))
-        return galsim.Convolve(parts, gsparams=GSPARAMS)
+        jitter = galsim.Gaussian(sigma=model.jitter_arcsec, gsparams=GSPARAMS)
+        if model.trail:
+            g1, g2 = model.trail * (model.shear @ position)
+            shrink = min(1.0, MAX_TRAIL / float(np.hypot(g1, g2)))
+            jitter = jitter.shear(g1=shrink * g1, g2=shrink * g2)
+        return galsim.Convolve([*parts, jitter], gsparams=GSPARAMS)
 
     def fourier(self, node: int, size: int) -> npt.NDArray[np.complex64]:
         """Fourier transform of a node's PSF on the half plane of ``scipy.fft.rfft2``.

@@ -77,6 +77,9 @@ class SimulationConfig:
         0 is the sharpest PSF (FWHM 1.8 pixels), 1 the widest (2.8); drawn for each field.
     psf_nodes : int
         Nodes of the PSF along each axis of a detector.
+    psf_strain : float
+        Aberrations, shears and their changes over the detector in units of the usual ones, see
+        `sgclassify.simulation.psf.PsfModel.strained`.
     read_noise : pair of float
         Electrons; drawn for each exposure.
     zero_point_scatter : float
@@ -128,6 +131,7 @@ class SimulationConfig:
     psf_families: tuple[str, ...] = PSF_FAMILIES
     psf_quality: Span = (0.0, 1.0)
     psf_nodes: int = 3
+    psf_strain: float = 1.0
     read_noise: Span = (4.7, 5.5)
     zero_point_scatter: float = 0.1
     zero_point_error: float = 0.01
@@ -408,7 +412,7 @@ class _Exposure:
         variance = (sky + detector.dark) * detector.exposure_time + detector.read_noise**2
         noise = float(np.sqrt(variance) / detector.exposure_time)
         drawn = draw_psf(self.band, config.psf_families, self.quality, config.psf_nodes, rng)
-        psf = PsfField(drawn, config.detector_shape)
+        psf = PsfField(drawn.strained(config.psf_strain), config.detector_shape)
         return Conditions(
             self.band, pointing, true_header, header, detector, zero_point, claimed_zero_point, sky, noise, psf
         )  # fmt: skip

@@ -13,6 +13,11 @@ from sgclassify.simulation.simulate import SimulationConfig
 SHIFTED_SEED = 1_000_003
 """Added to the seed of a data set for its shifted test."""
 
+STRAINED_SHARE = 0.2
+STRAINS = (1.3, 3.0)
+"""Share of the fields that teach PSFs of a telescope out of adjustment, and how far it is (see
+`sgclassify.simulation.psf.PsfModel.strained`): for other cameras than the one that is simulated."""
+
 SIDES = (512, 768, 1024, 1280)
 """Sides of the detectors, pixels. In small ones few stars tell the PSF, which the model must get used to."""
 
@@ -55,6 +60,25 @@ def training_config(seed: int, field: int) -> SimulationConfig:
     )
 
 
+def teaching_config(seed: int, field: int) -> SimulationConfig:
+    """Configuration of a field that is trained on: some have worse PSFs than those that are judged.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the training set.
+    field : int
+        Number of the field.
+
+    Returns
+    -------
+    SimulationConfig
+    """
+    rng = np.random.default_rng((seed, field, 2))
+    strain = float(rng.uniform(*STRAINS)) if rng.random() < STRAINED_SHARE else 1.0
+    return replace(training_config(seed, field), psf_strain=strain)
+
+
 def shifted_config(seed: int, field: int) -> SimulationConfig:
     """Configuration of one field of the shifted test: what training never sees.
 
@@ -81,6 +105,12 @@ def shifted_config(seed: int, field: int) -> SimulationConfig:
         compact_share=(0.02, 0.06),
         exposure_time=(150.0, 150.0),
     )
+
+
+def field_config(part: str, seed: int, field: int) -> SimulationConfig:
+    """Configuration of a field of a data set by the part (folder) that it belongs to."""
+    configs = {"training": teaching_config, "shifted": shifted_config}
+    return configs.get(part, training_config)(seed, field)
 
 
 def _span(rng: np.random.Generator, low: float, high: float) -> tuple[float, float]:

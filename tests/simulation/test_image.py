@@ -17,6 +17,7 @@ from sgclassify.simulation.detector import DetectorModel, _bleed, expose
 from sgclassify.simulation.filters import PSF_FAMILIES
 from sgclassify.simulation.psf import PsfField, draw_psf
 from sgclassify.simulation.render import Scene, clumps, render
+from sgclassify.simulation.training import STRAINS, field_config
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.flags import InputFlag
 
@@ -88,6 +89,36 @@ def test_psf_width_is_that_of_the_camera(band: str) -> None:
         for quality, low, high in ((0.0, 1.65, 2.4), (1.0, 2.2, 3.0)):
             model = draw_psf(band, (family,), quality, 3, np.random.default_rng(seed))
             assert low < PsfField(model, (64, 64)).fwhm_px() < high
+
+
+@pytest.mark.parametrize("family", PSF_FAMILIES)
+def test_a_telescope_out_of_adjustment_blurs_and_elongates(family: str) -> None:
+    model = draw_psf("i", (family,), 0.5, 3, np.random.default_rng(1))
+    same = model.strained(1.0)
+    assert (same.aberrations == model.aberrations).all()
+    assert (same.shear == model.shear).all()
+    assert same.trail == 0.0
+
+    def moments(factor: float) -> tuple[float, float]:
+        drawn = (
+            PsfField(model.strained(factor), (96, 96)).profile(4).drawImage(nx=96, ny=96, scale=PIXEL_SCALE)
+        )
+        shape = drawn.FindAdaptiveMom()
+        return shape.moments_sigma, shape.observed_shape.e
+
+    width, elongation = moments(1.0)
+    wider, longer = moments(3.0)
+    assert wider > 1.05 * width
+    assert longer > elongation + 0.02
+
+
+def test_only_training_meets_worse_psfs() -> None:
+    strains = np.array([field_config("training", 20260, field).psf_strain for field in range(400)])
+    strained = strains[strains != 1.0]
+    assert 0.14 < len(strained) / 400 < 0.26
+    assert STRAINS[0] <= strained.min() < 1.6 < 2.6 < strained.max() <= STRAINS[1]
+    for part in ("validation", "calibration", "test", "shifted"):
+        assert all(field_config(part, 20260, field).psf_strain == 1.0 for field in range(50))
 
 
 def test_psf_varies_over_the_detector() -> None:
