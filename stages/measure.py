@@ -120,18 +120,13 @@ class PointSources:
     Attributes
     ----------
     measures : dict of str to float
-        Median of each of `PSF_MEASURES` over the point sources; nan where the exposure has none.
+        Median of each of `PSF_MEASURES` over the point sources; what is expected of them where the exposure has none.
     n_stars : int
         Point sources behind the medians.
     """
 
     measures: dict[str, float]
     n_stars: int
-
-    @classmethod
-    def unknown(cls) -> PointSources:
-        """No point source was found."""
-        return cls(dict.fromkeys(PSF_MEASURES, float("nan")), 0)
 
 
 @dataclass(frozen=True)
@@ -356,9 +351,7 @@ def fwhm_ratio(psf: PointSources, fwhm_px: float) -> float:
 
 
 def point_sources(measured: Measured, members: npt.NDArray[np.int64]) -> PointSources:
-    """The point-source locus: medians of the measures of the members."""
-    if not members.size:
-        return PointSources.unknown()
+    """The point-source locus: medians of the measures of the members, of which there is one at least."""
     measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in RATIO_SIGMAS[:4]}
     measures["size"] = float(np.median(measured.size[members]))
     return PointSources(measures, int(members.size))

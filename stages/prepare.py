@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from astropy.wcs.utils import proj_plane_pixel_area
 
 from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
@@ -397,8 +396,7 @@ def _expected_fwhm(header: ExposureHeader) -> float:
     """FWHM (pixels) of the header; the camera's, at the pixel scale of the image, where it has none."""
     if np.isfinite(header.fwhm_px):
         return header.fwhm_px
-    scale = 3600.0 * float(np.sqrt(proj_plane_pixel_area(header.wcs())))
-    return NOMINAL_FWHM_PX * PIXEL_SCALE / scale
+    return NOMINAL_FWHM_PX * PIXEL_SCALE / header.pixel_scale
 
 
 def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSources:

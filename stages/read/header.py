@@ -81,6 +81,8 @@ class ExposureHeader:
         Rows and columns of the image: (ny, nx).
     wcs_cards : str
         The WCS cards of the image header, 80 characters each.
+    pixel_scale : float
+        Side of a pixel at the centre of the image, arcsec.
     zero_point : float
         AB magnitude of 1 e-/s.
     exposure_time : float
@@ -107,6 +109,7 @@ class ExposureHeader:
     band: str
     shape: tuple[int, int]
     wcs_cards: str
+    pixel_scale: float
     zero_point: float
     exposure_time: float
     gain: float
@@ -202,6 +205,7 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
         band=band,
         shape=(ny, nx),
         wcs_cards=cards,
+        pixel_scale=scale,
         zero_point=_zero_point(words),
         exposure_time=exposure_time,
         gain=words.number("GAIN1", "GAIN01", "GAIN", above=0),

@@ -60,6 +60,7 @@ def header(
         band="i",
         shape=shape,
         wcs_cards="".join(card(key, value) for key, value in values.items()),
+        pixel_scale=0.074,
         zero_point=25.96,
         **dict.fromkeys(
             (
