@@ -40,12 +40,12 @@ types: $(INSTALLED)
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
 
-# The shipped weights: two networks, which answer together. Simulates the data and trains: five hours on two CPU cores.
+# The shipped weights: two networks, which answer together. Simulates the data and trains: four hours on two CPU cores.
 # Everything goes on where it stopped. To try it on a few fields, in minutes:
 #   make model FIELDS=40 SHIFTED=2 MINUTES=2
 FIELDS := 1200
 SHIFTED := 40
-MINUTES := 120
+MINUTES := 90
 BANDS_MINUTES := $(shell expr $(MINUTES) '*' 2 / 3)
 DATA := $(MODEL)/data
 model: $(INSTALLED)
