@@ -22,20 +22,44 @@ SIDES = (512, 768, 1024, 1280)
 """Sides of the detectors, pixels. In small ones few stars tell the PSF, which the model must get used to."""
 
 
-def training_config(seed: int, field: int) -> SimulationConfig:
-    """Configuration of one field of a training set.
+def field_config(part: str, seed: int, field: int) -> SimulationConfig:
+    """Configuration of one field of a data set.
+
+    Some fields of the part that is trained on have worse PSFs than those that are judged. The shifted test is what
+    training never sees: another family of PSFs, a brighter sky, another density, twice the share of compact galaxies.
 
     Parameters
     ----------
+    part : str
+        Folder that the field belongs to; ``"training"`` and ``"shifted"`` differ from the others.
     seed : int
-        Seed of the training set.
+        Seed of the data set; the fields of the shifted test are drawn from a seed of their own.
     field : int
-        Number of the field; the configuration depends on these two alone.
+        Number of the field; the configuration depends on these three alone.
 
     Returns
     -------
     SimulationConfig
     """
+    config = _usual_config(seed, field)
+    if part == "training":
+        rng = np.random.default_rng((seed, field, 2))
+        strain = float(rng.uniform(*STRAINS)) if rng.random() < STRAINED_SHARE else 1.0
+        return replace(config, psf_strain=strain)
+    if part == "shifted":
+        return replace(
+            config,
+            seed=seed + SHIFTED_SEED,
+            psf_families=(SHIFTED_PSF_FAMILY,),
+            sky_scale=(2.2, 3.5),
+            density=(0.5, 0.8) if field % 2 else (1.6, 2.2),
+            compact_share=(0.02, 0.06),
+            exposure_time=(150.0, 150.0),
+        )
+    return config
+
+
+def _usual_config(seed: int, field: int) -> SimulationConfig:
     rng = np.random.default_rng((seed, field, 1))
     side = int(rng.choice(SIDES, p=(0.1, 0.2, 0.4, 0.3)))
     return SimulationConfig(
@@ -58,59 +82,6 @@ def training_config(seed: int, field: int) -> SimulationConfig:
         variant_share=0.1,
         catalog_program="sextractor" if sextractor.available() and rng.random() < 0.7 else "photutils",
     )
-
-
-def teaching_config(seed: int, field: int) -> SimulationConfig:
-    """Configuration of a field that is trained on: some have worse PSFs than those that are judged.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the training set.
-    field : int
-        Number of the field.
-
-    Returns
-    -------
-    SimulationConfig
-    """
-    rng = np.random.default_rng((seed, field, 2))
-    strain = float(rng.uniform(*STRAINS)) if rng.random() < STRAINED_SHARE else 1.0
-    return replace(training_config(seed, field), psf_strain=strain)
-
-
-def shifted_config(seed: int, field: int) -> SimulationConfig:
-    """Configuration of one field of the shifted test: what training never sees.
-
-    Another family of PSFs, a brighter sky, another density, twice the share of compact galaxies.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the data set; the fields are drawn from a seed of their own.
-    field : int
-        Number of the field.
-
-    Returns
-    -------
-    SimulationConfig
-    """
-    config = training_config(seed, field)
-    return replace(
-        config,
-        seed=seed + SHIFTED_SEED,
-        psf_families=(SHIFTED_PSF_FAMILY,),
-        sky_scale=(2.2, 3.5),
-        density=(0.5, 0.8) if field % 2 else (1.6, 2.2),
-        compact_share=(0.02, 0.06),
-        exposure_time=(150.0, 150.0),
-    )
-
-
-def field_config(part: str, seed: int, field: int) -> SimulationConfig:
-    """Configuration of a field of a data set by the part (folder) that it belongs to."""
-    configs = {"training": teaching_config, "shifted": shifted_config}
-    return configs.get(part, training_config)(seed, field)
 
 
 def _span(rng: np.random.Generator, low: float, high: float) -> tuple[float, float]:
