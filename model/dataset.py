@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -436,6 +437,8 @@ def make_dataset(
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     settings = {
+        # another version may draw other fields from the same seed
+        "sgclassify": version("sgclassify"),
         "seed": seed,
         "stamp_size": stamp_size,
         "features": list(FEATURES),

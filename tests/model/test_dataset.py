@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgclassify.model import dataset as dataset_module
 from sgclassify.model.dataset import (
     CATALOG_COLUMNS,
     catalog_columns,
@@ -155,3 +157,10 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
     assert make(11) == manifest
     with pytest.raises(UsageError, match="other settings"):
         make_dataset(data, 11, SEED, 32, 1, first=9)
+
+
+def test_a_set_is_not_continued_by_another_version(tmp_path, monkeypatch):
+    assert make_dataset(tmp_path, 0, 1, 16, 1)["settings"]["sgclassify"] == version("sgclassify")
+    monkeypatch.setattr(dataset_module, "version", lambda _: "0.0.1")
+    with pytest.raises(UsageError, match=r"settings\.json"):
+        make_dataset(tmp_path, 0, 1, 16, 1)
