@@ -1083,6 +1083,8 @@ class _Trainer:
         batches.close()  # type: ignore[attr-defined]
         if self.rank == 0 and state["count"]:
             self.validate(joint, self.side, state["step"] / steps)
+        # so that to resume what is complete changes nothing, unless it is given more time or epochs
+        self.save(optimizer)
 
     def agreed(self, *values: float) -> list[float]:
         """The largest of each number over the processes."""
