@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
 from foreign_exposures import PROGRAMS, simulate_field
+from foreign_photographs import read_photographs
 from foreign_sky import PSF_FAMILIES
 
 from sgclassify.model.dataset import match_truth
@@ -111,7 +112,16 @@ def main() -> None:
     parser.add_argument(
         "--fwhm", type=float, default=None, help="What new fields claim instead of their FWHM, pixels."
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=None,
+        help="Colour picture whose galaxies' shapes those of new fields have.",
+    )
     arguments = parser.parse_args()
+    photographs = read_photographs(arguments.picture) if arguments.picture else []
+    if arguments.picture and not photographs:
+        sys.exit(f"{arguments.picture}: no galaxy that is large and bright enough")
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         sys.exit(f"{' and '.join(missing)} not found: install Debian's packages source-extractor and psfex")
@@ -120,7 +130,7 @@ def main() -> None:
         field = arguments.output / "fields" / f"{number:02d}"
         run = arguments.output / "runs" / f"{number:02d}"
         if not (field / "truth.parquet").is_file():
-            simulate_field(number, family_of(number), field)
+            simulate_field(number, family_of(number), field, photographs)
             if arguments.fwhm:
                 claim_fwhm(field, arguments.fwhm)
         classify(field / "exposures.txt", run, arguments.model)

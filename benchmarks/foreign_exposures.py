@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from foreign_photographs import Photograph, as_photographed
 from foreign_sky import BANDS, PIXEL_SCALE, Array, ExposurePsf, PsfTraits, Rng, Sky, Source, draw_sources
 from scipy import ndimage
 
@@ -505,8 +507,11 @@ def write_truth(path: Path, number: int, sources: list[Source]) -> None:
     part.replace(path)
 
 
-def simulate_field(number: int, family: str, folder: Path) -> None:
-    """Simulate a field, its PSFs of a family: exposures, their list, and last ``truth.parquet``, in a new folder."""
+def simulate_field(number: int, family: str, folder: Path, photographs: Sequence[Photograph] = ()) -> None:
+    """Simulate a field, its PSFs of a family: exposures, their list, and last ``truth.parquet``, in a new folder.
+
+    Galaxies have the shapes of `photographs`, if there are any.
+    """
     rng = np.random.default_rng(910000 + number)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -516,6 +521,10 @@ def simulate_field(number: int, family: str, folder: Path) -> None:
     traits = PsfTraits(family, rng)
     effects = Effects(rng)
     sources = draw_sources(sky, (ny + 2 * MARGIN_PX, nx + 2 * MARGIN_PX), rng)
+    if photographs:
+        # drawn apart, so that all else is as without
+        shapes = np.random.default_rng(930000 + number)
+        sources = [as_photographed(source, photographs, shapes) for source in sources]
     ras, decs = np.array([source.ra for source in sources]), np.array([source.dec for source in sources])
     field_roll = rng.uniform(0, 2 * np.pi)
     start = datetime(2029, 1, 1) + timedelta(days=number * 9 + 3, seconds=int(rng.integers(80000)))

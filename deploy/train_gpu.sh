@@ -3,32 +3,33 @@
 #
 #   deploy/train_gpu.sh OUTPUT [FIELDS [PROCESSES]]
 #
-# OUTPUT     folder for data/ (shards), model/ (checkpoint, curves.png, model.pt), validation.json and shifted.json
+# OUTPUT     folder for data/ (shards), one for each network (checkpoint, curves.png, model.pt), validation.json and
+#            shifted.json; the model.pt of the last network holds all of them
 # FIELDS     simulated fields; of the default the training fields alone hold more than the paper's sample
 # PROCESSES  that make the data; the default is one a core
 #
-# From the environment: DEVICE (cuda, or cpu), ARCHITECTURE (bands, or the paper's resnet50), EPOCHS (50), GPUS (one by
-# default; more by torchrun), BATCH (512 a GPU), SEED of the data. Needs Python 3.11 or later with this package and its extras:
+# From the environment: DEVICE (cuda, or cpu), ARCHITECTURES ("bands resnet50": one network of each, which answer
+# together), EPOCHS (50), GPUS (one by default; more by torchrun), BATCH (512 a GPU), SEED of the data. Needs Python 3.11
+# or later with this package and its extras:
 #   pip install '.[train,simulate]'    (torch, torchvision, numpy, scipy, astropy, pyarrow, galsim, skypy, speclite)
-# Nothing is downloaded while it runs. Debian's sextractor and psfex are used where installed, for the baselines only.
+# Nothing is downloaded while it runs. Where Debian's sextractor is installed, seven of ten fields have its catalogues.
 set -euo pipefail
 
 if [[ $# -lt 1 || $# -gt 3 ]]; then
-    sed -n '4,13s/^# \{0,1\}//p' "$0" >&2
+    sed -n '4,15s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 output=$1
 fields=${2:-1800}
 processes=${3:-$(nproc)}
 device=${DEVICE:-cuda}
-architecture=${ARCHITECTURE:-bands}
+architectures=${ARCHITECTURES:-bands resnet50}
 epochs=${EPOCHS:-50}
 gpus=${GPUS:-1}
 batch=${BATCH:-512}
 seed=${SEED:-20260}
 
 data=$output/data
-model=$output/model
 mkdir -p "$output"
 
 # a process each: threads within them would only wait for each other
@@ -39,11 +40,20 @@ precision=fp32
 if [[ $device == cuda* ]]; then precision=bf16; fi
 start=(sgclassify)
 if [[ $gpus -gt 1 ]]; then start=(torchrun --standalone --nproc-per-node "$gpus" --no-python sgclassify); fi
-"${start[@]}" train --data "$data" --output "$model" --device "$device" --precision "$precision" \
-    --architecture "$architecture" \
-    --sequence-epochs "$epochs" --small-epochs 0 --epochs "$epochs" --batch-size "$batch" --resume
-
-for part in validation shifted; do
-    sgclassify evaluate --data "$data" --part "$part" --model "$model/model.pt" --json "$output/$part.json"
+beside=()
+number=0
+for architecture in $architectures; do
+    number=$((number + 1))
+    model=$output/$architecture
+    "${start[@]}" train --data "$data" --output "$model" --device "$device" --precision "$precision" \
+        --architecture "$architecture" --seed "$number" "${beside[@]}" \
+        --sequence-epochs "$epochs" --small-epochs 0 --epochs "$epochs" --batch-size "$batch" --resume
+    beside=(--beside "$model/model.pt")
 done
-echo "weights: $model/model.pt and its .sha256; learning curves: $model/curves.png"
+
+# the shares of stars in the data: the figures of calibration are for them
+sgclassify evaluate --data "$data" --part validation --prior-star-fraction 0.41 --model "$model/model.pt" \
+    --json "$output/validation.json"
+sgclassify evaluate --data "$data" --part shifted --prior-star-fraction 0.5 --model "$model/model.pt" \
+    --json "$output/shifted.json"
+echo "weights: $model/model.pt and its .sha256; learning curves: curves.png beside them"
