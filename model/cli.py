@@ -183,7 +183,8 @@ def train(
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
-    from sgclassify.model.train import Recipe, draw_history
+    from sgclassify.model.recipe import Recipe
+    from sgclassify.model.train import draw_history
     from sgclassify.model.train import train as run_training
     from sgclassify.stages.checksum import sha256_of
     from sgclassify.stages.columns import CLASSES

@@ -27,31 +27,22 @@ from hypothesis import strategies as st
 
 from sgclassify.model import train as module
 from sgclassify.model.cli import train as train_command
-from sgclassify.model.dataset import CATALOG_COLUMNS, read_samples, write_shard
+from sgclassify.model.dataset import read_samples, write_shard
 from sgclassify.model.export import export
 from sgclassify.model.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.recipe import Recipe
+from sgclassify.model.rows import read_rows
 from sgclassify.model.runtime import load
 from sgclassify.model.train import (
-    CORE_PX,
-    FEATURE_GROUPS,
     FIRST_LAYER,
-    Recipe,
-    augment,
-    cropped,
     draw_history,
     figures,
-    fit_calibration,
     fit_normalization,
-    fit_weights,
     measure_batch_norm,
     one_cycle,
-    prior_weights,
-    read_rows,
     train,
-    unpacked,
 )
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
 
 SIZE = 16
 CLASSES = ("star", "galaxy", "qso", "spurious")
@@ -72,41 +63,8 @@ STILL = Recipe(
 CPU = torch.device("cpu")
 
 
-def arrays_of(n, seed):
-    rng = np.random.default_rng(seed)
-    valid = rng.random((n, 7, SIZE, SIZE)) > 0.05
-    valid[rng.random((n, 7)) < 0.2] = False
-    valid[0] = False
-    return {
-        "image": rng.normal(0, 0.05, (n, 7, SIZE, SIZE)).astype(np.float16),
-        "valid": valid,
-        "sigma": rng.uniform(0.01, 0.03, (n, 7)).astype(np.float32),
-        "features": rng.normal(3.0, 2.0, (n, 7, len(FEATURES))).astype(np.float32),
-        "psf": rng.random((n, 7, SIZE, SIZE)).astype(np.float16),
-        "catalog": np.full((n, 7, len(CATALOG_COLUMNS)), np.nan, np.float32),
-    }
-
-
-def inputs(n, seed):
-    arrays = arrays_of(n, seed)
-    arrays |= {name: arrays[name].astype(np.float32) for name in ("image", "psf")}
-    return [torch.from_numpy(arrays[name]) for name in ("image", "valid", "sigma", "features", "psf")]
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for seed, (name, shards) in enumerate((("training", 2), ("validation", 1), ("calibration", 2))):
-        (folder / name).mkdir()
-        for k in range(shards):
-            table = pa.table({"true_class": [CLASSES[j % 4] for j in range(30)]})
-            write_shard(folder / name / f"f{k}.parquet", table, arrays_of(30, 10 * seed + k))
-    (folder / "manifest.json").write_text("{}")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -118,158 +76,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_quasars_spurious_and_blind_objects_train_nothing(data):
-    paths = sorted((data / "training").glob("*.parquet"))
-    rows, sample = read_rows(paths), read_samples(paths)
-    kind = sample.table["true_class"].to_pylist()
-    keep = [k for k in range(60) if kind[k] in CLASSES[:2] and sample.valid[k].any()]
-    assert rows.label.tolist() == [CLASSES.index(kind[k]) for k in keep]
-    assert rows.field.tolist() == [k // 30 for k in keep]
-    batch = rows.batch(torch.arange(len(rows)), CPU)
-    for name, got in zip(("image", "valid", "sigma", "features", "psf"), batch, strict=True):
-        np.testing.assert_array_equal(got.numpy(), getattr(sample, name)[keep], err_msg=name)
-    present, _ = rows.sequence_batch(torch.arange(len(rows)), CPU)
-    np.testing.assert_array_equal(present, sample.valid[keep].any(axis=(2, 3)))
-
-
-def test_processes_share_the_rows(data):
-    paths = sorted((data / "training").glob("*.parquet"))
-    parts = [read_rows(paths, rank, 3) for rank in range(3)]
-    together = torch.cat([part.features for part in parts]).flatten(1)
-    whole = read_rows(paths).features.flatten(1)
-    assert sorted(together.tolist()) == sorted(whole.tolist())
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_no_data_is_said(tmp_path):
-    with pytest.raises(UsageError, match="sgclassify dataset"):
-        read_rows([])
-
-
-@given(n=st.integers(1, 4), bits=st.integers(1, 40), seed=st.integers(0, 99))
-def test_masks_come_back_from_their_bits(n, bits, seed):
-    mask = np.random.default_rng(seed).random((n, bits)) < 0.5
-    packed = torch.from_numpy(np.packbits(mask, axis=1))
-    np.testing.assert_array_equal(unpacked(packed, (bits,)), mask)
-
-
-@given(
-    seed=st.integers(0, 1000), dropout=st.floats(0, 1), psf=st.floats(0, 1), size=st.sampled_from([8, SIZE])
-)
-@settings(max_examples=20, deadline=None)
-def test_augmentation_hides_alike_and_keeps_a_band(seed, dropout, psf, size):
-    batch = inputs(12, seed)
-    before = copy.deepcopy(batch)
-    recipe = Recipe(band_dropout=dropout, psf_dropout=psf, mask_rate=0.5)
-    image, valid, sigma, features, planes = augment(batch, recipe, generator(seed), size)
-    for old, new in zip(before, batch, strict=True):
-        assert torch.equal(old, new), "the sample itself must not change"
-    assert image.shape == valid.shape == planes.shape == (12, 7, size, size)
-    assert (sigma >= before[2]).all()
-    assert (sigma <= before[2] * np.hypot(1, recipe.noise) * 1.0001).all()
-    present, was = valid.flatten(2).any(2), cropped(before, size)[1].flatten(2).any(2)
-    assert (present.any(1) == was.any(1)).all()
-    assert not (present & ~was).any()
-    # what is hidden of the image is hidden of the PSF and of the sequence too
-    assert torch.isnan(features[was & ~present]).all()
-    assert not planes[was & ~present].any()
-    without = ~planes.flatten(2).any(2)
-    stars = FEATURES.index("psf_stars")
-    assert torch.isnan(features[without][:, [k for k in FEATURE_GROUPS[0] if k != stars]]).all()
-    # an exposure without point sources counts none
-    counted = torch.isfinite(before[3][..., stars])
-    assert (features[without & present & counted][:, stars] == 0).all()
-    features[..., stars] = torch.where(without, torch.nan, features[..., stars])
-    # a feature that is there is the one that was there
-    assert (torch.isnan(features) | (features == before[3])).all()
-
-
-def test_groups_hold_all_that_needs_the_psf():
-    named = {FEATURES[k] for k in FEATURE_GROUPS[0]}
-    assert named == {f for f in FEATURES if f.split("_")[0] in ("psf", "excess", "significance", "extended")}
-    assert [FEATURES[k] for k in FEATURE_GROUPS[1]] == ["header_fwhm"]
-    # the calibration reads it
-    assert not any(FEATURES.index("snr") in group for group in FEATURE_GROUPS)
-    assert all(FEATURE_GROUPS)
-
-
-@pytest.mark.parametrize("size", [8, SIZE])
-def test_stamps_are_turned_mirrored_and_moved_together(size):
-    batch = inputs(200, 5)
-    image, valid, _, features, psf = augment(batch, STILL, generator(), size)
-    assert torch.equal(features, batch[3])
-    seen = set()
-    first = (SIZE - size) // 2 + 1
-    for k in range(1, 200):
-        padded = [np.pad(t[k].numpy(), ((0, 0), (1, 1), (1, 1))) for t in (batch[0], batch[1], batch[4])]
-        for symmetry in range(8):
-            for move in range(9):
-                ys, xs = first + move // 3 - 1, first + move % 3 - 1
-                cut = [
-                    np.rot90(a[..., :: -1 if symmetry >= 4 else 1], symmetry, (1, 2))[
-                        :, ys : ys + size, xs : xs + size
-                    ]
-                    for a in padded
-                ]
-                if all(np.array_equal(a, b[k]) for a, b in zip(cut, (image, valid, psf), strict=True)):
-                    seen.add((symmetry, move))
-                    break
-            else:
-                continue
-            break
-        else:
-            pytest.fail(f"object {k} is none of the variants")
-    assert len(seen) > 60
-
-
-def test_added_noise_is_in_sigma_too():
-    batch = inputs(400, 6)
-    batch[0], batch[1] = torch.zeros_like(batch[0]), torch.ones_like(batch[1])
-    recipe = Recipe(**{**STILL.__dict__, "noise": 0.3, "shift_rate": 0.0})
-    image, _, sigma, *_ = augment(batch, recipe, generator(), SIZE)
-    added = torch.sqrt((sigma**2 - batch[2] ** 2).clamp(min=0))
-    assert 0.3 < float((added > 0).float().mean()) < 0.7
-    noisy = added > 0.05 * batch[2]
-    # chi square of 256 pixels in each of hundreds of bands: its mean is known to a fraction of a per cent
-    assert float((image.var((2, 3)) / added**2)[noisy].mean()) == pytest.approx(1.0, abs=0.02)
-    assert not image[(added == 0).all(1)].any()
-
-
-def test_sky_moves_by_a_fraction_of_the_noise():
-    batch = inputs(50, 7)
-    batch[1] = torch.ones_like(batch[1])
-    recipe = Recipe(**{**STILL.__dict__, "background": 0.1, "shift_rate": 0.0})
-    image, *_ = augment(batch, recipe, generator(), SIZE)
-    moved = (image.mean((2, 3)) - batch[0].mean((2, 3))) / batch[2]
-    assert float(moved.abs().max()) <= 0.1001
-    assert float(moved.std()) == pytest.approx(0.2 / np.sqrt(12), rel=0.1)
-
-
-def test_masked_pixels_lie_off_the_core():
-    batch = inputs(100, 8)
-    batch[1] = torch.ones_like(batch[1])
-    recipe = Recipe(**{**STILL.__dict__, "mask_rate": 0.5, "shift_rate": 0.0})
-    _, valid, *_ = augment(batch, recipe, generator(), SIZE)
-    axis = np.abs(np.arange(SIZE) - (SIZE - 1) / 2)
-    core = torch.from_numpy((axis[:, None] <= CORE_PX) & (axis[None, :] <= CORE_PX))
-    assert valid[:, :, core].all()
-    assert 0.4 < float((~valid).flatten(2).any(2).float().mean()) < 0.6
-
-
-def test_without_augmentation_bands_alone_are_hidden():
-    batch = inputs(60, 9)
-    recipe = Recipe(augmentation=False, psf_dropout=1.0, header_dropout=1.0, band_dropout=1.0)
-    image, valid, sigma, features, psf = augment(batch, recipe, generator(), 8)
-    middle = cropped(batch, 8)
-    assert torch.equal(image, middle[0])
-    assert torch.equal(sigma, middle[2])
-    kept = valid.flatten(2).any(2)
-    for new, old in ((valid, middle[1]), (features, middle[3]), (psf, middle[4])):
-        assert torch.equal(new[kept], old[kept])
-    assert 0.2 < float(kept.float().mean()) < 0.7
-
-
-def test_normalization_is_that_of_the_sample():
+def test_normalization_is_that_of_the_sample(arrays_of):
     features = arrays_of(200, 3)["features"]
     features[:50] = np.nan
     network = FusionNetwork(SIZE)
@@ -277,54 +84,6 @@ def test_normalization_is_that_of_the_sample():
     expected = features[50:].astype(np.float64)
     np.testing.assert_allclose(network.sequence_encoder.mean.numpy(), expected.mean(0), rtol=1e-4)
     np.testing.assert_allclose(network.sequence_encoder.std.numpy(), expected.std(0), rtol=1e-4)
-
-
-def drawn(n, log_temperature, slope, share=0.5, seed=1):
-    """Logits whose probabilities are too sure by a known temperature, and labels drawn from the true ones."""
-    rng = generator(seed)
-    brightness = torch.rand(n, generator=rng) * 6 - 3
-    true = torch.randn(n, generator=rng) * 2
-    star = torch.rand(n, generator=rng) < torch.sigmoid(true)
-    logits = torch.stack([true * torch.exp(log_temperature + slope * brightness), torch.zeros(n)], 1)
-    return logits, brightness, (~star).long(), torch.arange(n) % 20
-
-
-@pytest.mark.parametrize(("log_temperature", "slope"), [(0.0, 0.0), (0.7, 0.0), (-0.5, 0.2)])
-def test_temperature_is_recovered(log_temperature, slope):
-    logits, brightness, label, field = drawn(40_000, log_temperature, slope)
-    fitted = fit_calibration(logits, brightness, label, field, float((label == 0).double().mean()))
-    assert float(fitted.log_temperature[0]) == pytest.approx(log_temperature, abs=0.06)
-    assert float(fitted.log_temperature[1]) == pytest.approx(slope, abs=0.04)
-    assert float(fitted.offset.abs().max()) < 0.06
-
-
-def test_little_data_choose_the_simple_calibration():
-    logits, brightness, label, _ = drawn(300, 0.3, 0.0)
-    fitted = fit_calibration(logits, brightness, label, torch.zeros(300, dtype=torch.int64), 0.5)
-    assert float(fitted.log_temperature[1]) == 0.0
-    assert not fitted.offset.any()
-
-
-def test_calibration_assumes_the_prior():
-    logits, brightness, label, field = drawn(40_000, 0.0, 0.0)
-    fitted = fit_calibration(logits, brightness, label, field, 0.2)
-    share = float((label == 0).double().mean())
-    p = torch.softmax(fitted(logits, brightness).double(), 1)[:, 0]
-    weight = prior_weights(share, 0.2)[label].double()
-    assert float((p * weight).sum() / weight.sum()) == pytest.approx(0.2, abs=0.02)
-
-
-@given(share=st.floats(0.01, 0.99), prior=st.floats(0.01, 0.99))
-def test_weights_make_the_prior(share, prior):
-    star, galaxy = prior_weights(share, prior).tolist()
-    assert share * star + (1 - share) * galaxy == pytest.approx(1.0, rel=1e-5)
-    assert share * star == pytest.approx(prior, rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_one_class_is_no_sample(share):
-    with pytest.raises(UsageError):
-        prior_weights(share, 0.5)
 
 
 def test_figures_of_known_logits():
@@ -531,24 +290,9 @@ def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
     assert trainer.n_rows == len(first)
 
 
-def test_heads_weigh_what_they_know():
-    rng = np.random.default_rng(3)
-    label = torch.from_numpy(rng.integers(0, 2, 20_000))
-    truth = 1.0 - 2.0 * label.double()
-
-    def head(signal, noise):
-        d = signal * truth + torch.from_numpy(rng.normal(0.0, noise, len(label)))
-        return torch.stack([d / 2, -d / 2], dim=1).float()
-
-    # the log-likelihood ratio of +-1 under noise s is 2 d / s^2; one of noise alone says nothing
-    logits = torch.stack([head(1.0, 1.0), head(1.0, 2.0), head(0.0, 1.0)])
-    found = fit_weights(logits, label, torch.ones(2))
-    assert found.tolist() == pytest.approx([2.0, 0.5, 0.0], abs=0.1)
-
-
-@given(st.integers(0, 2**31))
+@given(seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
-def test_bands_that_are_absent_say_nothing(seed):
+def test_bands_that_are_absent_say_nothing(inputs, seed):
     torch.manual_seed(seed)
     network = FusionNetwork(SIZE, architecture="bands").eval()
     image, valid, sigma, _, psf = inputs(12, seed)
@@ -568,7 +312,7 @@ def test_bands_that_are_absent_say_nothing(seed):
     assert torch.isfinite(expected).all()
 
 
-def test_only_the_middle_is_looked_at():
+def test_only_the_middle_is_looked_at(inputs):
     network = FusionNetwork(2 * SIZE, architecture="bands").eval()
     image, valid, sigma, _, psf = inputs(4, 1)
     wide = [torch.nn.functional.pad(t, (SIZE // 2,) * 4) for t in (image, valid, psf)]
@@ -663,7 +407,7 @@ def test_without_an_epoch_the_networks_stay_as_they_are(data, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["training", "validation", "calibration"])
-def test_a_part_of_one_class_is_refused_before_the_training(data, tmp_path, part):
+def test_a_part_of_one_class_is_refused_before_the_training(data, tmp_path, arrays_of, part):
     shutil.copytree(data, tmp_path / "data")
     for path in (tmp_path / "data" / part).glob("*.parquet"):
         write_shard(path, pa.table({"true_class": ["galaxy"] * 30}), arrays_of(30, 1))
