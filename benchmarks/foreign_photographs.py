@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import galsim
 import numpy as np
@@ -23,10 +23,8 @@ WHITE: Final = 0.99  # of the range of the picture; brighter is saturated
 FAINTEST: Final = 26.3  # i; of fainter galaxies nothing could be seen
 
 
-class Photograph(NamedTuple):
-    """A galaxy of the picture: profiles of its light in red, green and blue, half-light radius 1."""
-
-    channels: tuple[galsim.GSObject, galsim.GSObject, galsim.GSObject]
+Photograph = list[galsim.GSObject]
+"""A galaxy of the picture: profiles of its light in red, green and blue, half-light radius 1."""
 
 
 def linear(picture: Array) -> Array:
@@ -68,11 +66,12 @@ def read_photographs(path: Path) -> list[Photograph]:
         smooth = gaussian_filter(together, 1.0)
         if any(label(smooth > level * smooth.max())[1] > 1 for level in ISOPHOTES):
             continue
-        radius = galsim.Image(together, scale=1.0).calculateHLR(galsim.PositionD(*middle(together)))
+        centre = middle(together)
+        radius = galsim.Image(together, scale=1.0).calculateHLR(galsim.PositionD(*centre))
         if radius < MIN_R50_PX:
             continue
         # where the middle of the light is, a source has its place
-        offset = np.subtract(middle(together), (np.array(together.shape[::-1]) + 1) / 2)
+        offset = np.subtract(centre, (np.array(together.shape[::-1]) + 1) / 2)
         profiles = []
         for colour in colours:
             # a galaxy that is dark in a colour has the shape of all its light there
@@ -83,7 +82,7 @@ def read_photographs(path: Path) -> list[Photograph]:
                     image, x_interpolant="cubic", pad_factor=2.0, flux=1.0, offset=offset
                 )
             )
-        found.append(Photograph(tuple(profiles)))
+        found.append(profiles)
     return found
 
 
@@ -94,7 +93,7 @@ def as_photographed(source: Source, photographs: Sequence[Photograph], rng: Rng)
     shape = photographs[int(rng.integers(len(photographs)))]
     angle, mirrored = rng.uniform(0, 2 * np.pi), bool(rng.random() < 0.5)
     components = []
-    for channel, profile in enumerate(shape.channels):
+    for channel, profile in enumerate(shape):
         turned = profile.transform(-1, 0, 0, 1) if mirrored else profile
         turned = turned.rotate(angle * galsim.radians).dilate(source.r50_arcsec)
         components.append((turned, np.where(channel == CHANNEL_OF_BAND, source.magnitudes, np.inf)))
