@@ -83,7 +83,7 @@ def _varied(
     offset = recipe.background * sigma * (2.0 * draw(n, N_BANDS) - 1.0)
     normal = torch.randn(image.shape, generator=generator, device=device)
     image = image + valid * (extra[:, :, None, None] * normal + offset[:, :, None, None])
-    sigma = torch.sqrt(sigma**2 + extra**2)
+    sigma = torch.hypot(sigma, extra)
     return image, valid & ~_masked(draw(5, n, N_BANDS), size, recipe.mask_rate), sigma, psf
 
 
