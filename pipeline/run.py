@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from sgclassify.pipeline.status import ProgressFile
 from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
 from sgclassify.stages.prior import Prior, read_prior
+from sgclassify.stages.program import code_digest
 from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
@@ -288,7 +288,7 @@ def prior_of(config: RunConfig) -> Prior | None:
 def _settings(model_sha256: str, config: RunConfig, prior: Prior | None) -> dict[str, Any]:
     """What decides about the products beside the inputs; how the work is shared out does not."""
     return {
-        "sgclassify": metadata.version("sgclassify"),
+        "code": code_digest(),
         "model sha256": model_sha256,
         "prior": None if prior is None else prior.describe(),
         **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta")},
