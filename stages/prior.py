@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from scipy.special import expit
 
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
@@ -146,7 +145,8 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     """
     new = np.asarray(new, dtype=np.float64)
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
-    return np.asarray(expit(np.asarray(logit, dtype=np.float64) + shift))
+    # 1 / (1 + exp(-x)) without an overflow
+    return np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift)))
 
 
 def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:
