@@ -145,8 +145,9 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     """
     new = np.asarray(new, dtype=np.float64)
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
-    # 1 / (1 + exp(-x)) without an overflow
-    return np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift)))
+    with np.errstate(invalid="ignore"):  # nan stays nan
+        # 1 / (1 + exp(-x)) without an overflow
+        return np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift)))
 
 
 def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:
