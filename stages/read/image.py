@@ -65,13 +65,15 @@ class Scaling:
         scale = _card(path, hdu, "BSCALE", 1.0)
         if scale == 0:
             raise _bad_card(path, hdu, "BSCALE")
-        blank = None
+        blank: int | None = None
         # BLANK has no meaning for floats, though astropy looks for it among quantised ones.
         if _bitpix(hdu) > 0:
             key = "BLANK" if hdu.values.get("BLANK") is not None else "ZBLANK"
-            blank = hdu.values.get(key)
-            if not (blank is None or (isinstance(blank, int) and not isinstance(blank, bool))):
-                raise _bad_card(path, hdu, key)
+            value = hdu.values.get(key)
+            if value is not None:
+                if not isinstance(value, int) or isinstance(value, bool):
+                    raise _bad_card(path, hdu, key)
+                blank = value
         return cls(scale, _card(path, hdu, "BZERO", 0.0), blank)
 
     def physical(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -82,8 +84,9 @@ class Scaling:
             sign = 1 << (8 * stored.dtype.itemsize - 1)
             if stored.dtype.kind == "i" and self.zero == sign:
                 size = stored.dtype.itemsize
-                unsigned = stored.astype(f"i{size}").view(f"u{size}")
-                return unsigned ^ unsigned.dtype.type(sign)
+                unsigned: npt.NDArray[Any] = stored.astype(f"i{size}").view(f"u{size}")
+                unsigned ^= unsigned.dtype.type(sign)
+                return unsigned
         values: npt.NDArray[Any] = stored * self.scale + self.zero
         if self.blank is not None:
             values[stored == self.blank] = np.nan

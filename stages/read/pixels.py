@@ -202,7 +202,8 @@ class ExposurePixels:
                 alive = small & (weight != 0)
             else:
                 # No weight is above t / data, that of the photon noise; data in e-/s.
-                unresolved = small & (step > 0) & (image * step >= self.header.exposure_time)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    unresolved = small & (step > 0) & (image * step >= self.header.exposure_time)
                 alive = unresolved & (self._flag is not None)
                 self.unresolved += int(np.count_nonzero(unresolved))
                 self.moved_zeros += int(np.count_nonzero(small & (weight > 0) & ~unresolved))
