@@ -87,7 +87,8 @@ class Scaling:
                 unsigned: npt.NDArray[Any] = stored.astype(f"i{size}").view(f"u{size}")
                 unsigned ^= unsigned.dtype.type(sign)
                 return unsigned
-        values: npt.NDArray[Any] = stored * self.scale + self.zero
+        with np.errstate(all="ignore"):  # damaged pixels hold any number
+            values: npt.NDArray[Any] = stored * self.scale + self.zero
         if self.blank is not None:
             values[stored == self.blank] = np.nan
         return values
