@@ -37,7 +37,7 @@ from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
-from sgclassify.stages.read.pixels import ExposurePixels, check_exposure
+from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
 
@@ -195,6 +195,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     """
     check = check_exposure(header)
     notes = list(header.notes)
+    notes += _weight_notes(check, header)
     # A catalogue is read first: it is cheap, and a bad one spares the passes over the pixels.
     table = read_table(header.files.catalog) if header.files.catalog is not None else None
     detections = (
@@ -264,6 +265,17 @@ def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config
         fwhm_px=_expected_fwhm(header),
         exposure_time=header.exposure_time,
     )
+
+
+def _weight_notes(check: ExposureCheck, header: ExposureHeader) -> list[str]:
+    notes = []
+    if check.moved_zeros:
+        notes.append(f"{check.moved_zeros} zeros of WHT were moved when it was quantised: taken for zeros")
+    if check.unresolved:
+        taken = "usable where FLG says nothing" if header.files.flag is not None else "unusable"
+        text = "bright pixels have weights below a step of the quantisation of WHT"
+        notes.append(f"{check.unresolved} {text}: taken for {taken}")
+    return notes
 
 
 def _row_notes(detections: Detections) -> list[str]:
