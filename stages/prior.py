@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
-from sgclassify.stages.tile import TileStamps
+
+if TYPE_CHECKING:
+    from sgclassify.stages.tile import TileStamps
 
 F64 = npt.NDArray[np.float64]
 
