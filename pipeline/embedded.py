@@ -9,7 +9,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +70,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
         If it does not start; says why.
     """
     _check_loopback()
+    _check_temporary()
     with _own_surroundings():
         cluster = _started(n_cpu, n_gpu, scratch)
         try:
@@ -100,15 +102,12 @@ def _own_surroundings() -> Iterator[None]:
     dask.config.refresh(config=ours, paths=[], env={})
     dask.config.set(SETTINGS, config=ours)
     config, before = dask.config.config, copy.deepcopy(dask.config.config)
-    environment = {name: value for name, value in os.environ.items() if name.startswith("DASK_")}
     given = {
         "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(ours),
         # new processes would look for modules in the working folder first, which holds data
         "PYTHONSAFEPATH": "1",
     }
-    earlier = {name: os.environ.get(name) for name in given} | environment
-    for name in environment:
-        del os.environ[name]
+    earlier = _taken_out(given)
     os.environ.update(given)
     config.clear()
     config.update(ours)
@@ -117,10 +116,14 @@ def _own_surroundings() -> Iterator[None]:
     finally:
         config.clear()
         config.update(before)
-        for name, value in earlier.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        _taken_out(given)
+        os.environ.update(earlier)
+
+
+def _taken_out(names: Iterable[str]) -> dict[str, str]:
+    """Take these variables, and all that are Dask's, out of the environment; returns their values."""
+    found = [name for name in os.environ if name.startswith("DASK_") or name in names]
+    return {name: os.environ.pop(name) for name in found}
 
 
 def _check_loopback() -> None:
@@ -132,6 +135,17 @@ def _check_loopback() -> None:
         raise ClusterError(
             f"the workers of this machine cannot start: its loopback interface does not work ({HOST}: "
             f"{error.strerror or error}); bring it up, say with `ip link set lo up`"
+        ) from error
+
+
+def _check_temporary() -> None:
+    """Workers put compressed images into temporary files, and libraries what they like."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise ClusterError(
+            f"the workers of this machine cannot start: temporary files cannot be written ({error.strerror or error}); "
+            "make room there, or name another folder in TMPDIR"
         ) from error
 
 
