@@ -363,3 +363,20 @@ def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]
         work()
     assert ended.value.code == 128 + signal.SIGTERM
     assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
+
+
+def test_hangup_ends_a_run_in_order() -> None:
+    with pytest.raises(SystemExit) as ended, cli._terminable():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5.0)
+    assert ended.value.code == 128 + signal.SIGHUP
+
+
+def test_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
