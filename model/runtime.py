@@ -10,7 +10,6 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sgclassify.model.archive import verified
 from sgclassify.model.contract import INPUTS, ModelContract
-from sgclassify.stages.checksum import sha256_of
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.tile import TileStamps
 
@@ -30,11 +29,6 @@ REFERENCE_FILE = "reference.npz"
 DEFAULT_BATCH = 64
 
 F32 = npt.NDArray[np.float32]
-
-
-def default_model() -> Path:
-    """Path of the model that ships with the package."""
-    return Path(str(resources.files("sgclassify.model").joinpath("weights", "default.pt")))
 
 
 class Classifier:
@@ -221,17 +215,7 @@ def load(
     ModelError
         If the archive is missing, damaged, not the expected one, or does not reproduce its reference.
     """
-    path = Path(path) if path is not None else default_model()
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model archive; give one with --model")
-    sha256 = sha256_of(path)
-    sidecar = path.with_name(path.name + ".sha256")
-    if expected_sha256 is None and sidecar.is_file():
-        expected_sha256 = sidecar.read_text().split()[0]
-    if expected_sha256 is not None and expected_sha256.lower() != sha256:
-        raise ModelError(
-            f"{path}: sha256 is {sha256}, expected {expected_sha256}; fetch or export the model again"
-        )
+    path, sha256 = verified(path, expected_sha256)
     extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sgclassify.pipeline.cli import main
-
 if __name__ == "__main__":
+    from sgclassify.pipeline.surroundings import drop_working_folder
+
+    drop_working_folder()
+    from sgclassify.pipeline.cli import main
+
     main(prog_name="sgclassify")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,13 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sgclassify.pipeline import surroundings
 from sgclassify.pipeline.config import DEVICES
+from sgclassify.pipeline.streams import lenient
 from sgclassify.stages.errors import SgClassifyError
 
 if TYPE_CHECKING:
@@ -36,11 +37,39 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
 }
 """Commands of the other parts: module, attribute, help. They are imported when they are called."""
 
+_WRITING: Final = ("run", "simulate", "dataset", "train", "baselines")
+"""Commands whose result is what they write into files; that of the others is what they print."""
+_DRY: Final = "sgclassify.dry"
+
 _EXTRA: Final = {"sgclassify.simulation.cli": "simulate", _MODEL_CLI: "train"}
 
 
 class _Group(click.Group):
     """A group that imports the commands of other parts when they are called."""
+
+    _written = False
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command; what standard output does not take is told at its end, whichever command it is."""
+        self._written = False
+        surroundings.have_home()
+        with lenient() as output:
+            try:
+                return super().main(*args, **extra)
+            except SystemExit as end:
+                failure = output.failure()
+                if failure is None:
+                    raise
+                click.echo(f"standard output cannot be written: {failure.strerror}", err=True)
+                # what was written elsewhere counts, as does what went wrong before
+                raise SystemExit(end.code if self._written or end.code else 1) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        finally:
+            self._written = ctx.invoked_subcommand in _WRITING and not ctx.meta.get(_DRY, False)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *LAZY]
@@ -152,13 +181,10 @@ def run(
     exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
     the work.
     """
-    # Imported here: it takes seconds, which --help and wrong usage need not wait for.
     from sgclassify.pipeline.progress import reporting
-    from sgclassify.pipeline.run import Options, plan
-    from sgclassify.pipeline.run import run as carry_out
+    from sgclassify.pipeline.request import Options, check
 
-    if scheduler is not None and scheduler_file is not None:
-        raise click.UsageError("--scheduler and --scheduler-file exclude each other")
+    click.get_current_context().meta[_DRY] = dry_run
     options = Options(
         exposure_list=exposure_list,
         output=output,
@@ -178,10 +204,16 @@ def run(
     )
     with reporting(log_format) as reporter, _terminable():
         try:
+            request = check(options, dry=dry_run)
+            surroundings.import_dask()
+            # Imported here: it takes seconds, which --help and wrong usage need not wait for.
+            from sgclassify.pipeline.run import plan
+            from sgclassify.pipeline.run import run as carry_out
+
             if dry_run:
-                click.echo(plan(options, reporter))
+                click.echo(plan(request, reporter))
                 return
-            record = carry_out(options, reporter)
+            record = carry_out(request, reporter)
         except SgClassifyError as error:
             log.error("%s", error, extra={"exit_code": error.exit_code})
             sys.exit(error.exit_code)
@@ -191,13 +223,7 @@ def run(
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
             sys.exit(1)
-    try:
-        click.echo(summary(record))
-    except OSError as error:
-        # a full disk or a closed pipe behind standard output is no fault of the run, which is complete
-        log.warning("the summary cannot be written to standard output: %s", error.strerror)
-        # the interpreter writes what is still buffered once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    click.echo(summary(record))
     sys.exit(record.exit_code)
 
 
@@ -252,7 +278,10 @@ def _terminable() -> Iterator[None]:
             hook(unraisable)
 
     hook, sys.unraisablehook = sys.unraisablehook, ignored
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGALRM]
+    # under nohup, a terminal that closes ends nothing
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, end) for number in signals}
     try:
         yield

@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import dask
 from dask.utils import format_bytes
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, wait
+from distributed import Client, Security, wait
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.scheduler import KilledWorker, NoWorkerError
 
 from sgclassify.pipeline.config import RunConfig
+from sgclassify.pipeline.embedded import CRASHES, count_gpus, default_workers, embedded
 from sgclassify.pipeline.worker import (
     CPU,
-    CRASH_DIR,
     GPU,
     LOAD_S,
     Readiness,
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CRASHES: Final = "crashes"
-"""Folder below that of the embedded workers for what they leave when they crash."""
-
 _POLL_S: Final = 2.0
 _CONNECT_S: Final = 10.0
 """Longest time to connect to a scheduler: one that runs answers at once."""
@@ -54,25 +50,6 @@ _JUNK_S: Final = 5.0
 
 Workers = Mapping[str, Mapping[str, Any]]
 """Workers as the scheduler describes them, by address."""
-
-# Pausing a worker for memory can stall a run for ever; a worker that is really too large is ended by its
-# nanny. Its task fails at once: the dispatcher tries it again by itself, so that no innocent one dies with it.
-_EMBEDDED_SETTINGS: Final[dict[str, object]] = {
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": 0.95,
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.worker.daemon": True,
-    "distributed.admin.system-monitor.gil.enabled": False,
-    "distributed.comm.timeouts.connect": "30s",
-    # what is configured for clusters of others must not keep one on the loopback interface from starting
-    "distributed.comm.require-encryption": False,
-}
-
-
-STARTS: Final = 3
-"""Times that the embedded cluster is started before the run gives up."""
 
 
 @dataclass(frozen=True)
@@ -325,30 +302,29 @@ def open_cluster(
     ModelError
         If a GPU worker cannot load `model`.
     """
-    embedded = scheduler is None and scheduler_file is None
-    n_gpu = count_gpus() if embedded and config.device != "cpu" else 0
+    own = scheduler is None and scheduler_file is None
+    n_gpu = count_gpus() if own and config.device != "cpu" else 0
     with ExitStack() as stack:
-        if embedded:
+        if own:
             if config.device == "gpu" and not n_gpu:
                 raise ClusterError(
                     "device = 'gpu' is asked for, but this machine has no GPU that torch can use; ask for the "
                     "CPU: --device cpu, or use a cluster that has one: --scheduler"
                 )
             address = stack.enter_context(
-                _embedded(n_workers or default_workers(), n_gpu, scratch)
+                embedded(n_workers or default_workers(), n_gpu, scratch)
             ).scheduler_address
         else:
             address = scheduler or _read_address(scheduler_file, config.worker_timeout_s)  # type: ignore[arg-type]
-        security = Security(require_encryption=False) if embedded else Security()  # type: ignore[no-untyped-call]
-        client = _connect(address, security, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
+        client = _connect(address, min(_CONNECT_S, config.worker_timeout_s), scheduler_file)
         stack.callback(_close, client)
         notices = _Notices(on_notice)
         present = frozenset(workers_of(client))
-        if not embedded or n_gpu:
+        if not own or n_gpu:
             token = shared / "preflight"
             token.write_text(str(os.getpid()))
             stack.callback(token.unlink, missing_ok=True)
-            if not embedded:
+            if not own:
                 _check_versions(client, address, token, notices)
             plugin = Readiness(
                 token=token,
@@ -360,11 +336,11 @@ def open_cluster(
             client.subscribe_topic(plugin.topic, notices.handle)  # type: ignore[no-untyped-call]
             stack.callback(_withdraw, client, plugin)
             _make_ready(client, address, plugin)
-        wants_gpu = n_gpu > 0 if embedded else config.device != "cpu"
+        wants_gpu = n_gpu > 0 if own else config.device != "cpu"
         notices.ready.update(present)
         workers = _wait_for_workers(client, address, config, n_workers or 1, notices, wants_gpu=wants_gpu)
         notices.start()
-        yield _cluster_of(client, workers, config, address, scratch if embedded else None)
+        yield _cluster_of(client, workers, config, address, scratch if own else None)
 
 
 class _Notices:
@@ -437,8 +413,9 @@ def _read_address(path: Path, timeout_s: float) -> str:
         time.sleep(0.1)
 
 
-def _connect(address: str, security: Security, timeout_s: float, file: Path | None) -> Client:
+def _connect(address: str, timeout_s: float, file: Path | None) -> Client:
     """A client of a scheduler that answers."""
+    security = Security()  # type: ignore[no-untyped-call]
     advice = "check the address and that it runs"
     if file is not None:
         advice = f"{file} may be left from a scheduler that has ended"
@@ -521,81 +498,6 @@ def _close(client: Client) -> None:
         client.close(timeout=10)  # type: ignore[no-untyped-call]
     except OSError as error:
         log.debug("closing the connection to the scheduler: %s", error)
-
-
-@contextmanager
-def _embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
-    """A cluster of processes on this machine that listens on the loopback interface only."""
-    with dask.config.set(_EMBEDDED_SETTINGS):
-        cluster = _started(n_cpu, n_gpu, scratch)
-        try:
-            yield cluster
-        finally:
-            cluster.close(timeout=30)
-
-
-def _started(n_cpu: int, n_gpu: int, scratch: Path) -> SpecCluster:
-    """The embedded cluster, tried again where a worker process ends while it starts."""
-    cpu = {f"cpu-{k}": _worker(scratch, {CPU: 1}, {"CUDA_VISIBLE_DEVICES": ""}) for k in range(n_cpu)}
-    gpu = {f"gpu-{k}": _worker(scratch, {GPU: 1}, {"CUDA_VISIBLE_DEVICES": _gpu(k)}) for k in range(n_gpu)}
-    # port 0 also for the HTTP server that a scheduler always has: a fixed one may be taken
-    listening = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    for attempt in range(1, STARTS + 1):
-        try:
-            return SpecCluster(  # type: ignore[no-untyped-call]
-                scheduler={"cls": Scheduler, "options": listening},
-                workers={**cpu, **gpu},
-                silence_logs=logging.CRITICAL,
-            )
-        except (RuntimeError, OSError) as error:
-            fault = error
-            log.warning("the workers of this machine did not start (%s), attempt %d", error, attempt)
-    raise ClusterError(
-        f"the workers of this machine do not start ({fault}); is there memory and room for {n_cpu + n_gpu} "
-        "processes? --workers N starts fewer"
-    ) from fault
-
-
-def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> dict[str, Any]:
-    return {
-        "cls": Nanny,
-        "options": {
-            "host": "127.0.0.1",
-            "nthreads": 1,
-            "dashboard": False,
-            "resources": resources,
-            "env": {**env, CRASH_DIR: str(scratch / CRASHES)},
-            "local_directory": str(scratch),
-            "memory_limit": _memory_limit(),
-            "silence_logs": logging.CRITICAL,
-            "preload": ["sgclassify.pipeline.worker"],
-        },
-    }
-
-
-def _memory_limit() -> int:
-    """Memory at which a worker is ended: the whole machine's, so that one large tile may use what is free."""
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)
-
-
-def default_workers() -> int:
-    """One worker a core that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
-
-
-def count_gpus() -> int:
-    """GPUs that torch can use on this machine."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _gpu(number: int) -> str:
-    """What CUDA_VISIBLE_DEVICES must say for the GPU that is number `number` among the visible ones."""
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return visible[number] if number < len(visible) else str(number)
 
 
 def _offering(workers: Workers, resource: str) -> Workers:

@@ -110,10 +110,7 @@ class OutputFolder:
             self._remove_parts()
         except OSError as error:
             self._release()
-            raise UsageError(
-                f"{self.path}: the output folder cannot be written ({error.strerror or error}); "
-                "choose another with --output"
-            ) from error
+            raise self._not_written(error.strerror or str(error)) from error
         except UsageError:
             self._release()
             raise
@@ -130,15 +127,36 @@ class OutputFolder:
         return any((self.path / name).exists() for name in ("objects", "detections", RECEIPTS))
 
     def inspect(self) -> None:
-        """Check the folder as on entering, without writing anything.
+        """Check the folder as on entering, without writing anything; another run may be at work in it.
 
         Raises
         ------
         UsageError
         """
         self._check_owner()
+        place = next(one for one in (self.path, *self.path.parents) if os.path.lexists(one))
+        if not place.is_dir():
+            raise self._not_written(os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise self._not_written(f"{os.strerror(errno.EACCES)}: {place}")
         if self.path.exists():
             self._check_settings()
+
+    def check_free(self) -> None:
+        """Check that no other run is at work in the folder, without writing anything.
+
+        Raises
+        ------
+        UsageError
+        """
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDWR)
+        except OSError:
+            return  # there is none; what else is wrong shows on entering
+        try:
+            _check_holder(descriptor, self.path / LOCK)
+        finally:
+            os.close(descriptor)
 
     def refuse(self, differences: Sequence[str]) -> None:
         """Refuse other inputs than those of the products, unless these may be replaced.
@@ -232,6 +250,11 @@ class OutputFolder:
                 "folder"
             )
 
+    def _not_written(self, reason: str) -> UsageError:
+        return UsageError(
+            f"{self.path}: the output folder cannot be written ({reason}); choose another with --output"
+        )
+
     def _mark(self) -> None:
         marker = {"format": MARKER_FORMAT, "settings": self._settings}
         write_atomic_text(json.dumps(marker, indent=1) + "\n", self.path / MARKER)
@@ -310,15 +333,7 @@ def _lock(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            holder = read_json(path)
-            host, pid = holder.get("host"), holder.get("pid")
-            free = _try_flock(descriptor)
-            held = not free if free is not None else _alive(pid)
-            if held or (host is not None and host != socket.gethostname()):
-                raise UsageError(
-                    f"{path.parent}: a run is at work in this folder (process {pid} on {host}); wait for "
-                    f"it, or choose another folder. If that process is no more, remove {path}"
-                )
+            _check_holder(descriptor, path)
             if not _same_file(descriptor, path):
                 # Its holder removed the file between our opening and locking it.
                 os.close(descriptor)
@@ -329,6 +344,19 @@ def _lock(path: Path) -> int:
             os.close(descriptor)
             raise
         return descriptor
+
+
+def _check_holder(descriptor: int, path: Path) -> None:
+    """Lock the file that is open; raise `UsageError` where another run holds it."""
+    holder = read_json(path)
+    host, pid = holder.get("host"), holder.get("pid")
+    free = _try_flock(descriptor)
+    held = not free if free is not None else _alive(pid)
+    if held or (host is not None and host != socket.gethostname()):
+        raise UsageError(
+            f"{path.parent}: a run is at work in this folder (process {pid} on {host}); wait for "
+            f"it, or choose another folder. If that process is no more, remove {path}"
+        )
 
 
 def _try_flock(descriptor: int) -> bool | None:

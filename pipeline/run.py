@@ -17,9 +17,9 @@ import numpy as np
 from sgclassify.model import runtime
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.cluster import Cluster, open_cluster
-from sgclassify.pipeline.config import RunConfig, load_config
+from sgclassify.pipeline.config import RunConfig
 from sgclassify.pipeline.dispatch import dispatch
-from sgclassify.pipeline.exposure_list import ExposureList, parse_list
+from sgclassify.pipeline.exposure_list import ExposureList
 from sgclassify.pipeline.headers import read_headers
 from sgclassify.pipeline.metrics import MetricsFile
 from sgclassify.pipeline.outdir import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
@@ -44,11 +44,10 @@ from sgclassify.pipeline.record import (
     TileRecord,
 )
 from sgclassify.pipeline.report import SkySample, write_report
+from sgclassify.pipeline.request import Options, Request
 from sgclassify.pipeline.status import ProgressFile
 from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
-from sgclassify.stages.prior import Prior, read_prior
-from sgclassify.stages.program import code_digest
 from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
@@ -59,61 +58,12 @@ log = logging.getLogger(__name__)
 EXTRACT_PRIORITY, INFER_PRIORITY, PUBLISH_PRIORITY = 0, 10, 20
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line says.
-
-    Attributes
-    ----------
-    exposure_list, output : Path
-    model : Path or None
-        Model archive; None for the shipped one.
-    scheduler : str or None
-        Address of an existing scheduler.
-    scheduler_file : Path or None
-        File that a scheduler wrote its address into. Without either, the cluster is an embedded one.
-    device : str or None
-        ``"auto"``, ``"cpu"`` or ``"gpu"``; None for what the configuration says.
-    workers : int or None
-        Worker processes.
-    config : Path or None
-        Configuration file.
-    prior : str or None
-        Share of stars to assume, or a table of it by magnitude; None for what the configuration says.
-    tta : bool
-        Average over the eight symmetries of the square; also if the configuration says so.
-    overwrite, keep_work : bool
-    verify_inputs : bool
-        Compare the checksums of inputs that an earlier run has read.
-    metrics_file : Path or None
-        File for Prometheus' textfile collector.
-    command : tuple of str
-        The command line, for the record.
-    """
-
-    exposure_list: Path
-    output: Path
-    model: Path | None = None
-    scheduler: str | None = None
-    scheduler_file: Path | None = None
-    device: str | None = None
-    workers: int | None = None
-    config: Path | None = None
-    prior: str | None = None
-    tta: bool = False
-    overwrite: bool = False
-    keep_work: bool = False
-    verify_inputs: bool = False
-    metrics_file: Path | None = None
-    command: tuple[str, ...] = ()
-
-
-def run(options: Options, reporter: Reporter) -> RunRecord:
+def run(request: Request, reporter: Reporter) -> RunRecord:
     """Carry out a run.
 
     Parameters
     ----------
-    options : Options
+    request : Request
     reporter : Reporter
 
     Returns
@@ -127,9 +77,9 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
     UsageError, ModelError
         Before anything is written. UsageError also where the inputs are not those of the products in the folder.
     """
-    setup = set_up(options)
-    config, classifier, model = setup.config, setup.classifier, setup.model
-    prior = model.prior
+    options, config, prior = request.options, request.config, request.prior
+    setup = set_up(request)
+    classifier = setup.classifier
     record = RunRecord(
         command=list(options.command),
         configuration=config.as_dict(),
@@ -142,7 +92,7 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
         },
         output=options.output,
     )
-    with OutputFolder(options.output, setup.settings, options.overwrite) as folder:
+    with request.folder() as folder:
         driver = _Driver(options, setup, folder, reporter, record)
         reporter.observe(ProgressFile(folder.work / PROGRESS, record).step)
         if options.metrics_file is not None:
@@ -168,7 +118,7 @@ def run(options: Options, reporter: Reporter) -> RunRecord:
     return record
 
 
-def plan(options: Options, reporter: Reporter) -> str:
+def plan(request: Request, reporter: Reporter) -> str:
     """What a run would do, as a text; nothing is written.
 
     Raises
@@ -176,8 +126,8 @@ def plan(options: Options, reporter: Reporter) -> str:
     UsageError, NothingToDoError, ModelError
         As the run would.
     """
-    setup = set_up(options)
-    folder = OutputFolder(options.output, setup.settings, options.overwrite)
+    options, setup = request.options, set_up(request)
+    folder = request.folder()
     folder.inspect()
     record = RunRecord(list(options.command), setup.config.as_dict(), {}, options.output)
     inventory = Inventory(options, setup, folder.receipts, record)
@@ -235,20 +185,17 @@ class Setup:
     settings: dict[str, Any]
 
 
-def set_up(options: Options) -> Setup:
-    """Read configuration and list, and check the model.
+def set_up(request: Request) -> Setup:
+    """Load and check the model.
 
     Raises
     ------
-    UsageError, NothingToDoError, ModelError
+    ModelError
     """
-    config = with_prior(load_config(options.config), options.prior)
-    config = dataclasses.replace(
-        config, tta=config.tta or options.tta, device=options.device or config.device
+    options, config = request.options, request.config
+    classifier = runtime.load(
+        options.model, batch_size=config.batch_size, expected_sha256=request.model_sha256
     )
-    prior = prior_of(config)
-    listed = parse_list(options.exposure_list)
-    classifier = runtime.load(options.model, batch_size=config.batch_size)
     model = tasks.ModelRef(
         path=options.model.absolute() if options.model is not None else None,
         sha256=classifier.sha256,
@@ -256,44 +203,9 @@ def set_up(options: Options) -> Setup:
         threads=config.torch_threads,
         tta=config.tta,
         own_prior=classifier.contract.prior_star_fraction,
-        prior=prior,
+        prior=request.prior,
     )
-    return Setup(config, listed, classifier, model, _settings(classifier.sha256, config, prior))
-
-
-def with_prior(config: RunConfig, value: str | None) -> RunConfig:
-    """The configuration with the prior of the command line, a number or the path of a table, if there is one."""
-    if value is None:
-        return config
-    if not value.strip():
-        raise UsageError(
-            "the prior share of stars is empty; give a number between 0 and 1, or a table's path"
-        )
-    try:
-        share = float(value)
-    except ValueError:
-        return dataclasses.replace(config, prior_star_fraction=0.0, prior_table=value)
-    if not 0.0 < share < 1.0:
-        raise UsageError(f"the prior share of stars is {value}, it must lie between 0 and 1")
-    return dataclasses.replace(config, prior_star_fraction=share, prior_table="")
-
-
-def prior_of(config: RunConfig) -> Prior | None:
-    """The prior that a configuration asks for; None for the model's own."""
-    if config.prior_table:
-        return read_prior(Path(config.prior_table))
-    return Prior((config.prior_star_fraction,)) if config.prior_star_fraction else None
-
-
-def _settings(model_sha256: str, config: RunConfig, prior: Prior | None) -> dict[str, Any]:
-    """What decides about the products beside the inputs; how the work is shared out does not."""
-    return {
-        "code": code_digest(),
-        "model sha256": model_sha256,
-        "prior": None if prior is None else prior.describe(),
-        **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta")},
-        **{f"stage.{name}": value for name, value in dataclasses.asdict(config.stage).items()},
-    }
+    return Setup(config, request.listed, classifier, model, request.settings)
 
 
 class Inventory:

@@ -53,9 +53,10 @@ _NOTE_S: Final = 5.0
 def dask_setup(worker: object) -> None:
     """Called by the embedded workers as they start.
 
-    Ctrl-C, which a terminal sends to the workers too, is left to the driver: it ends them in order.
+    What a terminal sends to the workers too, by Ctrl-C or as it closes, is left to the driver: it ends them in order.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if folder := os.environ.get(CRASH_DIR):
         Path(folder).mkdir(parents=True, exist_ok=True)
         # the file stays open, since it can no longer be opened in a crash

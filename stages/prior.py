@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
-from sgclassify.stages.tile import TileStamps
+
+if TYPE_CHECKING:
+    from sgclassify.stages.tile import TileStamps
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -147,7 +149,7 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
     with np.errstate(invalid="ignore"):  # nan stays nan
         # 1 / (1 + exp(-x)) without an overflow
-        return np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift)))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))
 
 
 def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:

@@ -14,6 +14,7 @@ from typing import Final
 
 RESULTS: Final = (
     "stages",
+    "model/archive.py",
     "model/contract.py",
     "model/runtime.py",
     "pipeline/gpu.py",

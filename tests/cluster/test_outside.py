@@ -208,7 +208,7 @@ def test_worker_without_the_software(outside: Any, opened: Open, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from sgclassify.model.runtime import default_model
+    from sgclassify.model.archive import default_model
     from sgclassify.pipeline.tasks import ModelRef
     from sgclassify.stages.checksum import sha256_of
 

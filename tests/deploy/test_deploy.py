@@ -211,11 +211,11 @@ def _dask_settings(path: Path) -> dict[str, str]:
 def test_workers_are_set_as_those_of_the_embedded_cluster(path: Path) -> None:
     import dask.config
 
-    from sgclassify.pipeline.cluster import _EMBEDDED_SETTINGS
+    from sgclassify.pipeline.embedded import SETTINGS
 
     given = dask.config.collect_env(_dask_settings(path))
     for name in ("target", "spill", "pause", "terminate"):
-        ours = _EMBEDDED_SETTINGS[f"distributed.worker.memory.{name}"]
+        ours = SETTINGS[f"distributed.worker.memory.{name}"]
         assert dask.config.get(f"distributed.worker.memory.{name}", config=given) == ours
     # what kills its worker is tried again by sgclassify, alone, and not by Dask beside others
     assert dask.config.get("distributed.scheduler.allowed-failures", config=given) == 0

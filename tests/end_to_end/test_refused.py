@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sgclassify.model.runtime import default_model
+from sgclassify.model.archive import default_model
 from sgclassify.pipeline.cli import main
 
 

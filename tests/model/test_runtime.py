@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgclassify.model.runtime import Classifier, default_model, load
+from sgclassify.model.archive import default_model
+from sgclassify.model.runtime import Classifier, load
 from sgclassify.stages.errors import ModelError
 
 CPU = torch.device("cpu")

@@ -72,20 +72,30 @@ def test_missing_model(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_defect_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A list that names an exposure, which is no FITS file."""
+    (tmp_path / "a_IMG.fits").write_text("x")
+    (tmp_path / "list.txt").write_text("a_IMG.fits\n")
+    return tmp_path / "list.txt"
+
+
+def test_defect_is_exit_code_1(tmp_path: Path, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(*_: object) -> None:
         raise ZeroDivisionError("x / 0")
 
     monkeypatch.setattr("sgclassify.pipeline.run.run", defect)
-    result = CliRunner().invoke(main, ["run", "--exposure-list", "x", "--output", str(tmp_path / "out")])
+    arguments = ["run", "--exposure-list", str(listed), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.stderr
 
 
-def test_exit_code_and_table_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_code_and_table_of_a_run(tmp_path: Path, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = RunRecord([], {}, {}, tmp_path, exit_code=3)
     monkeypatch.setattr("sgclassify.pipeline.run.run", lambda *_: record)
-    result = CliRunner().invoke(main, ["run", "--exposure-list", "x", "--output", str(tmp_path)])
+    arguments = ["run", "--exposure-list", str(listed), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 3
     for word in (
         "exposures",
@@ -134,7 +144,7 @@ def test_workers_import_no_training_code_and_no_simulator() -> None:
         "found = [m for m in sys.modules if m.split('.')[0] in bad or m.startswith(bad)];"
         "ours = [m for m in sys.modules if m.startswith('sgclassify.model.')];"
         "assert not found, found;"
-        "assert set(ours) <= {'sgclassify.model.runtime', 'sgclassify.model.contract'}, ours"
+        "assert set(ours) <= {f'sgclassify.model.{m}' for m in ('archive', 'contract', 'runtime')}, ours"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -160,27 +170,136 @@ def test_what_two_files_of_one_name_or_observation_are(tmp_path: Path, write_lev
     assert str(c) in result.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_standard_output_that_takes_nothing_is_no_fault_of_the_run(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, sgclassify.pipeline.run as run;"
-        "from sgclassify.pipeline.cli import main;"
-        "from sgclassify.pipeline.record import RunRecord;"
-        "run.run = lambda *_: RunRecord([], {}, {}, pathlib.Path('out'), exit_code=3);"
-        "main(['run', '--exposure-list', 'x', '--output', 'out'])"
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full")
+
+FAKES = """
+import sys, types, click, pathlib
+from sgclassify.pipeline import cli, surroundings
+from sgclassify.pipeline.record import RunRecord
+surroundings.import_dask = lambda: None
+run = sys.modules["sgclassify.pipeline.run"] = types.ModuleType("run")
+run.run = lambda *_: RunRecord([], {}, {}, pathlib.Path(NAME), exit_code=3)
+run.plan = lambda *_: NAME
+for command, (module, attribute, _) in cli.LAZY.items():
+    fake = sys.modules.setdefault(module, types.ModuleType(module))
+    setattr(fake, attribute, click.Command(command, callback=lambda: click.echo(NAME)))
+"""
+"""The commands without their work: each prints its NAME."""
+
+
+def ended(
+    listed: Path, command: str, name: str = "done", *, out: int | Any = subprocess.PIPE, **env: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The end of a command, in a process of its own with this standard output."""
+    given = ["--exposure-list", str(listed), "--output", str(listed.with_name("out"))]
+    words = {"run": ["run", *given], "dry": ["run", *given, "--dry-run"]}.get(command, command.split())
+    code = f"NAME = {name!a}{FAKES}cli.main({words!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, **env},
     )
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            check=False,
+
+
+# what a command has written elsewhere counts; where its result is what it prints, a lost result is a fault
+ENDS = [
+    ("run", 3), ("dry", 1), ("status OUT", 1), ("evaluate", 1), ("simulate", 0), ("dataset", 0), ("train", 0),
+    ("baselines", 0), ("--help", 1), ("--version", 1),
+]  # fmt: skip
+
+
+def made(listed: Path, command: str) -> str:
+    """The command line, with an output folder where it needs one."""
+    folder = listed.with_name("earlier")
+    folder.mkdir()
+    (folder / ".sgclassify").write_text("{}")
+    return command.replace("OUT", str(folder))
+
+
+@needs_full
+@pytest.mark.parametrize(("command", "code"), ENDS)
+def test_standard_output_that_takes_nothing(listed: Path, command: str, code: int) -> None:
+    with FULL.open("w") as full:
+        done = ended(listed, made(listed, command), out=full)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(b"standard output cannot be written: No space left on device") == 1
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(("command", "code"), ENDS)
+def test_pipe_that_nobody_reads(listed: Path, command: str, code: int) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = ended(listed, made(listed, command), out=write)
+    finally:
+        os.close(write)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(b"standard output cannot be written: Broken pipe") == 1
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "dry", "evaluate"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=["latin-1", "ascii", "C"],
+)
+def test_name_that_standard_output_cannot_show(listed: Path, command: str, env: dict[str, str]) -> None:
+    name = "巡天\udcff-2026"
+    done = ended(listed, command, name, **env)
+    assert done.returncode == (3 if command == "run" else 0), done.stderr
+    assert b"-2026" in done.stdout
+    if env.get("PYTHONIOENCODING") == "latin-1":
+        assert rb"\u5de1\u5929\udcff-2026" in done.stdout
+    assert b"Traceback" not in done.stderr
+
+
+def test_terminal_that_has_gone(tmp_path: Path) -> None:
+    """What cannot be written to standard error is dropped, also by the progress bars of rich."""
+    code = (
+        "import sys, time, os;"
+        "from sgclassify.pipeline.streams import lenient;"
+        "from sgclassify.pipeline.progress import reporting\n"
+        "with lenient(), reporting('text') as reporter:\n"
+        "    with reporter.phase('a', 2) as phase:\n"
+        "        phase.step(); os.kill(os.getppid(), 10); time.sleep(1.0); phase.step()\n"
+        f"open({str(tmp_path / 'end')!r}, 'w').write('reached')"
+    )
+    ours, theirs = os.openpty()
+    hung = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: hung.append(os.close(ours)))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"}
         )
-    assert done.returncode == 3, done.stderr
-    assert "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr
+        os.close(theirs)
+        assert process.wait(60) == 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert hung
+    assert (tmp_path / "end").read_text() == "reached"
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path, closed: int) -> None:
+    code = (
+        "from sgclassify.pipeline.streams import lenient\n"
+        f"with lenient(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "    assert file.fileno() > 2"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, preexec_fn=lambda: os.close(closed), timeout=60
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("prior", ["0", "1", "-0.5", "nan", "no.csv", "", " "])
@@ -244,3 +363,23 @@ def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]
         work()
     assert ended.value.code == 128 + signal.SIGTERM
     assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
+
+
+def test_hangup_ends_a_run_in_order() -> None:
+    def wait() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5.0)
+
+    with pytest.raises(SystemExit) as ended, cli._terminable():
+        wait()
+    assert ended.value.code == 128 + signal.SIGHUP
+
+
+def test_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN

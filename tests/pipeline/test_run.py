@@ -32,7 +32,8 @@ from sgclassify.pipeline.receipts import (
     write_receipt,
 )
 from sgclassify.pipeline.record import RunRecord
-from sgclassify.pipeline.run import Options, plan, run
+from sgclassify.pipeline.request import Options, check
+from sgclassify.pipeline.run import plan, run
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
 from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import SlitlessExposureError
@@ -223,7 +224,7 @@ def _pixels(options: Options) -> list[int]:
 
 
 def _run(options: Options) -> RunRecord:
-    return run(options, Reporter())
+    return run(check(options), Reporter())
 
 
 def test_all_done(stages: Stages, options: Options) -> None:
@@ -528,18 +529,18 @@ def test_dry_run_writes_nothing(stages: Stages, options: Options, monkeypatch: p
     tiles = {"e1": [1, 2], "e2": [2, 3], "e5": [5, 6]}
     monkeypatch.setattr(run_module, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
     stages.slitless = {"e5"}
-    text = plan(options, Reporter())
+    text = plan(check(options, dry=True), Reporter())
     assert "exposure e1: to be prepared" in text
     assert "exposure e5: skipped: slitless spectrum" in text
     assert "tile 10/2: 2 exposures, to be computed" in text
     assert not options.output.exists()
     _run(options)
     before = {path: path.stat().st_mtime_ns for path in options.output.rglob("*")}
-    text = plan(options, Reporter())
+    text = plan(check(options, dry=True), Reporter())
     assert "exposure e1: known" in text
     assert "tile 10/2: 2 exposures, complete" in text
     assert "3 tiles, 3 of them are complete" in text
     assert {path: path.stat().st_mtime_ns for path in options.output.rglob("*")} == before
     stages.bad_header = {"e2"}
     with pytest.raises(UsageError, match="e2 can no longer be used"):
-        plan(options, Reporter())
+        plan(check(options, dry=True), Reporter())
