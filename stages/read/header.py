@@ -114,6 +114,13 @@ class ExposureHeader:
         digest = hashlib.blake2b(self.exposure_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 22
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """RA and Dec of the centre of the image, degrees."""
+        ny, nx = self.shape
+        ra, dec = self.pixel_to_sky((nx - 1) / 2, (ny - 1) / 2)
+        return float(ra), float(dec)
+
     def wcs(self) -> WCS:
         """Celestial WCS of the image; do not change it, it is shared within a thread."""
         return build_wcs(self.wcs_cards)
