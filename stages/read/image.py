@@ -20,8 +20,8 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.read.cards import as_number
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, copy_stream, first_image, open_stream
-from sgclassify.stages.read.header import as_number
 
 F64 = npt.NDArray[np.float64]
 
