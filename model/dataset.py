@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +33,7 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError, UsageError
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
+from sgclassify.stages.program import TRAINING_DATA, code_digest
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
 
@@ -433,12 +433,12 @@ def make_dataset(
     Raises
     ------
     UsageError
-        If the folder was begun with other settings.
+        If the folder was begun with other settings, or by another program.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     settings = {
-        # another version may draw other fields from the same seed
-        "sgclassify": version("sgclassify"),
+        # another program may draw other fields from the same seed, or measure them otherwise
+        "code": code_digest(TRAINING_DATA),
         "seed": seed,
         "stamp_size": stamp_size,
         "features": list(FEATURES),
@@ -447,7 +447,8 @@ def make_dataset(
     begun = data_dir / "settings.json"
     if begun.is_file() and json.loads(begun.read_text()) != settings:
         raise UsageError(
-            f"{data_dir} was begun with other settings ({begun}); choose another folder, or remove it"
+            f"{data_dir} was begun with other settings, or by another program ({begun}); choose another folder, or "
+            "remove it"
         )
     write_atomic_bytes(json.dumps(settings, indent=1, sort_keys=True).encode(), begun)
     wanted = [(k, False) for k in range(first, n_fields)] + [(k, True) for k in range(n_shifted)]

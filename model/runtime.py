@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,13 @@ class Classifier:
     def score_arrays(
         self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
     ) -> F32:
-        """Probability of being a star.
+        """Probability of being a star, shape (n,): the first column of `probabilities`, whose parameters it has."""
+        return self.probabilities(image, valid, sigma, features, psf)[:, 0]
+
+    def probabilities(
+        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+    ) -> F32:
+        """Probabilities of the two classes.
 
         Parameters
         ----------
@@ -86,10 +92,11 @@ class Classifier:
 
         Returns
         -------
-        ndarray of float32, shape (n,)
-            p_star, calibrated; nan where the model gave no finite number.
+        ndarray of float32, shape (n, 2)
+            p_star and p_galaxy, calibrated; both nan where the model gave no finite number. Each has the relative
+            precision of float32, so that the smaller one tells more than 1 minus the larger.
         """
-        result = np.full(len(image), np.nan, dtype=np.float32)
+        result = np.full((len(image), 2), np.nan, dtype=np.float32)
         first, asked = 0, self.batch_size
         while first < len(image):
             part = slice(first, min(first + self.batch_size, len(image)))
@@ -107,7 +114,8 @@ class Classifier:
                         self.batch_size,
                     )
                     asked = self.batch_size
-                result[part] = np.where(np.isfinite(p) & (p >= 0) & (p <= 1), p, np.nan)
+                good = (np.isfinite(p) & (p >= 0) & (p <= 1)).all(axis=1, keepdims=True)
+                result[part] = np.where(good, p, np.float32(np.nan))
                 first = part.stop
                 continue
             # out of the handler, whose traceback holds on to the tensors
@@ -124,7 +132,7 @@ class Classifier:
                 fault,
             )
             self.batch_size = asked
-            result[first:] = self._on_cpu().score_arrays(
+            result[first:] = self._on_cpu().probabilities(
                 image[first:], valid[first:], sigma[first:], features[first:], psf[first:]
             )
             break
@@ -138,16 +146,17 @@ class Classifier:
             torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays
         ]
         with torch.inference_mode():
-            p: F32 = self._module(*batch).cpu().numpy()[:n, 0]
+            p: F32 = self._module(*batch).cpu().numpy()[:n]
         return p
 
     def __call__(self, stamps: TileStamps) -> F32:
-        """Probability of being a star for every object of a tile, shape (n,)."""
-        return self.score_arrays(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+        """Probabilities of the two classes for every object of a tile, shape (n, 2); see `probabilities`."""
+        return self.probabilities(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
 
     def averaged(self, stamps: TileStamps) -> F32:
-        """Mean of the probability over the eight symmetries of the square, shape (n,), at eight times the cost."""
-        every = self.symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+        """Mean of the probabilities over the eight symmetries of the square, shape (n, 2), at eight times the cost."""
+        turned = _symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+        every = np.stack([self.probabilities(*inputs) for inputs in turned])
         return np.asarray(every.mean(axis=0, dtype=np.float64).astype(np.float32))
 
     def symmetries(
@@ -155,18 +164,23 @@ class Classifier:
     ) -> F32:
         """Probability of being a star in each of the eight symmetries of the square, shape (8, n).
 
-        Parameters as of `score_arrays`; the first is the stamp as it is.
+        Parameters as of `probabilities`; the first is the stamp as it is.
         """
-        every = []
-        for k in range(8):
-            turned = [_turned(a, k) for a in (image, valid, psf)]
-            every.append(self.score_arrays(turned[0], turned[1], sigma, features, turned[2]))
-        return np.stack(every)
+        return np.stack(
+            [self.score_arrays(*inputs) for inputs in _symmetries(image, valid, sigma, features, psf)]
+        )
 
 
-def _turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
-    """Stamps in the `k`-th of the eight symmetries of the square: four turns, then those of the mirror image."""
-    return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
+def _symmetries(
+    image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+) -> Iterator[tuple[F32, npt.NDArray[np.bool_], F32, F32, F32]]:
+    """Inputs of the network in the eight symmetries of the square: four turns, then those of the mirror image."""
+
+    def turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
+        return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
+
+    for k in range(8):
+        yield turned(image, k), turned(valid, k), sigma, features, turned(psf, k)
 
 
 def load(

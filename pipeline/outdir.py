@@ -275,7 +275,7 @@ class OutputFolder:
             ]
         if differences and not self._overwrite:
             raise UsageError(
-                f"{self.path}: holds the products of a run with another model or configuration: "
+                f"{self.path}: holds the products of a run with another model, configuration or program: "
                 f"{_some(differences)}; choose another folder, or replace them with --overwrite"
             )
         self.is_fresh = bool(differences)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sgclassify.stages.atomic import write_atomic_bytes
+from sgclassify.stages.program import code_digest
 
 RECORD_VERSION: Final = 2
 DONE: Final = "done"
@@ -227,7 +228,8 @@ def _trimmed(item: dict[str, Any]) -> dict[str, Any]:
 
 def software() -> dict[str, str]:
     """Versions of the software that decides about the products."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    installed = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "sgclassify code": code_digest(), **installed}
 
 
 def write_text(path: Path, text: str) -> None:

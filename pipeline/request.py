@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sgclassify.pipeline.exposure_list import ExposureList, parse_list
 from sgclassify.pipeline.outdir import OutputFolder
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.prior import Prior, read_prior
+from sgclassify.stages.program import code_digest
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def prior_of(config: RunConfig) -> Prior | None:
 def settings_of(model_sha256: str, config: RunConfig, prior: Prior | None) -> dict[str, Any]:
     """What decides about the products beside the inputs; how the work is shared out does not."""
     return {
-        "sgclassify": metadata.version("sgclassify"),
+        "code": code_digest(),
         "model sha256": model_sha256,
         "prior": None if prior is None else prior.describe(),
         **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta")},

@@ -269,6 +269,11 @@ class Inventory:
                     self.records[found.exposure_id] = exposure
         if not self.headers:
             raise self.nothing_to_do()
+        if all(header.files.catalog is None for header in self.headers.values()):
+            # mostly a staging area without them: it costs time, and the objects get other identifiers
+            self.note(
+                f"no CAT was found for any of the {len(self.headers)} exposures: the stage detects the sources itself"
+            )
 
     def note(self, text: str) -> None:
         """Tell the operator, in the record and on the terminal, what costs nothing."""

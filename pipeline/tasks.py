@@ -47,7 +47,7 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
-from sgclassify.stages.prior import Prior, magnitudes, reweighted
+from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
 from sgclassify.stages.publish import (
     finish_hats,
     publish_detections,
@@ -348,18 +348,19 @@ def infer(tile: TilePlan, extracted: Stamps, places: Places, model: ModelRef) ->
 def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     stamps = extracted.stamps
     start = time.monotonic()
-    p_star = np.empty(0, dtype=np.float32)
+    p_star, logit = np.empty(0, dtype=np.float32), np.empty(0)
     device = model.device
     if len(stamps):
         classifier = classifier_of(model)
         # a worker that offers a GPU may have none that torch sees
         device = classifier.device.type
-        p_star = classifier.averaged(stamps) if model.tta else classifier(stamps)
+        both = classifier.averaged(stamps) if model.tta else classifier(stamps)
+        p_star, logit = both[:, 0], logit_of(both)
         if model.prior is not None:
             new = model.prior.at(magnitudes(stamps))
-            p_star = reweighted(p_star, model.own_prior, new).astype(np.float32)
+            p_star = star_probability(logit, model.own_prior, new).astype(np.float32)
     return ScoredTile(
-        object_table(stamps, p_star),
+        object_table(stamps, p_star, logit),
         stamps.members,
         extracted.seconds + time.monotonic() - start,
         device,
@@ -392,7 +393,7 @@ def classifier_of(model: ModelRef) -> Classifier:
     )
 
 
-def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
+def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
     """The rows of the object catalogue.
 
     Parameters
@@ -400,6 +401,8 @@ def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
     stamps : TileStamps
     p_star : ndarray of float32, shape (n,)
         Probability of being a star; nan where the model gave no finite number.
+    logit : ndarray of float64, shape (n,)
+        ln(p_star / p_galaxy) under the model's own prior.
 
     Returns
     -------
@@ -409,7 +412,9 @@ def object_table(stamps: TileStamps, p_star: F32) -> pa.Table:
     flags = stamps.sg_flags.astype(np.int32)
     failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
     flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)
-    return scored_table(stamps.object_id, stamps.ra, stamps.dec, p_star, flags, stamps.n_bands, stamps.bands)
+    return scored_table(
+        stamps.object_id, stamps.ra, stamps.dec, p_star, logit, flags, stamps.n_bands, stamps.bands
+    )
 
 
 @bordered

@@ -23,6 +23,7 @@ from distributed import Status, WorkerPlugin
 
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.errors import ClusterError, SgClassifyError
+from sgclassify.stages.program import code_digest
 
 if TYPE_CHECKING:
     from sgclassify.pipeline.tasks import ModelRef
@@ -39,7 +40,9 @@ STUCK: Final = 70
 """Exit status of a process that ended itself in `time_limit`."""
 
 PACKAGES: Final = ("sgclassify", "dask", "distributed", "numpy", "pyarrow", "torch")
-_SAME: Final = ("sgclassify", "python", "dask", "distributed")
+CODE: Final = "sgclassify code"
+"""Name under which the digest of the program stands among the versions."""
+_SAME: Final = ("sgclassify", CODE, "python", "dask", "distributed")
 
 LOAD_S: Final = 180.0
 """Longest time for a worker to get ready."""
@@ -80,7 +83,7 @@ def crash_of(folder: Path, pid: int) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the software of this process that decide whether it can take part in a run."""
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    found = {"python": ".".join(map(str, sys.version_info[:2])), CODE: code_digest()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -94,7 +97,8 @@ def require_same(theirs: Mapping[str, str], ours: Mapping[str, str], who: str) -
     for name in _SAME:
         if name in theirs and theirs[name] != ours[name]:
             raise ClusterError(
-                f"{who} runs {name} {theirs[name]}, this is {ours[name]}; install one version everywhere"
+                f"{who} runs {name} {theirs[name]}, this is {ours[name]}; install the same everywhere, and start "
+                "workers again that have run another"
             )
 
 

@@ -14,6 +14,10 @@ from typing import Final
 import pyarrow as pa
 from astropy import units
 
+NO_OBJECT: Final = -1
+"""``object_id`` of a row that belongs to no object. Not null: readers turn integers with nulls into floats, and so
+identifiers beyond 2^53 into those of other objects."""
+
 CLASSES: Final = ("star", "galaxy")
 """Values of ``sg_class``, in the order of its dictionary."""
 
@@ -43,6 +47,12 @@ class Column:
     description: str
     length: int = 0
 
+    @property
+    def field(self) -> pa.Field:
+        """The column in an Arrow schema; integers and booleans are never null, since readers would change them."""
+        never_null = pa.types.is_integer(self.type) or pa.types.is_boolean(self.type)
+        return pa.field(self.name, self.type, nullable=not never_null)
+
 
 _P_STAR: Final = Column(
     "p_star",
@@ -70,7 +80,11 @@ _SG_FLAGS: Final = Column(
     "sg_flags", pa.int32(), "", "meta.code.qual", "quality bit mask; 0 = nothing to remark"
 )
 _N_BANDS: Final = Column(
-    "n_bands", pa.int8(), "", "meta.number;instr.bandpass", "number of bands that the probabilities rest on"
+    "n_bands",
+    pa.int8(),
+    "",
+    "meta.number;instr.bandpass",
+    "number of bands that the probabilities rest on; 0 where not scored",
 )
 _BANDS: Final = Column(
     "bands",
@@ -88,6 +102,13 @@ OBJECT_COLUMNS: Final = (
     Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination of the anchor detection, ICRS"),
     *_SCORES,
     Column(
+        "logit",
+        pa.float64(),
+        "",
+        "stat.value;src.class.starGalaxy",
+        "ln(p_star / p_galaxy) under the model's own prior (model_prior_star_fraction); null where not scored",
+    ),
+    Column(
         "_healpix_29", pa.int64(), "", "pos.healpix", "HEALPix index of the position, order 29, nested scheme"
     ),
 )
@@ -99,7 +120,7 @@ DETECTION_COLUMNS: Final = (
         pa.int64(),
         "",
         "meta.id.parent",
-        "identifier of the object that the detection belongs to; null for a row without a usable position",
+        "identifier of the object that the detection belongs to; -1 for a row that belongs to none",
     ),
     *_SCORES,
 )

@@ -37,9 +37,10 @@ from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
-from sgclassify.stages.read.pixels import ExposurePixels, check_exposure
+from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
+from sgclassify.stages.tangent import offsets
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -83,7 +84,8 @@ class PreparedExposure:
     sky_level, sky_sigma : float
         Median sky and its noise, e-/s per pixel.
     offset_deg : tuple of float
-        Median offset (RA cos Dec, Dec), degrees, of the catalogue's sky positions from the header's WCS.
+        Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north at
+        the centre of the image (see `sgclassify.stages.tangent`).
     psf : PointSources
         Locus of the point sources.
     psf_model : PsfModel
@@ -195,6 +197,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     """
     check = check_exposure(header)
     notes = list(header.notes)
+    notes += _weight_notes(check, header)
     # A catalogue is read first: it is cheap, and a bad one spares the passes over the pixels.
     table = read_table(header.files.catalog) if header.files.catalog is not None else None
     detections = (
@@ -237,7 +240,9 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
-        notes=tuple(notes + _row_notes(detections) + _offset_notes(offset) + _psf_notes(psf, header)),
+        notes=tuple(
+            notes + _row_notes(detections) + _wcs_notes(detections, made, offset) + _psf_notes(psf, header)
+        ),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})
     write_atomic(table, prepared.catalog_path, {})
@@ -266,6 +271,17 @@ def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config
     )
 
 
+def _weight_notes(check: ExposureCheck, header: ExposureHeader) -> list[str]:
+    notes = []
+    if check.moved_zeros:
+        notes.append(f"{check.moved_zeros} zeros of WHT were moved when it was quantised: taken for zeros")
+    if check.unresolved:
+        taken = "usable where FLG says nothing" if header.files.flag is not None else "unusable"
+        text = "bright pixels have weights below a step of the quantisation of WHT"
+        notes.append(f"{check.unresolved} {text}: taken for {taken}")
+    return notes
+
+
 def _row_notes(detections: Detections) -> list[str]:
     notes = []
     for flag, text in (
@@ -279,7 +295,12 @@ def _row_notes(detections: Detections) -> list[str]:
     return notes
 
 
-def _offset_notes(offset_deg: tuple[float, float]) -> list[str]:
+def _wcs_notes(detections: Detections, made: bool, offset_deg: tuple[float, float]) -> list[str]:
+    """How far the WCS was checked, where that is not row by row, and what the rows say against it."""
+    if made or not detections.usable.any():
+        return [
+            "no catalogue to check the WCS against: the positions of its objects rest on the header alone"
+        ]
     apart = 3600.0 * float(np.hypot(*offset_deg))
     if apart <= OFFSET_ARCSEC:
         return []
@@ -322,13 +343,13 @@ def _write_sky(sky: SkyMesh, path: Path) -> None:
 
 
 def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple[float, float]:
-    """Median offset of the catalogue's sky positions from the header's WCS, degrees."""
+    """Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north."""
     good = detections.usable
     if not good.any():
         return 0.0, 0.0
     ra, dec = header.pixel_to_sky(detections.x[good], detections.y[good])
-    d_ra = (detections.ra[good] - ra + 180.0) % 360.0 - 180.0
-    return float(np.median(d_ra * np.cos(np.radians(dec)))), float(np.median(detections.dec[good] - dec))
+    east, north = offsets(detections.ra[good], detections.dec[good], ra, dec, header.centre)
+    return float(np.median(east)), float(np.median(north))
 
 
 def _point_sources(

@@ -20,6 +20,7 @@ from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
 if TYPE_CHECKING:
     from sgclassify.stages.tile import TileStamps
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
@@ -108,6 +109,47 @@ def magnitudes(stamps: TileStamps) -> F64:
         here = flux[:, BAND_INDEX[band]]
         result = np.where(np.isnan(here), result, 22.5 - 2.5 * np.log10(here))
     return result
+
+
+def logit_of(probabilities: F32) -> F64:
+    """Natural logarithm of the odds of being a star.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, shape (n, 2)
+        p_star and p_galaxy, each with the relative precision of float32; nan stays nan.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        ln(p_star / p_galaxy), finite also where one of the two is 0: that stands for the smallest float32.
+    """
+    least = np.finfo(np.float32).smallest_subnormal
+    star, galaxy = np.log(np.maximum(probabilities.astype(np.float64), least)).T
+    return np.asarray(star - galaxy)
+
+
+def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F64:
+    """Probability of being a star under another prior, by Bayes' rule.
+
+    Parameters
+    ----------
+    logit : array_like of float64, shape (n,)
+        ln(p_star / p_galaxy) under the prior `old`, as the products store it.
+    old : float
+        Share of stars that it assumes: ``model_prior_star_fraction`` of the products.
+    new : array_like of float64, shape (n,) or ()
+        Share of stars to assume instead.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+    """
+    new = np.asarray(new, dtype=np.float64)
+    shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
+    with np.errstate(invalid="ignore"):  # nan stays nan
+        # 1 / (1 + exp(-x)) without an overflow
+        return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))
 
 
 def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:

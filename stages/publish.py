@@ -24,6 +24,7 @@ from sgclassify.stages.atomic import storable, sync, write_atomic
 from sgclassify.stages.columns import (
     CLASSES,
     DETECTION_COLUMNS,
+    NO_OBJECT,
     OBJECT_COLUMNS,
     Column,
     describe,
@@ -42,6 +43,7 @@ def scored_table(
     ra: ArrayLike,
     dec: ArrayLike,
     p_star: ArrayLike,
+    logit: ArrayLike,
     sg_flags: ArrayLike,
     n_bands: ArrayLike,
     bands: Sequence[str],
@@ -56,6 +58,8 @@ def scored_table(
         ICRS, degrees.
     p_star : array_like of float32, shape (n,)
         Probability of a star; not finite where it could not be computed, which sets NOT_SCORED.
+    logit : array_like of float64, shape (n,)
+        ln(p_star / p_galaxy) under the model's own prior.
     sg_flags : array_like of int32, shape (n,)
         A set NOT_SCORED makes the probabilities null whatever `p_star` says.
     n_bands : array_like of int8, shape (n,)
@@ -67,6 +71,7 @@ def scored_table(
     pyarrow.Table
         `OBJECT_COLUMNS`, sorted by ``_healpix_29``, then ``object_id``. Where not null, ``p_galaxy`` is
         1 - ``p_star`` in float32, so that the two add up to exactly 1 in float32; the class of 0.5 is star.
+        Where it is null, ``n_bands`` is 0 and ``bands`` empty.
 
     Raises
     ------
@@ -92,8 +97,11 @@ def scored_table(
                 pa.array(np.where(probability >= 0.5, 0, 1).astype(np.int8), mask=null), list(CLASSES)
             ),
             "sg_flags": pa.array(np.where(null, flags | np.int32(SgFlag.NOT_SCORED), flags)),
-            "n_bands": pa.array(np.asarray(n_bands, dtype=np.int8)),
-            "bands": pa.array(list(bands), pa.string()),
+            "n_bands": pa.array(np.where(null, 0, np.asarray(n_bands)).astype(np.int8)),
+            "bands": pa.array(
+                ["" if empty else text for empty, text in zip(null, bands, strict=True)], pa.string()
+            ),
+            "logit": pa.array(np.asarray(logit, dtype=np.float64), mask=null),
         }
     )
     return _indexed(table)
@@ -260,7 +268,7 @@ def publish_detections(
         ``model_id``, the prior and the like.
     row_flags : ndarray of int32, shape (rows of `catalog`,), optional
         ``sg_flags`` of the rows themselves, joined to those of the scores. Rows without a score get
-        NOT_SCORED.
+        NOT_SCORED, the `object_id` -1 and 0 bands.
 
     Returns
     -------
@@ -282,13 +290,13 @@ def publish_detections(
     source[row] = np.arange(len(row))
     taken = scores.take(pa.array(source, mask=source < 0))
     flags = np.zeros(n, dtype=np.int32) if row_flags is None else row_flags.astype(np.int32)
-    own = taken["sg_flags"].fill_null(int(SgFlag.NOT_SCORED)).to_numpy().astype(np.int32)
-    taken = taken.set_column(taken.column_names.index("sg_flags"), "sg_flags", pa.array(flags | own))
+    absent = {"object_id": NO_OBJECT, "sg_flags": int(SgFlag.NOT_SCORED), "n_bands": 0}
+    appended = {c.name: _typed(taken[c.name], c.type) for c in DETECTION_COLUMNS}
+    appended |= {name: appended[name].fill_null(value) for name, value in absent.items()}
+    appended["sg_flags"] = pa.array(flags | appended["sg_flags"].to_numpy())
     table = catalog.rename_columns(_free_names(catalog.column_names))
     for column in DETECTION_COLUMNS:
-        table = table.append_column(
-            pa.field(column.name, column.type), _typed(taken[column.name], column.type)
-        )
+        table = table.append_column(column.field, appended[column.name])
     if table.num_rows != n:
         raise ValueError(f"{path.name}: {table.num_rows} rows made of {n}")
     lengths = {name: _longest(table[name]) for name in catalog_texts(table)}
@@ -347,7 +355,7 @@ def _typed(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def _empty_objects() -> pa.Schema:
     """Schema of the object catalogue as it is stored."""
-    table = pa.schema([(c.name, c.type) for c in OBJECT_COLUMNS]).empty_table()
+    table = pa.schema([c.field for c in OBJECT_COLUMNS]).empty_table()
     return storable(table, {}).schema
 
 
@@ -362,7 +370,7 @@ def _indexed(table: pa.Table) -> pa.Table:
     table = table.append_column("_healpix_29", pa.array(index)).take(pa.array(np.lexsort((ids, index))))
     return pa.table(
         [_typed(table[c.name], c.type) for c in OBJECT_COLUMNS],
-        schema=pa.schema([(c.name, c.type) for c in OBJECT_COLUMNS]),
+        schema=pa.schema([c.field for c in OBJECT_COLUMNS]),
     )
 
 

@@ -21,6 +21,7 @@ from sgclassify.stages.healpix import chord, unit_vectors
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.tangent import moved_back
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -211,8 +212,7 @@ def extract_tile(
 
 def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
     """Positions on an exposure's detector, 0-based pixels, of sky positions in the system of its catalogue."""
-    d_ra, d_dec = exposure.offset_deg
-    return exposure.header.sky_to_pixel(ra - d_ra / np.cos(np.radians(dec)), dec - d_dec)
+    return exposure.header.sky_to_pixel(*moved_back(ra, dec, exposure.offset_deg, exposure.header.centre))
 
 
 def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.fitsfile import RECOPY, Hdu, Value, iter_data, open_stream, scan
+from sgclassify.stages.read.cards import Value
+from sgclassify.stages.read.fitsfile import RECOPY, Hdu, iter_data, open_stream, scan
 
 Raw = npt.NDArray[Any]
 

@@ -17,6 +17,7 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.read.bintable import column_names, read_bintable, table_hdus
 from sgclassify.stages.read.header import NO_VALUE, ExposureHeader
+from sgclassify.stages.read.wcs import MAX_DECLINATION, MAX_RIGHT_ASCENSION, right_ascension
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -155,10 +156,10 @@ def read_detections(
     margin = 0.5 + config.position_margin_px
     with np.errstate(invalid="ignore"):
         placed = (x >= -margin) & (x <= nx - 1 + margin) & (y >= -margin) & (y <= ny - 1 + margin)
-        placed &= (ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90)
+        placed &= (np.abs(ra) <= MAX_RIGHT_ASCENSION) & (np.abs(dec) <= MAX_DECLINATION)
     for values in (x, y, ra, dec):
         values[~placed] = np.nan
-    ra %= 360.0
+    ra, dec = right_ascension(ra), np.clip(dec, -90.0, 90.0)
     apart = separation_arcsec(ra, dec, *header.pixel_to_sky(x, y))
     agree = placed & (apart <= config.position_tolerance_arcsec)
 
@@ -171,7 +172,8 @@ def read_detections(
     bad = n - int(agree.sum())
     if bad > config.max_bad_rows * n:
         mismatches = int((placed & ~agree).sum())
-        fault = f"{bad} of {n} rows have no usable position ({mismatches} disagree with the WCS of the image)"
+        units = "".join(_unit_fault(table, columns[name]) for name in ("RA", "DEC"))
+        fault = f"{bad} of {n} rows have no usable position ({mismatches} disagree with the WCS of the image{units})"
         raise UnusableInputError(path, fault, "measure the catalogue again")
 
     return Detections(x, y, ra, dec, flags, agree)
@@ -193,6 +195,13 @@ def _numbers(table: pa.Table, name: str, path: str | Path) -> F64:
     values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
     values[values == NO_VALUE] = np.nan
     return values
+
+
+def _unit_fault(table: pa.Table, name: str) -> str:
+    """What the unit of an angle may have to do with its disagreement: nothing where it is degrees or not given."""
+    metadata = table.schema.field(name).metadata or {}
+    unit = metadata.get(b"unit", b"").decode()
+    return "" if unit.lower() in ("", "deg", "degree", "degrees") else f"; {name} is in {unit}, not degrees"
 
 
 def _repeated(column: pa.ChunkedArray, path: str | Path) -> Bool:

@@ -1,8 +1,7 @@
 """FITS files as what they are on disk: 2880-byte blocks, header cards, declared sizes, checksums.
 
 Everything that can be known without interpreting the data is checked here, before memory is taken for it: a
-header may declare any size. The cards are parsed here too, because astropy's parser warns (through state that
-all threads share) about every odd card of a file, wanted or not.
+header may declare any size.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,11 +20,11 @@ from typing import IO, BinaryIO, Final, cast
 import numpy as np
 
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.read.cards import CARD, Value, parse_cards
 
 BLOCK: Final = 2880
 """Bytes of a FITS block (FITS standard 4.0, section 3.1)."""
 
-CARD: Final = 80
 MAX_HEADER_BLOCKS: Final = 1000
 """A header longer than this (36,000 cards) is no header: stops the search for END in a large foreign file."""
 
@@ -39,11 +37,6 @@ MAX_PIXELS: Final = 2**30
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECOPY: Final = "copy the file again from its archive"
 
-Value = str | int | float | bool | None
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
-_STRING = re.compile(r"'((?:[^']|'')*)'")
-
 
 @dataclass(frozen=True, slots=True)
 class Hdu:
@@ -55,8 +48,8 @@ class Hdu:
         Place in the file, 0 for the primary HDU.
     values : dict
         Keyword -> value; of a repeated keyword, the first.
-    texts : dict
-        Keyword -> its card, 80 characters.
+    repeated : frozenset of str
+        Keywords that come again with another value, for which the standard does not say which one holds.
     data_offset : int
         Byte at which the data start (in the decompressed stream of a .gz file).
     data_bytes : int
@@ -65,7 +58,7 @@ class Hdu:
 
     index: int
     values: dict[str, Value]
-    texts: dict[str, str]
+    repeated: frozenset[str]
     data_offset: int
     data_bytes: int
 
@@ -121,30 +114,6 @@ class Hdu:
         """Value of a keyword as a float, or ``default`` where it is absent or no number."""
         value = self.values.get(key)
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
-
-
-def parse_value(text: str) -> Value:
-    """Value of a card from its text after ``= ``; text that is no FITS value comes back as a string.
-
-    ``NaN`` and ``Inf`` are no FITS values, but some programs write them: they become floats, so that the
-    caller can say what is wrong with them.
-    """
-    text = text.strip()
-    if text.startswith("'"):
-        match = _STRING.match(text)
-        return match[1].replace("''", "'").rstrip() if match else text[1:].rstrip()
-    word = text.split("/", 1)[0].strip()
-    if not word:
-        return None
-    if word in ("T", "F"):
-        return word == "T"
-    if _NUMBER.fullmatch(word):
-        if word.lstrip("+-").isdigit():
-            return int(word)
-        return float(word.upper().replace("D", "E"))
-    if word.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return float(word)
-    return word
 
 
 def scan(path: Path, stop: Callable[[Hdu], bool] | None = None) -> list[Hdu]:
@@ -357,24 +326,9 @@ def _read_header(stream: BinaryIO, path: Path, index: int, before: Hdu | None) -
         if any(block[k : k + 8] == b"END     " for k in range(0, BLOCK, CARD)):
             break
     header = b"".join(blocks)
-    values, texts = _parse_cards(header)
+    values, repeated = parse_cards(header)
     size = _declared_bytes(values, index, path)
-    return Hdu(index, values, texts, start + len(header), size), header
-
-
-def _parse_cards(header: bytes) -> tuple[dict[str, Value], dict[str, str]]:
-    values: dict[str, Value] = {}
-    texts: dict[str, str] = {}
-    text = header.decode("ascii", "replace")
-    for k in range(0, len(text), CARD):
-        card = text[k : k + CARD]
-        key = card[:8].rstrip()
-        if key == "END":
-            break
-        if card[8:10] == "= " and key not in values:
-            values[key] = parse_value(card[10:])
-            texts[key] = card
-    return values, texts
+    return Hdu(index, values, repeated, start + len(header), size), header
 
 
 def _declared_bytes(values: dict[str, Value], index: int, path: Path) -> int:

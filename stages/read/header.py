@@ -5,39 +5,29 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io.fits import Header
-from astropy.wcs import WCS, WcsError
+from astropy.wcs import WCS
 
 from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, PIXEL_SCALE, SLITLESS
 from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.fitsfile import Hdu, Value, first_image
+from sgclassify.stages.read.cards import Value, as_number
+from sgclassify.stages.read.fitsfile import Hdu, first_image
 from sgclassify.stages.read.names import ExposureFiles, catalog_stem, exposure_stem, parse_name
+from sgclassify.stages.read.wcs import WCS_KEY, build_wcs, check_wcs, right_ascension, transform, wcs_cards
 
 F64 = npt.NDArray[np.float64]
 
 NO_VALUE: Final = -9999.0
 """What the CSST pipelines write for "no value" (FORMATS: CAT columns)."""
 
-PIXEL_SCALE_RANGE: Final = (0.01, 1.0)
-"""Accepted pixel scales, arcsec. Beyond them CD is in another unit or wrong."""
-
 SCALE_TOLERANCE: Final = 0.05
 """How far (as a share) another pixel scale is from the camera's where it is worth a note: images that are binned or
 resampled, whose noise is not that of the pixels that the model has learnt from."""
-
-MAX_ANISOTROPY: Final = 2.0
-"""Largest accepted ratio of the pixel scales along the two axes; an undistorted camera has 1."""
-
-MAX_ROUND_TRIP_PX: Final = 0.1
-"""Largest accepted error of pixel -> sky -> pixel: above it the distortion polynomial does not invert."""
 
 FWHM_RANGE_PX: Final = (1.0, 6.0)
 """Accepted FWHM of the PSF, pixels; the camera's is about 2. One in arcsec or of a failed fit tells nothing."""
@@ -46,13 +36,6 @@ ZERO_POINT_RANGE: Final = (10.0, 40.0)
 """Accepted zero points, AB mag of 1 e-/s; those of the camera lie between 23 and 27."""
 
 _BAND_BY_NAME: Final = {name.lower(): name for name in (*BANDS, *SLITLESS)}
-_LINEAR_KEY = re.compile(r"(?:CD|PC)[12]_[12]|C(?:DELT|ROTA)[12]")
-_WCS_KEY = re.compile(
-    r"(?:WCSAXES|C(?:TYPE|UNIT|RVAL|RPIX|DELT|ROTA)[12]|CD[12]_[12]|PC[12]_[12]|PV[12]_\d+|LONPOLE|LATPOLE"
-    r"|RADESYS|EQUINOX|(?:A|B|AP|BP)_(?:ORDER|\d_\d))"
-)
-_SIP_KEY = re.compile(r"(?:A|B|AP|BP)_(?:ORDER|\d_\d)")
-_PV_KEY = re.compile(r"PV[12]_(\d+)")
 
 
 class SlitlessExposureError(UnusableInputError):
@@ -80,7 +63,8 @@ class ExposureHeader:
     shape : (int, int)
         Rows and columns of the image: (ny, nx).
     wcs_cards : str
-        The WCS cards of the image header, 80 characters each.
+        The WCS, as cards of 80 characters that are written from the values of the header's
+        (see `sgclassify.stages.read.wcs.wcs_cards`).
     pixel_scale : float
         Side of a pixel at the centre of the image, arcsec.
     zero_point : float
@@ -130,6 +114,13 @@ class ExposureHeader:
         digest = hashlib.blake2b(self.exposure_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 22
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """RA and Dec of the centre of the image, degrees."""
+        ny, nx = self.shape
+        ra, dec = self.pixel_to_sky((nx - 1) / 2, (ny - 1) / 2)
+        return float(ra), float(dec)
+
     def wcs(self) -> WCS:
         """Celestial WCS of the image; do not change it, it is shared within a thread."""
         return build_wcs(self.wcs_cards)
@@ -147,12 +138,12 @@ class ExposureHeader:
         ra, dec : float64 arrays
             Degrees, ICRS, 0 <= ra < 360; nan where the position is not finite or has no counterpart.
         """
-        ra, dec = _transform(self.wcs(), x, y, forward=True)
-        return np.where(np.isfinite(ra), ra % 360.0, np.nan), dec
+        ra, dec = transform(self.wcs(), x, y, forward=True)
+        return right_ascension(ra), dec
 
     def sky_to_pixel(self, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[F64, F64]:
         """Pixel positions of sky positions: the inverse of `pixel_to_sky`, nan where there is none."""
-        return _transform(self.wcs(), ra, dec, forward=False)
+        return transform(self.wcs(), ra, dec, forward=False)
 
 
 def read_header(files: ExposureFiles) -> ExposureHeader:
@@ -183,8 +174,10 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
     band = _band(words, chip)
     obsid = words.text("OBSID") or (name.obsid if name else "")
     nx, ny = image.axes
-    cards = _wcs_cards(image, hdus[0], path)
-    scale = _check_wcs(cards, (ny, nx), path)
+    source = image if image.values.get("CTYPE1") is not None else hdus[0]
+    words.note_repeats(source, *sorted(filter(WCS_KEY.fullmatch, source.repeated)))
+    cards = wcs_cards(source.values, path)
+    scale = check_wcs(cards, (ny, nx), path)
     if abs(scale / PIXEL_SCALE - 1.0) > SCALE_TOLERANCE:
         words.notes.append(
             f"the pixel scale is {scale:.3g} arcsec, the camera's {PIXEL_SCALE}: binned or resampled?"
@@ -230,39 +223,6 @@ def has_noise_model(header: ExposureHeader) -> bool:
     return math.isfinite(header.sky_rms)
 
 
-def build_wcs(cards: str) -> WCS:
-    """WCS from its cards, cached.
-
-    One object a thread: wcslib converts undefined values in place during a transformation, so that two
-    threads must not use the same object at once.
-    """
-    return _build_wcs(cards, threading.get_ident())
-
-
-@lru_cache(maxsize=128)
-def _build_wcs(cards: str, _thread: int) -> WCS:
-    # fix=False: the cards were chosen and put right in _wcs_cards; "fixing" would warn about dates and units.
-    return WCS(Header.fromstring(cards), naxis=2, fix=False)
-
-
-def _transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> tuple[F64, F64]:
-    first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    out = np.full((2, first.size), np.nan)
-    good = (np.isfinite(first) & np.isfinite(second)).ravel()
-    if good.any():
-        pairs = (first.ravel()[good], second.ravel()[good])
-        if forward:
-            out[:, good] = wcs.all_pix2world(*pairs, 0)
-        elif wcs.sip is not None:
-            # quiet: what does not converge is no reason to lose the rest; read_header has checked the image.
-            out[:, good] = wcs.all_world2pix(*pairs, 0, quiet=True)
-        else:
-            # TAN and TPV are inverted by wcslib itself.
-            out[:, good] = wcs.wcs_world2pix(*pairs, 0)
-    out[:, ~np.isfinite(out).all(axis=0)] = np.nan
-    return out[0].reshape(first.shape), out[1].reshape(first.shape)
-
-
 class _Keywords:
     """Keywords of the image HDU and, where that lacks them, of the primary HDU; collects notes."""
 
@@ -277,8 +237,16 @@ class _Keywords:
             for hdu in self.hdus:
                 value = hdu.values.get(key)
                 if value is not None and value != "":
+                    self.note_repeats(hdu, key)
                     return value
         return None
+
+    def note_repeats(self, hdu: Hdu, *keys: str) -> None:
+        """Note of each keyword, once, that the header has it more than once, with different values."""
+        for key in keys:
+            note = f"{key} occurs more than once, with different values: the first counts"
+            if key in hdu.repeated and note not in self.notes:
+                self.notes.append(note)
 
     def text(self, *keys: str) -> str:
         """First value found as text; empty where there is none."""
@@ -295,16 +263,6 @@ class _Keywords:
             self.notes.append(f"{keys[0]} is {value!r}: ignored")
             return math.nan
         return number
-
-
-def as_number(value: Value) -> float:
-    """A header value as a float; nan where it is no number."""
-    if value is None or isinstance(value, bool):
-        return math.nan
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
 
 
 def _chip(words: _Keywords, from_name: int | None) -> int | None:
@@ -371,102 +329,3 @@ def _check_companions(files: ExposureFiles, words: _Keywords, shape: tuple[int, 
             if mine and theirs and mine != theirs:
                 fault = f"{key} of {kind} is {theirs}, of its IMG {mine}"
                 raise UnusableInputError(path, fault, "deliver the file that belongs to the image")
-
-
-def _wcs_cards(image: Hdu, primary: Hdu, path: Path) -> str:
-    """Pick the WCS cards of an image header, and put right what would make astropy warn."""
-    source = image if image.values.get("CTYPE1") is not None else primary
-    values, texts = source.values, dict(source.texts)
-    kinds = [str(values.get(f"CTYPE{k}", "")).strip().upper() for k in (1, 2)]
-    if not (kinds[0].startswith("RA--") and kinds[1].startswith("DEC-")):
-        raise _bad_wcs(
-            path, f"CTYPE is {kinds[0] or 'missing'}, {kinds[1] or 'missing'}; RA and DEC are needed"
-        )
-    for key in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2"):
-        if not math.isfinite(as_number(values.get(key))):
-            raise _bad_wcs(path, f"{key} is {values.get(key)!r}")
-    if abs(as_number(values["CRVAL2"])) > 90:
-        raise _bad_wcs(path, f"CRVAL2 is {values['CRVAL2']}, no declination")
-    equinox = as_number(values.get("EQUINOX") or 2000.0)
-    # RADECSYS is the name that RADESYS had before 2002
-    given = values.get("RADESYS") or values.get("RADECSYS")
-    frame = str(given or ("ICRS" if equinox == 2000.0 else "FK5")).strip().upper()
-    # FK5 of J2000 and ICRS agree within 0.02 arcsec; beside RADESYS = ICRS, EQUINOX has no meaning.
-    if frame != "ICRS" and (frame, equinox) != ("FK5", 2000.0):
-        raise _bad_wcs(path, f"RADESYS is {frame}, EQUINOX {equinox:g}; ICRS is needed")
-    for k in (1, 2):
-        unit = str(values.get(f"CUNIT{k}") or "deg").strip().lower()
-        if unit not in ("deg", "degree", "degrees"):
-            raise _bad_wcs(path, f"CUNIT{k} is {unit!r}, not deg")
-        texts[f"CUNIT{k}"] = _string_card(f"CUNIT{k}", "deg")
-    distortion = [int(m[1]) for m in map(_PV_KEY.fullmatch, texts) if m]
-    if kinds == ["RA---TAN", "DEC--TAN"] and max(distortion, default=0) >= 5:
-        # SCAMP wrote TPV polynomials under the name TAN until 2012; SIP beside them says the same again.
-        kinds = ["RA---TPV", "DEC--TPV"]
-    if kinds[0].endswith("TPV"):
-        texts = {key: card for key, card in texts.items() if not _SIP_KEY.fullmatch(key)}
-    for k, kind in enumerate(kinds, start=1):
-        texts[f"CTYPE{k}"] = _string_card(f"CTYPE{k}", kind)
-    linear = [key for key in texts if _LINEAR_KEY.fullmatch(key)]
-    if not any(key.startswith(("CD", "PC")) for key in linear):
-        raise _bad_wcs(path, "neither CD nor CDELT")
-    chosen = {key: card for key, card in texts.items() if _WCS_KEY.fullmatch(key) and key != "WCSAXES"}
-    for key in chosen:
-        if not key.startswith(("CTYPE", "CUNIT", "RADESYS")) and not math.isfinite(
-            as_number(values.get(key))
-        ):
-            raise _bad_wcs(path, f"{key} is {values.get(key)!r}")
-    if kinds[0].endswith("TPV") and not any(re.fullmatch("CD[12]_[12]", key) for key in linear):
-        # wcslib takes the polynomial before CDELT scales, where its coefficients are not in degrees
-        matrix = build_wcs("".join(_linear_cards(chosen, kinds))).pixel_scale_matrix
-        chosen = {key: card for key, card in chosen.items() if key not in linear}
-        for row, column in ((1, 1), (1, 2), (2, 1), (2, 2)):
-            key = f"CD{row}_{column}"
-            chosen[key] = f"{key:8}= {matrix[row - 1, column - 1]:20.13E}".ljust(80)
-    return "".join(chosen[key] for key in sorted(chosen))
-
-
-def _linear_cards(chosen: dict[str, str], kinds: list[str]) -> list[str]:
-    """The cards of the same WCS without its distortion."""
-    cards = [card for key, card in chosen.items() if not (_PV_KEY.fullmatch(key) or key.startswith("CTYPE"))]
-    return cards + [_string_card(f"CTYPE{k}", kind.replace("TPV", "TAN")) for k, kind in enumerate(kinds, 1)]
-
-
-def _string_card(key: str, text: str) -> str:
-    return f"{key:8}= '{text:8}'".ljust(80)
-
-
-def _bad_wcs(path: Path, fault: str) -> UnusableInputError:
-    return UnusableInputError(path, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure")
-
-
-def _check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
-    """Refuse a WCS that cannot be set up, has no sensible scale at the image, or does not invert over it.
-
-    Returns the pixel scale at the centre of the image, arcsec.
-    """
-    try:
-        wcs = build_wcs(cards)
-        ny, nx = shape
-        x = np.array([0.0, nx - 1.0, 0.0, nx - 1.0, (nx - 1) / 2, (nx + 1) / 2, (nx - 1) / 2])
-        y = np.array([0.0, 0.0, ny - 1.0, ny - 1.0, (ny - 1) / 2, (ny - 1) / 2, (ny + 1) / 2])
-        ra, dec = _transform(wcs, x, y, forward=True)
-        back_x, back_y = _transform(wcs, ra, dec, forward=False)
-    except (WcsError, ValueError) as error:
-        raise _bad_wcs(path, " ".join(str(error).split())) from None
-    if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
-        raise _bad_wcs(path, "the image has no position on the sky")
-    # Steps of one pixel in x and in y at the centre of the image, in space: at a pole angles would not do.
-    a, d = np.radians(ra[4:]), np.radians(dec[4:])
-    place = np.array([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
-    scales = 3600.0 * np.degrees(np.linalg.svd(place[:, 1:] - place[:, :1], compute_uv=False))
-    low, high = PIXEL_SCALE_RANGE
-    scale = math.sqrt(scales[0] * scales[1])
-    if not low <= scale <= high:
-        raise _bad_wcs(path, f"the pixel scale is {scale:.3g} arcsec, not within {low} to {high}")
-    if scales[0] > MAX_ANISOTROPY * scales[1]:
-        raise _bad_wcs(path, f"the pixel scales are {scales[0]:.3g} and {scales[1]:.3g} arcsec")
-    # "not <=" so that nan counts as an error.
-    if not np.hypot(back_x - x, back_y - y).max() <= MAX_ROUND_TRIP_PX:
-        raise _bad_wcs(path, "pixel to sky to pixel does not come back")
-    return scale

@@ -133,7 +133,8 @@ def find_siblings(image: Path) -> ExposureFiles:
     """Find WHT, FLG and CAT beside an image, by name.
 
     Either case of the kind, and any of the three extensions, whatever the image's own: one exposure may be
-    compressed in part. Of several, the one most like the image's name is taken.
+    compressed in part. Of several, the one most like the image's name is taken. Where the image is a link, as a
+    staging area has them, what does not lie beside the link is looked for beside the file that it leads to.
 
     Parameters
     ----------
@@ -145,8 +146,23 @@ def find_siblings(image: Path) -> ExposureFiles:
     ExposureFiles
         With None for what is not there.
     """
-    found = {kind: next((p for p in _candidates(image, kind) if _is_file(p)), None) for kind in KINDS[1:]}
+    places = _linked(image)
+    found = {
+        kind: next((p for place in places for p in _candidates(place, kind) if _is_file(p)), None)
+        for kind in KINDS[1:]
+    }
     return ExposureFiles(image, found["WHT"], found["FLG"], found["CAT"])
+
+
+def _linked(path: Path) -> list[Path]:
+    """A path and, where it is a link, what it leads to, step by step."""
+    places = [path]
+    while places[-1].is_symlink():
+        place = places[-1].parent / places[-1].readlink()
+        if place in places:
+            break
+        places.append(place)
+    return places
 
 
 def _is_file(path: Path) -> bool:

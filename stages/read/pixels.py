@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import tempfile
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Protocol, Self, cast
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
-from astropy.io.fits.hdu.compressed._compression import CfitsioException
-from astropy.utils.exceptions import AstropyUserWarning
 
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag
-from sgclassify.stages.read.fitsfile import RECOPY, Hdu, copy_stream, first_image, open_stream, verify
+from sgclassify.stages.read.fitsfile import RECOPY, verify
 from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.read.image import ImageReader, open_image
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]
@@ -41,24 +34,11 @@ CHECK_ROWS: Final = 256
 SKY_SAMPLES: Final = 200_000
 """About this many pixels give the robust sky: its error is then 0.3 percent of the noise."""
 
-_DTYPE: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+HALF_STEP: Final = 0.501
+"""A zero that was rounded to steps lies within this share of a step of 0: half, and the rounding of its decoding."""
 
-_DECODING_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    OSError,
-    CfitsioException,
-)
-"""What astropy was seen to raise on damaged tiles; its decoders do not share a base class."""
-
-_FAULTS_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)
-"""System errors of a seek to where only a damaged tile descriptor can point; None is astropy's own OSError."""
-
-_OPENING = threading.Lock()
-"""Held while warnings are filtered: the filters belong to the process, not to the thread."""
+MAX_UNRESOLVED: Final = 0.1
+"""Largest share of pixels whose weight may be lost in the steps of WHT: in star cores it is, a thousandth of all."""
 
 
 @dataclass(slots=True)
@@ -103,12 +83,16 @@ class ExposureCheck:
         Robust level and standard deviation of the valid pixels, e-/s.
     valid_fraction : float
         Share of valid pixels.
+    moved_zeros, unresolved : int
+        As those of `ExposurePixels`, of all pixels.
     """
 
     sha256: dict[str, str]
     sky_level: float
     sky_sigma: float
     valid_fraction: float
+    moved_zeros: int
+    unresolved: int
 
 
 class ExposurePixels:
@@ -122,25 +106,36 @@ class ExposurePixels:
     header : ExposureHeader
         The exposure.
 
+    Attributes
+    ----------
+    moved_zeros : int
+        Pixels of the windows read so far whose weight is above 0, but taken for 0, which the quantisation of WHT
+        has moved.
+    unresolved : int
+        Pixels of these windows that are so bright that their weight is less than a step of the quantisation:
+        usable where FLG says nothing, unusable where there is no FLG.
+
     Raises
     ------
     UnusableInputError
-        On entering, if a file cannot be opened or its image has not the shape that the header says.
+        On entering, if a file cannot be opened, its image has not the shape that the header says, or its
+        compression has lost what the pixels mean.
     """
 
     def __init__(self, header: ExposureHeader) -> None:
         self.header = header
+        self.moved_zeros = self.unresolved = 0
         self._stack = ExitStack()
-        self._image: _Reader | None = None
-        self._weight: _Reader | None = None
-        self._flag: _Reader | None = None
+        self._image: ImageReader | None = None
+        self._weight: ImageReader | None = None
+        self._flag: ImageReader | None = None
 
     def __enter__(self) -> Self:
         files = self.header.files
         with ExitStack() as stack:
-            self._image = self._open(stack, files.image)
-            self._weight = self._open(stack, files.weight) if files.weight is not None else None
-            self._flag = self._open(stack, files.flag) if files.flag is not None else None
+            self._image = self._open(stack, files.image, "IMG")
+            self._weight = self._open(stack, files.weight, "WHT") if files.weight is not None else None
+            self._flag = self._open(stack, files.flag, "FLG") if files.flag is not None else None
             self._stack = stack.pop_all()
         return self
 
@@ -182,7 +177,7 @@ class ExposurePixels:
             weight = _noise_weight(image, self.header)
         else:
             weight = _as_float32(self._weight.read(y0, y1, x0, x1))
-            weight[~(np.isfinite(weight) & (weight > 0))] = 0
+            self._mask_dead(weight, image, self._weight, self._weight.step(y0, y1, x0, x1))
         if self._flag is None:
             flags = np.zeros(image.shape, dtype=np.uint16)
             if math.isfinite(self.header.saturate):
@@ -191,10 +186,42 @@ class ExposurePixels:
             flags = _as_flags(self._flag.read(y0, y1, x0, x1))
         return PixelWindow(image, weight, flags, x0=x0, y0=y0)
 
-    def _open(self, stack: ExitStack, path: Path) -> _Reader:
-        reader = _open_image(stack, path)
+    def _mask_dead(
+        self, weight: F32, image: F32, reader: ImageReader, step: npt.NDArray[np.float64] | float
+    ) -> None:
+        """Set to 0 the weight of unusable pixels, among them those whose 0 was moved when WHT was quantised.
+
+        The light of a bright pixel alone may make its weight less than a step, so that it looks like one that
+        was 0; FLG has to tell them apart.
+        """
+        near = HALF_STEP * step
+        dead = ~(np.isfinite(weight) & (weight > near))
+        if reader.quantised:
+            small = np.abs(weight) <= near
+            if reader.keeps_zeros:
+                alive = small & (weight != 0)
+            else:
+                # No weight is above t / data, that of the photon noise; data in e-/s.
+                with np.errstate(invalid="ignore", over="ignore"):
+                    unresolved = small & (step > 0) & (image * step >= self.header.exposure_time)
+                alive = unresolved & (self._flag is not None)
+                self.unresolved += int(np.count_nonzero(unresolved))
+                self.moved_zeros += int(np.count_nonzero(small & (weight > 0) & ~unresolved))
+            # the middle of what is rounded to such a value
+            weight[alive] = ((weight + near) / 2)[alive]
+            dead &= ~alive
+        weight[dead] = 0
+
+    def _open(self, stack: ExitStack, path: Path, kind: str) -> ImageReader:
+        reader = open_image(stack, path)
         if reader.shape != self.header.shape:
             raise UnusableInputError(path, f"its image changed its shape to {reader.shape}", RECOPY)
+        loss = _loss(kind, reader)
+        if loss:
+            advice = f"compress {kind} without loss: " + (
+                "integers by RICE_1 or GZIP_2" if kind == "FLG" else "HCOMPRESS_1 with SCALE 0, or RICE_1"
+            )
+            raise UnusableInputError(path, f"{kind} is {loss}", advice)
         return reader
 
 
@@ -233,104 +260,31 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
             samples.append(window.image[grid][valid[grid]])
     if not finite:
         raise UnusableInputError(files.image, "every pixel of IMG is nan", "process the exposure again")
+    if pixels.unresolved > MAX_UNRESOLVED * ny * nx:
+        share = 100.0 * pixels.unresolved / (ny * nx)
+        fault = f"WHT is quantised too coarsely: {share:.0f} percent of its weights are less than a step"
+        raise UnusableInputError(files.weight or files.image, fault, "compress WHT again, without loss")
     if not weighted:
-        raise UnusableInputError(
-            files.weight or files.image, "every weight is zero", "process the exposure again"
-        )
+        lost = ", or lost in the steps of its quantisation" if pixels.moved_zeros else ""
+        fault = "every weight is zero" + lost
+        raise UnusableInputError(files.weight or files.image, fault, "process the exposure again")
     if not valid_pixels:
         fault = "no pixel is valid: WHT, FLG and IMG together mask all"
         raise UnusableInputError(files.flag or files.image, fault, "process the exposure again")
     level, sigma = _robust(np.concatenate(samples))
-    return ExposureCheck(sha256, level, sigma, valid_pixels / (ny * nx))
+    valid_fraction = valid_pixels / (ny * nx)
+    return ExposureCheck(sha256, level, sigma, valid_fraction, pixels.moved_zeros, pixels.unresolved)
 
 
-class _Reader(Protocol):
-    """Reads physical values (BSCALE, BZERO and BLANK applied) of one image."""
-
-    shape: tuple[int, int]
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[Any]: ...
-
-
-class _PlainReader:
-    """Image that lies uncompressed in its file."""
-
-    def __init__(self, path: Path, stream: BinaryIO, hdu: Hdu) -> None:
-        self.path = path
-        self.stream = stream
-        self.hdu = hdu
-        self.shape = (hdu.axes[1], hdu.axes[0])
-        self.dtype = np.dtype(_DTYPE[int(hdu.number("BITPIX", 8))])
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[Any]:
-        row = self.shape[1] * self.dtype.itemsize
-        self.stream.seek(self.hdu.data_offset + y0 * row)
-        data = self.stream.read((y1 - y0) * row)
-        if len(data) < (y1 - y0) * row:
-            raise UnusableInputError(self.path, f"truncated: rows {y0} to {y1} are not there", RECOPY)
-        stored = np.frombuffer(data, dtype=self.dtype).reshape(y1 - y0, -1)[:, x0:x1]
-        return self._physical(stored)
-
-    def _physical(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        scale, zero = self.hdu.number("BSCALE", 1.0), self.hdu.number("BZERO", 0.0)
-        blank = self.hdu.values.get("BLANK") if self.dtype.kind in "iu" else None
-        if blank is None and scale == 1.0 and zero == 0.0:
-            return stored
-        if blank is None and scale == 1.0 and zero.is_integer() and self.dtype.str in (">u1", ">i2"):
-            # Unsigned integers, such as the flags, stay integers: BZERO is 32768, or -128.
-            return stored.astype(np.int32) + int(zero)
-        values = stored * scale + zero
-        if blank is not None:
-            values[stored == blank] = np.nan
-        return values
-
-
-class _CompressedReader:
-    """Tile-compressed image: astropy decodes the tiles that a section touches."""
-
-    def __init__(self, path: Path, stack: ExitStack, location: Path, hdu: Hdu) -> None:
-        self.path = path
-        self.shape = (hdu.axes[1], hdu.axes[0])
-        with _OPENING, warnings.catch_warnings(), _decoding(path):
-            # Odd cards elsewhere in the header are no concern of ours; damage raises.
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            hdus = stack.enter_context(fits.open(location, memmap=False))
-            self.section = hdus[hdu.index].section
-            self.section[:1, :1]
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[Any]:
-        with _decoding(self.path):
-            found: npt.NDArray[Any] = np.asarray(self.section[y0:y1, x0:x1])
-        return found
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn what astropy raises on damaged compressed data into a fault of the file."""
-    try:
-        # Damaged tiles hold any number; what is not finite is masked later.
-        with np.errstate(all="ignore"):
-            yield
-    except _DECODING_ERRORS as error:
-        if isinstance(error, OSError) and error.errno not in _FAULTS_OF_THE_FILE:
-            raise  # the disk's or the network's fault, which may pass
-        text = " ".join(str(error).split())
-        raise UnusableInputError(path, f"compressed image cannot be decoded ({text})", RECOPY) from error
-
-
-def _open_image(stack: ExitStack, path: Path) -> _Reader:
-    hdu, _ = first_image(path)
-    stream, size = stack.enter_context(open_stream(path))
-    location = path
-    if size is None:
-        # Windows would seek backwards in the gzip stream, each time from its start: decompress it once.
-        temporary = tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits")  # noqa: SIM115
-        copy = stack.enter_context(temporary)
-        copy_stream(stream, copy, path, hdu)
-        stream, location = cast(BinaryIO, copy), Path(copy.name)
-    if hdu.compressed:
-        return _CompressedReader(path, stack, location, hdu)
-    return _PlainReader(path, stream, hdu)
+def _loss(kind: str, reader: ImageReader) -> str:
+    """What the compression of an image has lost that cannot be done without; empty where there is nothing."""
+    if kind == "FLG" and (reader.quantised or reader.smeared):
+        return f"{reader.quantised or reader.smeared}: its bits are lost"
+    if kind == "WHT" and reader.smeared:
+        return f"{reader.smeared}: which pixels have weight 0 is lost"
+    if kind == "IMG" and reader.smeared and reader.has_blank:
+        return f"{reader.smeared}, and has pixels without a value: which these are is lost"
+    return ""
 
 
 def _as_float32(values: npt.NDArray[Any]) -> F32:

@@ -160,7 +160,7 @@ def other_version(folder: Path, **other: str) -> tuple[str, str]:
     )
 
 
-@pytest.mark.parametrize("name", ["sgclassify", "python", "distributed"])
+@pytest.mark.parametrize("name", ["sgclassify", "sgclassify code", "python", "distributed"])
 def test_worker_of_another_version(outside: Any, opened: Open, tmp_path: Path, name: str) -> None:
     outside.worker(*other_version(tmp_path, **{name: "0.0.7"}))
     message = refusal(opened(outside.address))

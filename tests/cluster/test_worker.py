@@ -98,7 +98,16 @@ def test_stack_of_a_crash(tmp_path: Path) -> None:
 
 def test_versions_that_matter() -> None:
     ours = versions()
-    assert set(ours) == {"sgclassify", "python", "dask", "distributed", "numpy", "pyarrow", "torch"}
+    assert set(ours) == {
+        "sgclassify",
+        "sgclassify code",
+        "python",
+        "dask",
+        "distributed",
+        "numpy",
+        "pyarrow",
+        "torch",
+    }
     require_same({"dask": ours["dask"]}, ours, "scheduler")
     require_same({**ours, "numpy": "1"}, ours, "worker")
     with pytest.raises(ClusterError, match=r"worker a runs dask 1\.0, this is 20"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,30 @@ def test_scheduler_that_is_not_there(refuse: Callable[..., Result], tmp_path: Pa
         "run.json",
     ]
     assert '"exit_code": 6' in (tmp_path / "output" / "run.json").read_text()
+
+
+@pytest.mark.slow
+def test_products_of_another_program(
+    sgclassify: Callable[..., Any], reference: Any, good_list: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """One line more in a stage, the version the same: a run does not mix its products with those that are there."""
+    packages = tmp_path / "sgclassify"
+    packages.mkdir()
+    for name in ("pipeline", "model", "simulation", "stages"):
+        spec = find_spec(f"sgclassify.{name}")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        source = Path(spec.submodule_search_locations[0])
+        if name == "stages":
+            shutil.copytree(source, packages / name)
+        else:
+            (packages / name).symlink_to(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    again = sgclassify(good_list, reference.output, "--dry-run")
+    assert again.code == 0, again.stderr
+    assert "to be computed" not in again.stdout
+    with (packages / "stages/measure.py").open("a") as stream:
+        stream.write("# another line\n")
+    refused = sgclassify(good_list, reference.output, "--dry-run")
+    assert refused.code == 2
+    assert "another model, configuration or program: code was '" in refused.stderr

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from sgclassify.stages.columns import NO_OBJECT
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29
 from sgclassify.stages.read.names import catalog_stem, exposure_stem, find_siblings
@@ -21,7 +22,7 @@ from sgclassify.stages.read.names import catalog_stem, exposure_stem, find_sibli
 pytestmark = pytest.mark.slow
 
 APPENDED = ["object_id", "p_star", "p_galaxy", "sg_class", "sg_flags", "n_bands", "bands"]
-OBJECTS = ["object_id", "ra", "dec", *APPENDED[1:], "_healpix_29"]
+OBJECTS = ["object_id", "ra", "dec", *APPENDED[1:], "logit", "_healpix_29"]
 
 
 def detections_of(run: Any, image: Path) -> pa.Table:
@@ -88,8 +89,9 @@ def test_objects(reference: Any, field: Any) -> None:
     used = [row.split(",") if row else [] for row in table["bands"].to_pylist()]
     assert [len(bands) for bands in used] == table["n_bands"].to_pylist()
     members = [detections_of(reference, image)["object_id"].to_pylist() for image in field.images]
-    assert {one for ids in members for one in ids} == set(table["object_id"].to_pylist())
+    assert {one for ids in members for one in ids} - {NO_OBJECT} == set(table["object_id"].to_pylist())
     for ids in members:
+        ids = [one for one in ids if one != NO_OBJECT]
         assert len(set(ids)) == len(ids), "two detections of one exposure in one object"
 
 
@@ -238,8 +240,9 @@ def test_odd_rows_keep_their_place(mixed: tuple[Any, dict[str, Path]]) -> None:
     without = {0: SgFlag.NO_POSITION, 1: SgFlag.NO_POSITION, 2: SgFlag.POSITION_MISMATCH,
                3: SgFlag.NO_POSITION, 6: SgFlag.NO_POSITION}  # fmt: skip
     for number, row in enumerate(table.to_pylist()):
-        empty = [name for name in ("object_id", "p_star", "p_galaxy", "sg_class") if row[name] is None]
-        assert empty == (["object_id", "p_star", "p_galaxy", "sg_class"] if number in without else []), number
+        empty = [name for name in ("p_star", "p_galaxy", "sg_class") if row[name] is None]
+        assert empty == (["p_star", "p_galaxy", "sg_class"] if number in without else []), number
+        assert (row["object_id"] == NO_OBJECT) == (row["n_bands"] == 0) == (number in without)
         assert bool(flags[number] & SgFlag.NO_POSITION) == (without.get(number) == SgFlag.NO_POSITION)
         assert bool(flags[number] & SgFlag.POSITION_MISMATCH) == (
             without.get(number) == SgFlag.POSITION_MISMATCH

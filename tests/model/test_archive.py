@@ -119,9 +119,11 @@ def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
 
     def averaged(turned):
         image, valid, psf = turned
-        return classifier.averaged(
+        both = classifier.averaged(
             Stamps(image=image, valid=valid, psf=psf, sigma=data.sigma, features=data.features)
         )
+        np.testing.assert_allclose(both.sum(axis=1), 1.0, atol=2e-7)
+        return both[:, 0]
 
     stacks = (image, data.valid, psf)
     expected = averaged(stacks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from sgclassify.model.dataset import (
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.program import TRAINING_DATA, code_digest
 
 ARCSEC = 1 / 3600
 
@@ -159,8 +159,8 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
         make_dataset(data, 11, SEED, 32, 1, first=9)
 
 
-def test_a_set_is_not_continued_by_another_version(tmp_path, monkeypatch):
-    assert make_dataset(tmp_path, 0, 1, 16, 1)["settings"]["sgclassify"] == version("sgclassify")
-    monkeypatch.setattr(dataset_module, "version", lambda _: "0.0.1")
-    with pytest.raises(UsageError, match=r"settings\.json"):
+def test_a_set_is_not_continued_by_another_program(tmp_path, monkeypatch):
+    assert make_dataset(tmp_path, 0, 1, 16, 1)["settings"]["code"] == code_digest(TRAINING_DATA)
+    monkeypatch.setattr(dataset_module, "code_digest", lambda _: "0123456789abcdef")
+    with pytest.raises(UsageError, match=r"another program .*settings\.json"):
         make_dataset(tmp_path, 0, 1, 16, 1)

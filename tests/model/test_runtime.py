@@ -27,7 +27,7 @@ class Network:
         self.sizes.append(len(sigma))
         if len(sigma) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
-        return sigma[:, :1]
+        return sigma[:, :2]
 
 
 def arrays(n: int) -> tuple[Any, ...]:

@@ -366,8 +366,12 @@ def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]
 
 
 def test_hangup_ends_a_run_in_order() -> None:
+    def wait() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5.0)
+
     with pytest.raises(SystemExit) as ended, cli._terminable():
-        signal.raise_signal(signal.SIGHUP)
+        wait()
     assert ended.value.code == 128 + signal.SIGHUP
 
 
@@ -375,6 +379,7 @@ def test_hangup_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with cli._terminable():
-            signal.raise_signal(signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
     finally:
         assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN

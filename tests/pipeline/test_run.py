@@ -255,6 +255,19 @@ def test_all_done(stages: Stages, options: Options) -> None:
     assert "<&>" not in html
 
 
+def test_a_list_without_a_single_catalogue_is_noted(
+    stages: Stages, options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = "no CAT was found for any of the 3 exposures"
+    assert _run(options).exit_code == 0
+    assert note in caplog.text
+    assert any(text.startswith(note) for text in _record(options)["notes"])
+    caplog.clear()
+    (tmp_path / "e1_CAT.fits").write_bytes(b"")
+    _run(replace(options, output=tmp_path / "other"))
+    assert "no CAT" not in caplog.text
+
+
 def test_bad_exposures_are_set_aside_and_touch_no_tile(
     stages: Stages, options: Options, caplog: pytest.LogCaptureFixture
 ) -> None:

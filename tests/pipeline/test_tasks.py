@@ -27,7 +27,7 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prior import Prior
+from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
 
 ORDER = 10
@@ -72,14 +72,17 @@ def _tile() -> TilePlan:
 
 
 P_STAR = np.array([0.9, 0.2, np.nan, 0.7, 0.5], dtype=np.float32)
+BOTH = np.stack([P_STAR, 1 - P_STAR], axis=1)
+LOGIT = logit_of(BOTH)
 
 
 def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
-    table = tasks.object_table(_stamps(), P_STAR).sort_by("object_id").to_pydict()
+    table = tasks.object_table(_stamps(), P_STAR, LOGIT).sort_by("object_id").to_pydict()
     assert table["p_star"] == [pytest.approx(0.9), pytest.approx(0.2), None, None, 0.5]
     assert table["sg_class"] == ["star", "galaxy", None, None, "star"]
     assert table["sg_flags"] == [0, 0, int(SgFlag.NOT_SCORED | SgFlag.NOT_FINITE), int(SgFlag.NOT_SCORED), 0]
-    assert table["bands"] == ["g,r", "g,r", "g,r", "", "g,r"]
+    assert table["n_bands"] == [2, 2, 0, 0, 2]
+    assert table["bands"] == ["g,r", "g,r", "", "", "g,r"]
 
 
 class Fake:
@@ -88,10 +91,10 @@ class Fake:
     device = torch.device("cpu")
 
     def __call__(self, stamps: TileStamps) -> Any:
-        return P_STAR[: len(stamps)]
+        return BOTH[: len(stamps)]
 
     def averaged(self, stamps: TileStamps) -> Any:
-        return P_STAR / 2
+        return np.stack([P_STAR / 2, 1 - P_STAR / 2], axis=1)
 
 
 def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
@@ -123,6 +126,9 @@ def test_infer_assumes_another_prior_and_averages_where_asked(
     assert table["p_star"][0] == pytest.approx(0.45 * 4 / (0.45 * 4 + 0.55))
     assert table["p_star"][2] is None
     assert table["p_galaxy"][0] == pytest.approx(1.0 - table["p_star"][0])
+    # under the model's own prior, so that any other can be assumed later
+    assert table["logit"][0] == pytest.approx(np.log(0.45 / 0.55))
+    assert table["logit"][2] is None
     assert hash(model) == hash(pickle.loads(pickle.dumps(model)))
 
 
@@ -153,7 +159,9 @@ def _places(folder: Path) -> Places:
 
 
 def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any]) -> TileReceipt:
-    scored = ScoredTile(tasks.object_table(stamps, p_star), stamps.members, 1.0, "cpu", 12.5)
+    scored = ScoredTile(
+        tasks.object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5
+    )
     return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA)
 
 
@@ -194,7 +202,7 @@ def test_publish_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert done.size == (tmp_path / "detections" / "e2_CAT.parquet").stat().st_size
     table = pq.read_table(tmp_path / "detections" / "e2_CAT.parquet")
     assert table.column_names[:3] == ["objID", "Mag_Kron", "object_id"]
-    assert table["object_id"].to_pylist() == [None, 100, 101, 102, 103, 104, None]
+    assert table["object_id"].to_pylist() == [-1, 100, 101, 102, 103, 104, -1]
     assert table["p_star"].to_pylist()[1] == pytest.approx(0.9)
     flags = table["sg_flags"].to_pylist()
     assert flags[0] == int(SgFlag.NO_POSITION | SgFlag.NOT_SCORED)
@@ -231,7 +239,7 @@ def test_pad_covers_the_tolerances_of_the_stages() -> None:
 def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
     places = _places(tmp_path)
     places.token_path.write_text("another run's")
-    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR), _stamps().members, 1.0)
+    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     with pytest.raises(StaleRunError):
         tasks.publish(_tile(), "key", scored, places, METADATA)
     assert not list(places.objects.iterdir())
@@ -277,7 +285,7 @@ def test_any_error_crosses_the_border_of_a_process() -> None:
 def test_a_job_that_ended_a_worker_is_not_taken_by_the_next_one(tmp_path: Path) -> None:
     places = replace(_places(tmp_path), limit_s=60.0)
     places.notes.mkdir()
-    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR), _stamps().members, 1.0)
+    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     places.note(str(_tile())).write_text("{}")
     with pytest.raises(TaskTimeoutError, match="took longer than 60 s") as caught:
         tasks.publish(_tile(), "key", scored, places, METADATA)

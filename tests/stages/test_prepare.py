@@ -7,6 +7,7 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
+from sgclassify.stages.tile import _project
 
 SHAPE = (300, 300)
 
@@ -28,6 +29,32 @@ def test_positions_that_count_pixels_otherwise_are_noted(make_exposure, make_col
     prepared = prepare_exposure(read_header(make_exposure(columns=columns)), tmp_path, StageConfig())
     assert prepared.n_usable == 30
     assert any("1-based" in note for note in prepared.notes) == noted
+
+
+@pytest.mark.parametrize("dec", [2.0, 60.0, 89.999, 90.0, -90.0])
+@pytest.mark.parametrize("ra", [150.0, 0.0])
+def test_a_wcs_that_is_off_its_catalogue_is_put_right(make_exposure, make_columns, tmp_path, ra, dec):
+    columns = make_columns(30)
+    true = {"CRVAL1": ra, "CRVAL2": dec, "CRPIX1": 25.5, "CRPIX2": 20.5}
+    header = read_header(make_exposure(name="a_{KIND}.fits", cards=true))
+    columns["RA"], columns["DEC"] = header.pixel_to_sky(columns["X"] - 1, columns["Y"] - 1)
+    moved = make_exposure(cards=true | {"CRPIX1": 27.5, "CRPIX2": 19.5}, columns=columns)
+    prepared = prepare_exposure(read_header(moved), tmp_path, StageConfig())
+    assert np.hypot(*prepared.offset_deg) * 3600 == pytest.approx(0.074 * 5**0.5, rel=1e-6)
+    assert any("differ by 0.165 arcsec in the median" in note for note in prepared.notes)
+    x, y = _project(prepared, columns["RA"], columns["DEC"])
+    np.testing.assert_allclose((x + 1, y + 1), (columns["X"], columns["Y"]), rtol=0, atol=1e-4)
+
+
+NOT_CHECKED = "no catalogue to check the WCS against: the positions of its objects rest on the header alone"
+
+
+@pytest.mark.parametrize(
+    ("options", "noted"), [({}, False), ({"kinds": "IMG WHT FLG"}, True), ({"n_rows": 0}, True)], ids=str
+)
+def test_what_the_wcs_was_checked_against_is_noted(make_exposure, tmp_path, options, noted):
+    prepared = prepare_exposure(read_header(make_exposure(**options)), tmp_path, StageConfig())
+    assert (NOT_CHECKED in prepared.notes) == noted
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
-from sgclassify.stages.prior import Prior, magnitudes, read_prior, reweighted
+from sgclassify.stages.prior import Prior, logit_of, magnitudes, read_prior, reweighted, star_probability
 
 SHARE = st.floats(1e-4, 1 - 1e-4)
 PROBABILITY = st.floats(0.0, 1.0, width=32)
@@ -51,6 +51,31 @@ def test_monotone_and_inside(p: float, q: float, old: float, new: float, more: f
 def test_there_and_back(p: float, old: float, new: float) -> None:
     there = reweighted(np.array([p]), old, new)
     assert reweighted(there, new, old)[0] == pytest.approx(p, abs=1e-9)
+
+
+@given(logit=st.floats(-80, 80), old=SHARE, new=SHARE, third=SHARE)
+def test_a_stored_logit_takes_any_prior_and_back(logit: float, old: float, new: float, third: float) -> None:
+    # softmax in single precision, as the network ends
+    both = (1.0 / (1.0 + np.exp([[-logit, logit]]))).astype(np.float32)
+    stored = logit_of(both)
+    assert stored[0] == pytest.approx(logit, rel=1e-6, abs=1e-6)
+    assert star_probability(stored, old, old)[0] == pytest.approx(both[0, 0], rel=1e-6)
+    # the odds of the prior change the odds of the object, by however much
+    odds = np.exp(stored[0]) * (new / (1 - new)) / (old / (1 - old))
+    assert star_probability(stored, old, new)[0] == pytest.approx(odds / (1 + odds), rel=1e-9)
+    if min(both[0]) > 1e-3:
+        p = star_probability(stored, old, new)
+        assert reweighted(p, new, third)[0] == pytest.approx(
+            star_probability(stored, old, third)[0], abs=1e-6
+        )
+
+
+def test_logit_is_finite_where_a_class_has_no_probability_left() -> None:
+    both = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, np.nan]], dtype=np.float32)
+    found = logit_of(both)
+    assert np.isfinite(found[:2]).all()
+    assert found[0] == -found[1] > 100.0
+    assert np.isnan(found[2])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

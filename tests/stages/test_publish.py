@@ -47,6 +47,7 @@ def objects(n: int, seed: int = 0, ra: float = 150.0, dec: float = 2.0, spread: 
         (ra + rng.uniform(-spread, spread, n)) % 360.0,
         dec + rng.uniform(-spread, spread, n),
         p_star,
+        4.0 * np.linspace(-1, 1, n),
         np.zeros(n),
         rng.integers(1, 8, n),
         [("g,r,i", "NUV,u,g,r,i,z,y")[k % 2] for k in range(n)],
@@ -125,10 +126,10 @@ def test_scored_rows(n: int, seed: int) -> None:
     assert [f.type for f in table.schema] == [c.type for c in OBJECT_COLUMNS]
     index, ids = table["_healpix_29"].to_numpy(), table["object_id"].to_numpy()
     assert np.array_equal(np.lexsort((ids, index)), np.arange(n))
-    for star, galaxy, name, flags in zip(
-        *(table[c].to_pylist() for c in ("p_star", "p_galaxy", "sg_class", "sg_flags")), strict=True
-    ):
+    names = ("p_star", "p_galaxy", "sg_class", "sg_flags", "logit", "n_bands")
+    for star, galaxy, name, flags, logit, n_bands in zip(*(table[c].to_pylist() for c in names), strict=True):
         assert (star is None) == (galaxy is None) == (name is None) == bool(flags & SgFlag.NOT_SCORED)
+        assert (logit is None) == (star is None) == (n_bands == 0)
         if star is not None:
             assert np.float32(star) + np.float32(galaxy) == np.float32(1.0)
             assert name == ("star" if star >= galaxy else "galaxy")
@@ -137,7 +138,7 @@ def test_scored_rows(n: int, seed: int) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.floats(0.0, 1.0, width=32))
 def test_probabilities_add_up_to_exactly_one(p: float) -> None:
-    table = publish.scored_table([1], [0.0], [0.0], [p], [0], [1], ["g"])
+    table = publish.scored_table([1], [0.0], [0.0], [p], [0.0], [0], [1], ["g"])
     total = table["p_star"].to_numpy() + table["p_galaxy"].to_numpy()
     assert total.dtype == np.float32
     assert total[0] == 1.0
@@ -146,13 +147,16 @@ def test_probabilities_add_up_to_exactly_one(p: float) -> None:
 def test_what_cannot_be_published() -> None:
     one = ([0.0, 1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="repeat"):
-        publish.scored_table([5, 5], *one, [0.5, 0.5], [0, 0], [1, 1], ["g", "g"])
+        publish.scored_table([5, 5], *one, [0.5, 0.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        publish.scored_table([5, 6], *one, [0.5, 1.5], [0, 0], [1, 1], ["g", "g"])
+        publish.scored_table([5, 6], *one, [0.5, 1.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
     with pytest.raises(ValueError, match="finite"):
-        publish.scored_table([5, 6], [np.nan, 1.0], [0.0, 1.0], [0.5, 1.0], [0, 0], [1, 1], ["g", "g"])
-    table = publish.scored_table([5], [10.0], [10.0], [0.5], [int(SgFlag.NOT_SCORED)], [1], ["g"])
-    assert table["p_star"].to_pylist() == [None]
+        publish.scored_table(
+            [5, 6], [np.nan, 1.0], [0.0, 1.0], [0.5, 1.0], [0.0, 9.0], [0, 0], [1, 1], ["g", "g"]
+        )
+    table = publish.scored_table([5], [10.0], [10.0], [0.5], [0.0], [int(SgFlag.NOT_SCORED)], [1], ["g"])
+    (row,) = table.select(["p_star", "logit", "n_bands", "bands"]).to_pylist()
+    assert row == {"p_star": None, "logit": None, "n_bands": 0, "bands": ""}
 
 
 def test_a_row_in_the_wrong_tile_is_refused(tmp_path: Path) -> None:
@@ -263,8 +267,9 @@ def test_rows_in_are_rows_out(tmp_path_factory: pytest.TempPathFactory, n: int, 
             expected = {name: score[name][rows.index(k)].as_py() for name in appended}
             assert line == {**expected, "sg_flags": int(SgFlag.EDGE) | int(row_flags[k])}
         else:
-            flags = line.pop("sg_flags")
-            assert flags == int(SgFlag.NOT_SCORED) | int(row_flags[k])
+            whole = {name: line.pop(name) for name in ("object_id", "sg_flags", "n_bands")}
+            flags = int(SgFlag.NOT_SCORED) | int(row_flags[k])
+            assert whole == {"object_id": -1, "sg_flags": flags, "n_bands": 0}
             assert set(line.values()) == {None}
     # In pieces, the same table gives the same bytes.
     before = path.read_bytes()

@@ -126,9 +126,11 @@ def test_no_value(make_exposure, make_columns):
         ("Y", 43.6),
         ("X", 1e300),
         ("RA", np.nan),
-        ("RA", 361.0),
-        ("RA", -181.0),
+        ("RA", 721.0),
+        ("RA", -721.0),
+        ("RA", 1e5),
         ("DEC", -91.0),
+        ("DEC", 90.0001),
         ("DEC", -np.inf),
     ],
 )
@@ -161,6 +163,8 @@ def test_sky_and_pixel_positions_that_differ(make_exposure, make_columns, shift,
 def test_negative_right_ascension_is_the_same_place(make_exposure, make_columns):
     columns = make_columns()
     columns["RA"] = columns["RA"] - 360.0
+    assert detections(make_exposure(columns=columns)).usable.all()
+    columns["RA"] = columns["RA"] - 720.0
     assert fault_of(make_exposure(columns=columns)).startswith("12 of 12 rows")
     files = make_exposure(cards={"CRVAL1": 359.9999}, columns=make_columns())
     ra, dec = read_header(files).pixel_to_sky(columns["X"] - 1, columns["Y"] - 1)
@@ -168,6 +172,55 @@ def test_negative_right_ascension_is_the_same_place(make_exposure, make_columns)
     found = detections(make_exposure(cards={"CRVAL1": 359.9999}, columns=columns))
     assert found.usable.all()
     np.testing.assert_allclose(found.ra, ra, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("turn", [-360.0, 0.0, 360.0])
+@pytest.mark.parametrize("centre", [0.0, 150.0, 180.0, 359.9999])
+@pytest.mark.parametrize("dec", [2.0, 90.0, -90.0])
+def test_right_ascensions_may_be_counted_in_any_range(make_exposure, make_columns, turn, centre, dec):
+    cards = {"CRVAL1": centre, "CRVAL2": dec}
+    columns = make_columns()
+    header = read_header(make_exposure(cards=cards))
+    ra, columns["DEC"] = header.pixel_to_sky(columns["X"] - 1, columns["Y"] - 1)
+    # part of the rows below 0, part beyond 360, as a program counts that makes the range of a field unbroken
+    columns["RA"] = np.where(ra > centre + 180, ra - 360, ra) + turn
+    found = detections(make_exposure(cards=cards, columns=columns))
+    assert found.usable.all()
+    assert separation_arcsec(found.ra, found.dec, ra, columns["DEC"]).max() < 1e-8
+    assert (found.ra >= 0).all()
+    assert (found.ra < 360).all()
+
+
+def test_positions_just_round_zero_and_the_pole(make_exposure, make_columns):
+    columns = make_columns(6)
+    cards = {"CRVAL1": 0.0, "CRPIX1": columns["X"][0], "CRPIX2": columns["Y"][0]}
+    columns["RA"], columns["DEC"] = (
+        np.full(6, value)
+        for value in read_header(make_exposure(cards=cards)).pixel_to_sky(
+            *(columns[name][0] - 1 for name in "XY")
+        )
+    )
+    columns["X"][:], columns["Y"][:] = columns["X"][0], columns["Y"][0]
+    columns["RA"] = np.array([0.0, -0.0, -1e-20, 360.0, 360.0003, -0.0001])
+    found = detections(make_exposure(cards=cards, columns=columns))
+    np.testing.assert_allclose(found.ra, [0, 0, 0, 0, 0.0003, 359.9999], rtol=0, atol=1e-12)
+    assert found.usable.all()
+    cards["CRVAL2"] = 90.0
+    columns["RA"], columns["DEC"] = np.arange(6.0), 90.0 + np.array([0, 1e-12, 2e-14, 0, 0, -1e-6])
+    found = detections(make_exposure(cards=cards, columns=columns))
+    assert found.usable.all()
+    assert found.dec.max() == 90.0
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("hourangle", 1 / 15), ("rad", np.pi / 180)])
+def test_angles_in_other_units_are_named(make_exposure, make_columns, make_table, unit, factor):
+    columns = make_columns()
+    files = make_exposure()
+    table = make_table(columns | {"RA": columns["RA"] * factor, "DEC": columns["DEC"] * factor})
+    table.columns["RA"].unit = unit
+    table.columns["DEC"].unit = "deg"
+    write_tables(files, table)
+    assert fault_of(files).endswith(f"disagree with the WCS of the image; RA is in {unit}, not degrees)")
 
 
 def test_repeated_identifiers(make_exposure, make_columns):

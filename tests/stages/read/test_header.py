@@ -223,6 +223,29 @@ def test_other_words_for_the_same_wcs(make_exposure):
     np.testing.assert_allclose(same.pixel_to_sky(3, 30), plain.pixel_to_sky(3, 30), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"CRVAL1": "150.0", "CRVAL2": " 2D0 ", "CD1_1": "-2.0555555555555555e-05"},
+        {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV"},
+        {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV2_1": 1.0},
+        {"PV1_0": 0.0, "PV1_1": 1.0, "PV1_2": 0.0, "PV2_0": 0.0, "PV2_1": 1.0, "PV2_2": 0.0},
+        {"EQUINOX": fits.card.UNDEFINED},
+        {"EQUINOX": "J2000.0", "RADESYS": None},
+        {"LONPOLE": fits.card.UNDEFINED, "CUNIT1": fits.card.UNDEFINED},
+        {"CRVAL1": 510.0},
+        {"CRVAL1": -570.0},
+    ],
+    ids=str,
+)
+def test_legal_cards_of_the_same_wcs(make_exposure, cards):
+    plain = read_header(make_exposure(name="a_{KIND}.fits"))
+    same = read_header(make_exposure(name="b_{KIND}.fits", cards=cards))
+    assert same.notes == plain.notes == ()
+    x, y = np.array([0.0, 49.0, 3.0]), np.array([0.0, 39.0, 30.0])
+    np.testing.assert_allclose(same.pixel_to_sky(x, y), plain.pixel_to_sky(x, y), rtol=0, atol=1e-10)
+
+
 def test_wcs_is_read_from_the_primary_header_too(make_exposure):
     plain = read_header(make_exposure(name="a_{KIND}.fits"))
     cards = dict(fits.getheader(plain.files.image, 1))

@@ -124,3 +124,31 @@ def test_missing_companions(tmp_path, image, expected):
     files = find_siblings(tmp_path / image)
     assert (files.weight, files.flag, files.catalog) == (None, None, None)
     assert catalog_stem(files) == expected
+
+
+def test_companions_beside_what_a_link_leads_to(tmp_path):
+    archive, staged, listed = (tmp_path / name for name in ("archive", "staged", "listed"))
+    for folder in (archive, staged, listed):
+        folder.mkdir()
+    touch(archive, *(f"{STEM}_{kind}.fits" for kind in KINDS))
+    image = f"{STEM}_IMG.fits"
+    # two steps, one of them relative and of another name
+    (staged / "ab12.fits").symlink_to(Path("..") / "archive" / image)
+    (listed / image).symlink_to(staged / "ab12.fits")
+    files = find_siblings(listed / image)
+    assert files.image == listed / image
+    expected = [archive / f"{STEM}_{kind}.fits" for kind in KINDS[1:]]
+    found = [files.weight, files.flag, files.catalog]
+    assert [path.resolve() for path in found if path is not None] == [path.resolve() for path in expected]
+    # what lies beside the link is preferred
+    touch(staged, "ab12_WHT.fits")
+    touch(listed, f"{STEM}_CAT.fits.gz")
+    files = find_siblings(listed / image)
+    assert (files.weight, files.catalog) == (staged / "ab12_WHT.fits", listed / f"{STEM}_CAT.fits.gz")
+
+
+def test_links_that_lead_nowhere_or_in_a_circle(tmp_path):
+    (tmp_path / "a_IMG.fits").symlink_to(tmp_path / "b_IMG.fits")
+    assert find_siblings(tmp_path / "a_IMG.fits") == ExposureFiles(tmp_path / "a_IMG.fits")
+    (tmp_path / "b_IMG.fits").symlink_to(tmp_path / "a_IMG.fits")
+    assert find_siblings(tmp_path / "a_IMG.fits") == ExposureFiles(tmp_path / "a_IMG.fits")

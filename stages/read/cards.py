@@ -1,0 +1,101 @@
+"""Header cards of FITS files: keyword -> value.
+
+astropy's parser warns (through state that all threads share) about every odd card of a file, wanted or not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+CARD: Final = 80
+"""Bytes of a card (FITS standard 4.0, section 3.2)."""
+
+Value = str | int | float | bool | None
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([EDed][+-]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_STRING = re.compile(r"'((?:[^']|'')*)'")
+
+
+def parse_cards(header: bytes) -> tuple[dict[str, Value], frozenset[str]]:
+    """Values of a header up to its END.
+
+    Parameters
+    ----------
+    header : bytes
+        Whole cards.
+
+    Returns
+    -------
+    values : dict
+        Keyword -> value; of a repeated keyword, the first. Strings come with what CONTINUE cards add to them.
+    repeated : frozenset of str
+        Keywords that come again with another value.
+    """
+    values: dict[str, Value] = {}
+    repeated: set[str] = set()
+    # cut before they are decoded: a character of UTF-8 may take several bytes of a card
+    cards = [header[k : k + CARD].decode("utf-8", "replace") for k in range(0, len(header), CARD)]
+    for k, card in enumerate(cards):
+        key = card[:8].rstrip()
+        if key == "END":
+            break
+        if card[8:10] != "= ":
+            continue
+        value = parse_value(card[10:])
+        if isinstance(value, str) and value.endswith("&") and card[10:].lstrip().startswith("'"):
+            value = _continued(value, cards[k + 1 :])
+        if key not in values:
+            values[key] = value
+        elif value != values[key]:
+            repeated.add(key)
+    return values, frozenset(repeated)
+
+
+def _continued(text: str, following: list[str]) -> str:
+    """A string with what CONTINUE cards add to it (FITS standard 4.0, section 4.2.1.2).
+
+    An ``&`` at the end stands for the rest only where the next card is a CONTINUE with a string.
+    """
+    for card in following:
+        more = card[10:].lstrip()
+        if not (text.endswith("&") and card.startswith("CONTINUE  ") and more.startswith("'")):
+            break
+        text = text[:-1] + str(parse_value(more))
+    return text.rstrip()
+
+
+def parse_value(text: str) -> Value:
+    """Value of a card from its text after ``= ``; text that is no FITS value comes back as a string.
+
+    ``NaN`` and ``Inf`` are no FITS values, but some programs write them: they become floats, so that the
+    caller can say what is wrong with them.
+    """
+    text = text.strip()
+    if text.startswith("'"):
+        match = _STRING.match(text)
+        return match[1].replace("''", "'").rstrip() if match else text[1:].rstrip()
+    word = text.split("/", 1)[0].strip()
+    if not word:
+        return None
+    if word in ("T", "F"):
+        return word == "T"
+    number = _parse_number(word)
+    return word if number is None else number
+
+
+def _parse_number(word: str) -> int | float | None:
+    """A number in any form that FITS allows; None where it is none."""
+    if _NUMBER.fullmatch(word):
+        if word.lstrip("+-").isdigit():
+            return int(word)
+        return float(word.upper().replace("D", "E"))
+    return float(word) if _NOT_FINITE.fullmatch(word) else None
+
+
+def as_number(value: Value) -> float:
+    """A header value as a float, also one that the header has in quotes; nan where it is no number."""
+    number = _parse_number(value.strip()) if isinstance(value, str) else value
+    return math.nan if number is None or isinstance(number, bool) else float(number)
