@@ -6,12 +6,14 @@ import copy
 import errno
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,6 +74,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     _check_loopback()
     _check_temporary()
     with _own_surroundings():
+        _start_tracker()
         cluster = _started(n_cpu, n_gpu, scratch)
         try:
             yield cluster
@@ -124,6 +127,18 @@ def _taken_out(names: Iterable[str]) -> dict[str, str]:
     """Take these variables, and all that are Dask's, out of the environment; returns their values."""
     found = [name for name in os.environ if name.startswith("DASK_") or name in names]
     return {name: os.environ.pop(name) for name in found}
+
+
+def _start_tracker() -> None:
+    """Start the process in which Python keeps account of semaphores, so that a terminal that closes does not end it.
+
+    The driver needs it while it ends in order; Python itself protects it from the other signals.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_loopback() -> None:
