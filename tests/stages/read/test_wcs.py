@@ -46,7 +46,7 @@ def sky(cards: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_same_sky(cards: str, reference: WCS, limit_arcsec: float = 1e-7) -> None:
-    """Within what the rounding of degrees near 360 makes, 2e-10 arcsec, times some hundred."""
+    """The limit is some hundred times what the rounding of degrees near 360 makes, 2e-10 arcsec."""
     ra, dec = sky(cards)
     assert separation_arcsec(ra, dec, *reference.all_pix2world(X, Y, 0)).max() < limit_arcsec
     back = transform(build_wcs(cards), ra, dec, forward=False)
