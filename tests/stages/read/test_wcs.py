@@ -274,6 +274,13 @@ def test_what_is_tan_by_another_name(changed):
     assert_same_sky(cards_of(*plain(**changed)), TAN)
 
 
+def test_a_polynomial_without_the_sip_that_ctype_promises():
+    pv = {"PV1_1": 1.001, "PV1_7": 0.5, "PV2_2": 1e-4}
+    expected = cards_of(*plain(**named("TPV"), **pv))
+    assert cards_of(*plain(**named("TAN-SIP"), **pv)) == expected
+    assert separation_arcsec(*sky(expected), *TAN.all_pix2world(X, Y, 0)).max() > 1e-3
+
+
 def test_the_native_longitude_of_the_pole_may_be_a_pv_card():
     turned = WCS(fits.Header.fromstring(cards_of(*plain(LONPOLE=170.0))))
     assert separation_arcsec(*sky(cards_of(*plain())), *turned.all_pix2world(X, Y, 0)).max() > 0.1
