@@ -90,10 +90,10 @@ def dataset(
 
     Goes on where it stopped. A smaller set is a prefix of a larger one.
     """
-    from sgclassify.model.dataset import make_dataset
-
     if first >= fields:
         raise click.UsageError(f"--first {first} leaves nothing of --fields {fields}")
+    from sgclassify.model.dataset import make_dataset
+
     _log()
     log = logging.getLogger("sgclassify.dataset")
     try:
@@ -181,6 +181,9 @@ def train(
     **recipe: Any,
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
+    manifest = data / "manifest.json"
+    if not manifest.is_file():
+        raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
     from sgclassify.model.dataset import read_samples
     from sgclassify.model.export import export
     from sgclassify.model.recipe import Recipe
@@ -191,12 +194,7 @@ def train(
 
     _log()
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
-    manifest = data / "manifest.json"
     try:
-        if not manifest.is_file():
-            raise click.UsageError(
-                f"{manifest} is not there; `sgclassify dataset` writes it when it is complete"
-            )
         training_set = sha256_of(manifest)
         trained = run_training(
             data,
@@ -253,23 +251,24 @@ def evaluate(
     symmetries: bool, json_path: Path | None, report: Path | None, prior: float | None,
 ) -> None:  # fmt: skip
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
+    bins = _edges(edges)
+    models = _models(given)
+    model = models.pop("model")
+    sources = (run_dir is not None and truth is not None, data is not None, table is not None)
+    if (
+        sum(sources) != 1
+        or (run_dir is None) != (truth is None)
+        or ((bands or symmetries or prior is not None or given) and data is None)
+    ):
+        raise click.UsageError(
+            "give --run and --truth, or --data, or --table;"
+            " --model, --bands, --symmetries and --prior-star-fraction go with --data"
+        )
+    # imported here: it takes seconds, which wrong usage need not wait for
     from sgclassify.model import evaluate as judge
     from sgclassify.stages.atomic import write_atomic_text
 
     try:
-        bins = _edges(edges)
-        models = _models(given)
-        model = models.pop("model")
-        sources = (run_dir is not None and truth is not None, data is not None, table is not None)
-        if (
-            sum(sources) != 1
-            or (run_dir is None) != (truth is None)
-            or ((bands or symmetries or prior is not None or given) and data is None)
-        ):
-            raise click.UsageError(
-                "give --run and --truth, or --data, or --table;"
-                " --model, --bands, --symmetries and --prior-star-fraction go with --data"
-            )
         if data is not None:
             scores = judge.scores_of_part(data, part, model, prior, models)
         elif table is not None:
@@ -342,6 +341,7 @@ def baselines(
 
     What a method has no value for gets the prior; prints how many these are.
     """
+    _models(given)  # wrong usage need not wait for the imports
     import pyarrow.parquet as pq
 
     from sgclassify.model.baselines import METHODS, ORACLE, as_text, score_part

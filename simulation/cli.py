@@ -10,7 +10,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sgclassify.simulation.camera import REAL_SHAPE
 from sgclassify.simulation.filters import PSF_FAMILIES
 from sgclassify.stages.bands import BANDS
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 @click.option("--fields", type=click.IntRange(min=1), default=1, help="Number of fields.")
 @click.option("--seed", type=click.IntRange(min=0), default=1, help="Seed of everything.")
 @click.option("--size", type=(int, int), default=(1024, 1024), metavar="NX NY", help="Detector size, pixels.")
-@click.option("--real-size", is_flag=True, help=f"Detectors of {REAL_SHAPE[1]} x {REAL_SHAPE[0]} pixels.")
+@click.option("--real-size", is_flag=True, help="Detectors of 9216 x 9232 pixels, as the camera has.")
 @click.option("--bands", default=",".join(BANDS), help="Bands observed, with commas between.")
 @click.option(
     "--exposures-per-band", type=click.IntRange(min=1), default=1, help="Exposures a band and field."
@@ -56,6 +55,7 @@ def simulate(
 ) -> None:  # fmt: skip
     """Make simulated exposures of CSST-like fields, with truth tables."""
     try:
+        from sgclassify.simulation.camera import REAL_SHAPE
         from sgclassify.simulation.simulate import FieldResult, SimulationConfig
         from sgclassify.simulation.simulate import simulate as run
     except ImportError as error:

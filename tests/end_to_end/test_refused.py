@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -182,3 +187,83 @@ def test_products_of_another_program(
     refused = sgclassify(good_list, reference.output, "--dry-run")
     assert refused.code == 2
     assert "another model, configuration or program: code was '" in refused.stderr
+
+
+HEAVY = (
+    "torch",
+    "hats",
+    "dask",
+    "distributed",
+    "astropy",
+    "scipy",
+    "photutils",
+    "pandas",
+    "matplotlib",
+    "cdshealpix",
+)
+
+REFUSED: dict[str, tuple[str, int, str]] = {
+    "list": ("run --exposure-list no.txt --output out", 2, "no.txt does not exist"),
+    "binary list": ("run --exposure-list binary.txt --output out", 2, "no text file"),
+    "empty list": ("run --exposure-list empty.txt --output out", 4, "names no exposure"),
+    "configuration": ("run --exposure-list list.txt --output out --config wrong.toml", 2, "tile_ordr"),
+    "no configuration": ("run --exposure-list list.txt --output out --config no.toml", 2, "no.toml"),
+    "prior": ("run --exposure-list list.txt --output out --prior-star-fraction 1.5", 2, "between 0 and 1"),
+    "table": ("run --exposure-list list.txt --output out --prior-star-fraction no.csv", 2, "no.csv"),
+    "model": ("run --exposure-list list.txt --output out --model no.pt", 5, "no such model archive"),
+    "garbage": ("run --exposure-list list.txt --output out --model binary.txt", 5, "that can be loaded"),
+    "two schedulers": (
+        "run --exposure-list list.txt --output out --scheduler tcp://a:1 --scheduler-file b", 2, "exclude",
+    ),
+    "log": ("run --exposure-list list.txt --output out --log-format xml", 2, "--log-format"),
+    "file": ("run --exposure-list list.txt --output list.txt", 2, "is a file"),
+    "below a file": ("run --exposure-list list.txt --output list.txt/out", 2, "Not a directory"),
+    "others": ("run --exposure-list list.txt --output mine", 2, "not of sgclassify"),
+    "settings": ("run --exposure-list list.txt --output earlier", 2, "another model, configuration or program"),
+    "busy": ("run --exposure-list list.txt --output busy", 2, "a run is at work in this folder"),
+    "dry run": ("run --exposure-list no.txt --output out --dry-run", 2, "no.txt does not exist"),
+    "status": ("status mine", 2, "no output folder"),
+    "help": ("run --help", 0, "Exit status"),
+    "train": ("train --data mine --output out", 2, "manifest.json is not there"),
+    "train, settings": ("train --data mine --output out --epochs -1", 2, "--epochs"),
+    "dataset": ("dataset --output out --fields 3 --first 3", 2, "leaves nothing"),
+    "evaluate": ("evaluate --data mine --table list.txt", 2, "give --run and --truth"),
+    "evaluate, edges": ("evaluate --table list.txt --edges 3", 2, "rising numbers"),
+    "baselines": ("baselines --data mine --output out --model star=x", 2, "the name star is taken"),
+    "simulate": ("simulate --output out --fields 0", 2, "--fields"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_heavy_is_imported(tmp_path: Path, name: str) -> None:
+    arguments, code, says = REFUSED[name]
+    for folder in ("mine", "earlier/objects", "busy"):
+        (tmp_path / folder).mkdir(parents=True)
+    written(tmp_path, "mine/thesis.tex", b"mine")
+    for folder in ("earlier", "busy"):
+        written(tmp_path, f"{folder}/.sgclassify", b'{"format": 2, "settings": {"tile_order": 3}}')
+    holder = f'{{"pid": {os.getpid()}, "host": "{socket.gethostname()}"}}'
+    written(tmp_path, "busy/.lock", holder.encode())
+    written(tmp_path, "binary.txt", b"\xff\xfe\x00\x01")
+    written(tmp_path, "empty.txt", b"# none\n")
+    written(tmp_path, "a_IMG.fits", b"x")
+    written(tmp_path, "list.txt", b"a_IMG.fits\n")
+    written(tmp_path, "wrong.toml", b"config_version = 1\n[run]\ntile_ordr = 10\n")
+    program = (
+        "import sys, json\n"
+        "from sgclassify.pipeline.cli import main\n"
+        f"try: main({arguments.split()!r}, prog_name='sgclassify')\n"
+        "finally: open('modules.json', 'w').write(json.dumps([*sys.modules]))"
+    )
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with (tmp_path / "busy" / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout + done.stderr
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    assert [module for module in modules if module in HEAVY] == []
+    (tmp_path / "modules.json").unlink()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
