@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint types model clean
+.PHONY: demo test test-avx2 lint types model clean
 .DEFAULT_GOAL := demo
 
 # torch and torchvision are chosen by one pip call: they must match.
@@ -29,6 +29,11 @@ demo: $(INSTALLED)
 # 200 random kills: SGCLASSIFY_KILLS=200 make test PYTEST_ARGS="-m '' tests/end_to_end/test_kills.py"
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Without AVX-512 and bfloat16, as on most laptops and many servers: the model's tests and one run from end to end.
+test-avx2: $(INSTALLED)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+		tests/model tests/end_to_end/test_run_products.py::test_objects
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -65,7 +65,8 @@ class Recipe:
     patience : int
         Epochs without a better validation loss after which a stage ends.
     precision : str
-        ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on a GPU.
+        ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on a GPU. A CPU that cannot train in bf16 trains in fp32, with a
+        warning.
     seed : int
     """
 

@@ -35,6 +35,7 @@ from sgclassify.model.augment import augment, hide
 from sgclassify.model.calibrate import fit_calibration, fit_weights, prior_weights
 from sgclassify.model.metrics import ece, roc_auc
 from sgclassify.model.network import HEADS, Calibration, FusionNetwork, weighted
+from sgclassify.model.precision import computes_bf16
 from sgclassify.model.recipe import Recipe
 from sgclassify.model.rows import Rows, cropped, read_rows, sent
 from sgclassify.stages.atomic import write_atomic_bytes
@@ -167,6 +168,7 @@ class Trained:
         Share of stars that the probabilities assume.
     stamp_size : int
     recipe : dict
+        The recipe, its ``precision`` the one that was used, not ``"auto"``.
     history : list of dict
         A row for each epoch.
     counts : dict of str to int
@@ -302,7 +304,12 @@ class _Trainer:
         self.rank, self.world, self.device = place
         self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
         automatic = "bf16" if self.device.type == "cuda" else "fp32"
-        self.bf16 = (automatic if recipe.precision == "auto" else recipe.precision) == "bf16"
+        self.precision = automatic if recipe.precision == "auto" else recipe.precision
+        if self.precision == "bf16" and self.device.type == "cpu" and self.agreed(not computes_bf16())[0]:
+            # all processes alike: their gradients are averaged
+            self.precision = "fp32"
+            if self.rank == 0:
+                logger.warning("this processor cannot train in bf16 (no AVX-512): training in fp32 instead")
 
         def paths(part: str) -> list[Path]:
             return sorted((data_dir / part).glob("*.parquet"))
@@ -476,7 +483,7 @@ class _Trainer:
             present, features = inputs
             keep, _, features = hide(present, features, recipe, generator)
             inputs = [present & keep, features]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             out = model(*inputs)
         weight = self.weight.to(self.device)
 
@@ -499,6 +506,7 @@ class _Trainer:
             "stage": "joint" if joint else "sequence",
             "epoch": epoch,
             "stamp": side,
+            "precision": self.precision,
             "seconds": round(state["spent"], 1),
             "training_loss": state["total"] / max(state["count"], 1),
         }
@@ -683,13 +691,15 @@ class _Trainer:
             found = fit_calibration(total, brightness, self.calibration.label, self.calibration.field, prior)
             found.offset[0] += shift
             calibrations[name] = found
+        # what was computed in, not what was asked for; both, where a training went on on another processor
+        used = {row["precision"] for row in self.state["history"] if "precision" in row} or {self.precision}
         return Trained(
             networks=tuple(network.cpu().eval() for network in networks),
             calibrations=calibrations,
             weights=weights,
             prior_star_fraction=prior,
             stamp_size=self.size,
-            recipe=asdict(self.recipe),
+            recipe=asdict(self.recipe) | {"precision": "+".join(sorted(used))},
             history=self.state["history"],
             counts={
                 "training": self.n_rows,

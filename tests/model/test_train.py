@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from sgclassify.model.cli import train as train_command
 from sgclassify.model.dataset import read_samples, write_shard
 from sgclassify.model.export import export
 from sgclassify.model.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.precision import computes_bf16
 from sgclassify.model.recipe import Recipe
 from sgclassify.model.rows import read_rows
 from sgclassify.model.runtime import load
@@ -194,12 +196,73 @@ def test_one_modality_alone(data, tmp_path, modality, precision):
     assert set(trained.calibrations) == {modality}
     assert trained.prior_star_fraction == recipe.prior_star_fraction
     assert {row["stage"] for row in trained.history} == {"joint" if modality == "image" else "sequence"}
+    used = "bf16" if precision == "bf16" and computes_bf16() else "fp32"
+    assert _recorded(tmp_path) == {used}
+    assert trained.recipe["precision"] == used
     contract = export(
         trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "m.pt", modality
     )
     assert (contract.head, contract.prior_star_fraction) == (modality, recipe.prior_star_fraction)
     draw_history(trained.history, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+SEQUENCE_BF16 = replace(SHORT, modality="sequence", precision="bf16")
+
+
+def _recorded(folder):
+    return {row["precision"] for row in json.loads((folder / "history.json").read_text())}
+
+
+def test_a_processor_without_bf16_trains_in_fp32_and_says_so(data, tmp_path, monkeypatch, caplog):
+    plain = train(data, tmp_path / "fp32", replace(SEQUENCE_BF16, precision="fp32"))
+    assert plain.recipe["precision"] == "fp32"
+    assert not caplog.records
+    monkeypatch.setattr(module, "computes_bf16", lambda: False)
+    fallen = train(data, tmp_path / "bf16", SEQUENCE_BF16)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cannot train in bf16" in caplog.text
+    assert _recorded(tmp_path / "bf16") == {"fp32"}
+    assert fallen.recipe["precision"] == "fp32"
+    for name, value in plain.networks[0].state_dict().items():
+        assert torch.equal(fallen.networks[0].state_dict()[name], value), name
+    # the archive tells too
+    few = read_samples([data / "calibration" / "f0.parquet"])
+    assert export(fallen, few, "0", tmp_path / "m.pt", "sequence").training["recipe"]["precision"] == "fp32"
+
+
+def test_a_training_that_went_on_elsewhere_records_both_precisions(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "computes_bf16", lambda: False)
+    train(data, tmp_path, replace(SEQUENCE_BF16, precision="fp32"))
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    # as if those epochs had run where there is bf16
+    checkpoint["recipe"]["precision"] = "bf16"
+    for row in checkpoint["state"]["history"]:
+        row["precision"] = "bf16"
+    checkpoint["state"] |= {"stage": 0, "step": 0, "cost": 0.0}
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    assert train(data, tmp_path, SEQUENCE_BF16, resume=True).recipe["precision"] == "bf16+fp32"
+
+
+def test_the_trial_of_bf16_leaves_the_random_numbers_alone():
+    before = torch.random.get_rng_state()
+    assert computes_bf16() in (True, False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables are those of x86")
+def test_training_in_bf16_where_there_is_no_avx512(data, tmp_path):
+    sizes = ("--batch-size", "8", "--sequence-epochs", "1", "--modality", "sequence", "--precision", "bf16")
+    done = subprocess.run(
+        [sys.executable, "-m", "sgclassify.pipeline", "train", "--data", data, "--output", tmp_path, *sizes],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot train in bf16" in done.stderr
+    assert _recorded(tmp_path) == {"fp32"}
+    assert load(tmp_path / "model.pt").contract.training["recipe"]["precision"] == "fp32"
 
 
 def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monkeypatch):
