@@ -106,14 +106,14 @@ def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
 
     pv = header.pv()
     sip: dict[str, int | float] = {}
-    # SCAMP wrote TPV polynomials under the name TAN until 2012, PolyTan of Starlink does. The standard has no PV2 for
-    # TAN, and none above PV1_4.
+    # SCAMP wrote TPV polynomials under the name TAN until 2012, and Starlink's PolyTan still does. The standard gives
+    # TAN no PV2, and no PV1 above PV1_4.
     if projection == "TAN" and any(m >= 5 or (axis == 2 and value) for (axis, m), value in pv.items()):
-        if suffix or (max(m for _, m in pv) < 5 and header.sip()):
-            # SIP says the same, and is the name that the header goes by
+        if (suffix or max(m for _, m in pv) < 5) and header.sip():
+            # SIP says the same, and is what CTYPE names or alone knows of a distortion
             pv = {}
         else:
-            projection, suffix = "TPV", ""
+            projection = "TPV"
     elif projection == "TAN":
         pv = {(axis, m): value for (axis, m), value in pv.items() if axis == 1}
         _check_native(pv, path)
