@@ -123,7 +123,7 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 4096),
-    help="Worker processes [default: one a core]; with --scheduler, workers to wait for [default: 1].",
+    help="Worker processes [default: one per core]; with --scheduler, workers to wait for [default: 1].",
 )
 @click.option(
     "--device",

@@ -282,7 +282,7 @@ def open_cluster(
     scheduler : str or None
         Address of an existing scheduler; None starts a cluster on this machine that ends with the context.
     n_workers : int or None
-        Worker processes of the embedded cluster; None for one a core. Else: workers to wait for.
+        Worker processes of the embedded cluster; None for one per core. Else: workers to wait for.
     scratch : Path
         Folder for the files of embedded workers.
     shared : Path

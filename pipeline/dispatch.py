@@ -106,8 +106,8 @@ def dispatch(
                     raise error
                 elif isinstance(error, OSError) and error.errno in _FULL:
                     raise ClusterError(
-                        f"{job}: cannot be written ({error}); make room, or mend the file system, and run the same"
-                        " command again: it goes on from here"
+                        f"{job}: cannot be written ({error}); make room for products and for temporary files (TMPDIR),"
+                        " or mend the file system, and run the same command again: it goes on from here"
                     )
                 elif isinstance(error, (TaskKilledError, TaskTimeoutError)) and attempt < ATTEMPTS:
                     suspects.append(job)

@@ -83,7 +83,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
 
 
 def default_workers() -> int:
-    """One worker a core that this process may use, by its affinity and by the quota of its control group."""
+    """One worker per core that this process may use, by its affinity and by the quota of its control group."""
     return max(1, cpu_count())
 
 

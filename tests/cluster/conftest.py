@@ -36,7 +36,9 @@ class Processes:
 
     def __init__(self, folder: Path, env: dict[str, str] | None = None, host: str = "127.0.0.1") -> None:
         self.folder = folder
-        self.env = {**os.environ, **(env or {})}
+        # an embedded cluster that another fixture keeps open hands its settings to all new processes
+        inherited = {k: v for k, v in os.environ.items() if k != "DASK_INTERNAL_INHERIT_CONFIG"}
+        self.env = {**inherited, **(env or {})}
         self.running: list[subprocess.Popen[bytes]] = []
         self.file = folder / "scheduler.json"
         self.scheduler = self._start(
