@@ -6,8 +6,9 @@ with unit, UCD and description.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,9 +50,13 @@ class Column:
 
     @property
     def field(self) -> pa.Field:
-        """The column in an Arrow schema; integers and booleans are never null, since readers would change them."""
-        never_null = pa.types.is_integer(self.type) or pa.types.is_boolean(self.type)
-        return pa.field(self.name, self.type, nullable=not never_null)
+        """The column in an Arrow schema."""
+        return pa.field(self.name, self.type, nullable=nullable(self.type))
+
+
+def nullable(kind: pa.DataType) -> bool:
+    """Whether a column of this type may have nulls: not integers and booleans, which readers would change."""
+    return not (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 _P_STAR: Final = Column(
@@ -142,6 +147,13 @@ INPUT_COLUMNS: Final = {
 VERSION_KEY: Final = "IVOA.VOTable-Parquet.version"
 CONTENT_KEY: Final = "IVOA.VOTable-Parquet.content"
 
+_XML_START: Final = (
+    r"A-Z_a-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u02FF\u0370-\u037D\u037F-\u1FFF\u200C-\u200D\u2070-\u218F"
+    r"\u2C00-\u2FEF\u3001-\uD7FF\uF900-\uFDCF\uFDF0-\uFFFD\U00010000-\U000EFFFF"
+)
+_XML_NAME: Final = re.compile(rf"[{_XML_START}][{_XML_START}.0-9\u00B7\u0300-\u036F\u203F-\u2040-]*")
+"""What may be an ID in XML: a name without a colon (Namespaces in XML 1.0, production 4)."""
+
 _VOTABLE_TYPES: Final = (
     (pa.types.is_boolean, "boolean"),
     (pa.types.is_uint8, "unsignedByte"),
@@ -149,6 +161,8 @@ _VOTABLE_TYPES: Final = (
     (pa.types.is_int16, "short"),
     (pa.types.is_uint16, "int"),
     (pa.types.is_int32, "int"),
+    # VOTable has no unsigned 64-bit integers. With its only unsigned type astropy keeps them, long makes them floats.
+    (pa.types.is_uint64, "unsignedByte"),
     (pa.types.is_integer, "long"),
     (pa.types.is_float16, "float"),
     (pa.types.is_float32, "float"),
@@ -164,7 +178,8 @@ def describe(
     Parameters
     ----------
     schema : pyarrow.Schema
-        The table as written. Field metadata ``unit`` and ``ucd`` describe columns that are not in `columns`.
+        The table as written. Field metadata ``unit``, ``ucd``, ``null``, ``shape`` and ``note`` (see
+        `sgclassify.stages.read.bintable.read_bintable`) describe columns that are not in `columns`.
     columns : sequence of Column
         What is known of some columns, by name.
     infos : mapping of str to str
@@ -175,7 +190,9 @@ def describe(
     Returns
     -------
     dict of str to str
-        Entries for the key-value metadata of the Parquet file; the same input gives the same text.
+        Entries for the key-value metadata of the Parquet file; the same input gives the same text. One FIELD a
+        column, with its name. astropy names columns by ID, where there is one: what it could not join to the
+        data (lists of texts, names that no XML identifier may have) has an ID that no column has as its name.
     """
     known = {column.name: column for column in columns}
     root = ET.Element("VOTABLE", version="1.4", xmlns="http://www.ivoa.net/xml/VOTable/v1.3")
@@ -184,9 +201,14 @@ def describe(
     for key in sorted(infos):
         ET.SubElement(resource, "INFO", name=key, value=infos[key])
     table = ET.SubElement(resource, "TABLE")
+    taken = {*schema.names, "icrs"}
     for field in schema:
         column = known.get(field.name) or _input_column(field)
         attributes = {"name": field.name, **_datatype(field.type, lengths.get(field.name, 0))}
+        identifier = _identifier(field, taken)
+        if identifier != field.name or not identifier.isascii():
+            taken.add(identifier)
+            attributes["ID"] = identifier
         if column.unit:
             attributes["unit"] = column.unit
         if column.ucd:
@@ -196,6 +218,9 @@ def describe(
         element = ET.SubElement(table, "FIELD", attributes)
         if column.description:
             ET.SubElement(element, "DESCRIPTION").text = column.description
+        null = (field.metadata or {}).get(b"null")
+        if null is not None and not pa.types.is_uint64(_element(field.type)):
+            ET.SubElement(element, "VALUES", null=null.decode())
     text = ET.tostring(root, encoding="unicode")
     return {VERSION_KEY: "1.0", CONTENT_KEY: f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'}
 
@@ -204,13 +229,41 @@ def _input_column(field: pa.Field) -> Column:
     """Description of an input column: from its file where that has one, otherwise from the registry."""
     registered = INPUT_COLUMNS.get(field.name.lower(), Column(field.name, None, "", "", ""))
     said = {key.decode(): value.decode("utf-8", "replace") for key, value in (field.metadata or {}).items()}
-    description = said.get("description") or registered.description
+    remarks = [said.get("description") or registered.description]
     unit = registered.unit
     if said.get("unit"):
         unit = _vounit(said["unit"])
-        if not unit:
-            description = f"{description} (unit: {said['unit']})".strip()
-    return Column(field.name, None, unit, said.get("ucd") or registered.ucd, description)
+        remarks += [] if unit else [f"(unit: {said['unit']})"]
+    if "shape" in said:
+        remarks.append(f"(array of shape {said['shape']}, the last axis varying fastest)")
+    if pa.types.is_uint64(_element(field.type)):
+        remarks.append("(unsigned 64-bit integers, for which VOTable has no type)")
+    if "note" in said:
+        remarks.append(f"({said['note']})")
+    return Column(
+        field.name,
+        None,
+        unit,
+        said.get("ucd") or registered.ucd,
+        " ".join(remark for remark in remarks if remark),
+    )
+
+
+def _identifier(field: pa.Field, taken: Collection[str]) -> str:
+    """ID of a FIELD: the name of its column where it may be one, else one that is not taken."""
+    texts = pa.types.is_fixed_size_list(field.type) and _datatype(field.type, 1)["datatype"] == "unicodeChar"
+    if _XML_NAME.fullmatch(field.name) and not texts:
+        return str(field.name)
+    identifier = "_" + re.sub(r"[^A-Za-z0-9_.-]", "_", field.name)
+    while identifier in taken:
+        identifier += "_"
+    return identifier
+
+
+def _element(kind: pa.DataType) -> pa.DataType:
+    """Type of the values of a column of lists; of any other, the column's own."""
+    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+    return kind.value_type if is_list else kind
 
 
 def _vounit(text: str) -> str:
@@ -231,10 +284,10 @@ def _datatype(kind: pa.DataType, length: int) -> dict[str, str]:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_fixed_size_list(kind):
+        # The lists of the file are flat. astropy refuses a document in which texts have two axes.
         inner = _datatype(kind.value_type, length)
-        inner_size = f"{inner['arraysize']}x" if "arraysize" in inner else ""
-        return {**inner, "arraysize": f"{inner_size}{kind.list_size}"}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {**inner, "arraysize": str(kind.list_size * int(inner.get("arraysize", 1)))}
+    if pa.types.is_list(kind):
         return {**_datatype(kind.value_type, length), "arraysize": "*"}
     for matches, datatype in _VOTABLE_TYPES:
         if matches(kind):

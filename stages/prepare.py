@@ -34,7 +34,7 @@ from sgclassify.stages.measure import (
     point_sources,
 )
 from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
-from sgclassify.stages.read.catalog import Detections, read_detections, read_table
+from sgclassify.stages.read.catalog import Detections, column_notes, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
@@ -241,7 +241,11 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         psf=psf,
         psf_model=psf_model,
         notes=tuple(
-            notes + _row_notes(detections) + _wcs_notes(detections, made, offset) + _psf_notes(psf, header)
+            notes
+            + column_notes(table)
+            + _row_notes(detections)
+            + _wcs_notes(detections, made, offset)
+            + _psf_notes(psf, header)
         ),
     )
     write_atomic(_detections_table(detections, made), prepared.detections_path, {})

@@ -28,6 +28,7 @@ from sgclassify.stages.columns import (
     OBJECT_COLUMNS,
     Column,
     describe,
+    nullable,
 )
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import INDEX_ORDER, index29, tile_of_index
@@ -259,7 +260,7 @@ def publish_detections(
     ----------
     catalog : pyarrow.Table
         Every row and column of the input, in its order. A column that is named like an appended one (in any
-        case) gets ``_in`` at the end of its name.
+        case) gets ``_in`` at the end of its name. Integers and booleans have no nulls.
     scores : pyarrow.Table
         ``row`` (int64, number of the catalogue row, each at most once) and `DETECTION_COLUMNS`.
     path : Path
@@ -278,7 +279,8 @@ def publish_detections(
     Raises
     ------
     ValueError
-        If a score is for a row that does not exist, or two are for the same one.
+        If a score is for a row that does not exist, two are for the same one, or a column of integers or
+        booleans has nulls.
     """
     n = catalog.num_rows
     row = scores["row"].to_numpy().astype(np.int64)
@@ -295,6 +297,8 @@ def publish_detections(
     appended |= {name: appended[name].fill_null(value) for name, value in absent.items()}
     appended["sg_flags"] = pa.array(flags | appended["sg_flags"].to_numpy())
     table = catalog.rename_columns(_free_names(catalog.column_names))
+    fields = [field.with_nullable(nullable(field.type)) for field in table.schema]
+    table = pa.table(table.columns, schema=pa.schema(fields, metadata=table.schema.metadata))
     for column in DETECTION_COLUMNS:
         table = table.append_column(column.field, appended[column.name])
     if table.num_rows != n:

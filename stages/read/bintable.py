@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import Value
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, iter_data, open_stream, scan
+from sgclassify.stages.read.text import decode, printable
 
 Raw = npt.NDArray[Any]
 
@@ -22,6 +24,9 @@ MAX_TABLE_BYTES: Final = 2**32
 
 MAX_COLUMNS: Final = 999
 """Columns of a binary table (FITS standard 4.0, section 7.3.1); a damaged header may claim any number."""
+
+MAX_VALUES: Final = 2**31 - 1
+"""Values that a list column of Arrow can hold. (Arrow's large lists hold more, but astropy does not open them.)"""
 
 _CODES: Final = {
     "L": "S1",
@@ -57,15 +62,25 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        Columns in the order and with the names of the file, in native byte order. Vector columns are
-        fixed-size lists (nested for TDIM), variable-length ones lists, complex values pairs;
-        TSCAL, TZERO applied; TNULL and undefined logicals are null; trailing blanks of strings are stripped.
-        Field metadata hold ``unit`` and ``ucd``, where the file has them.
+        Columns in the order of the file, in native byte order, with TSCAL and TZERO applied. Every type opens in
+        astropy, pandas, polars and duckdb:
+
+        - Vectors and arrays (TDIM) are fixed-size lists of all their values, the last axis (the first of TDIM)
+          varying fastest. Variable-length columns are lists. So are those of zero width, with empty rows; texts of
+          zero width are empty.
+        - A complex value is two values, its real and its imaginary part; the last axis of a vector is then 2.
+        - Texts are UTF-8, or Latin-1 where they are none; they end at a NUL, without trailing blanks.
+        - There are no nulls. Integers keep the value that TNULL names; where TSCAL or TZERO makes them floats it is
+          nan. An undefined logical is False.
+        - Of names that are the same in any case the first stays, the others get ``_2``, ``_3``, ...
+
+        Field metadata: ``unit`` and ``ucd`` from the header; ``null``, the value of TNULL; ``shape``, such as
+        ``2,3``, of an array; ``note``, what is not as it was in the file.
 
     Raises
     ------
     UnusableInputError
-        If the table is damaged, too large, tile-compressed, or has two columns of one name.
+        If the table is damaged, too large, or tile-compressed.
     """
     if hdu.values.get("ZTABLE") is True:
         raise UnusableInputError(path, "the table is tile-compressed", "decompress it with funpack")
@@ -75,11 +90,7 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
         raise UnusableInputError(path, f"the table in {hdu.label} has not 2 axes", RECOPY)
     width, n_rows = hdu.axes_stored
     columns = [_Column(path, hdu.values, k) for k in range(1, int(hdu.number("TFIELDS", 0)) + 1)]
-    names = [column.name for column in columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UnusableInputError(path, f"two columns have the name {twice[0]!r}", "rename one of them")
-    if sum(column.bytes for column in columns) != width:
+    if sum(column.n_bytes for column in columns) != width:
         raise UnusableInputError(
             path, f"the columns of {hdu.label} do not add up to its {width}-byte rows", RECOPY
         )
@@ -90,11 +101,11 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
     arrays: list[pa.Array] = []
     fields: list[pa.Field] = []
     start = 0
-    for column in columns:
-        array = column.array(rows[:, start : start + column.bytes], heap)
-        start += column.bytes
+    for column, name in zip(columns, _distinct([column.name for column in columns]), strict=True):
+        array = column.array(rows[:, start : start + column.n_bytes], heap)
+        start += column.n_bytes
         arrays.append(array)
-        fields.append(pa.field(column.name, array.type, metadata=column.metadata or None))
+        fields.append(column.field(name, array.type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
@@ -105,7 +116,23 @@ def column_names(hdu: Hdu) -> list[str]:
 
 
 def _column_name(values: dict[str, Value], k: int) -> str:
-    return str(values.get(f"TTYPE{k}") or f"col{k}").strip()
+    return printable(str(values.get(f"TTYPE{k}") or "")) or f"col{k}"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names that differ in more than case, as duckdb needs them: later ones of a name get the first free number."""
+    taken = {name.lower() for name in names}
+    used: set[str] = set()
+    result = []
+    for name in names:
+        free, number = name, 2
+        if name.lower() in used:
+            while (free := f"{name}_{number}").lower() in taken:
+                number += 1
+        taken.add(free.lower())
+        used.add(free.lower())
+        result.append(free)
+    return result
 
 
 class _Column:
@@ -126,16 +153,47 @@ class _Column:
         null = values.get(f"TNULL{k}")
         self.null = null if isinstance(null, int) and not isinstance(null, bool) else None
         self.dims = _dims(values.get(f"TDIM{k}"))
-        texts = {"unit": values.get(f"TUNIT{k}"), "ucd": values.get(f"TUCD{k}")}
-        # XML, which the products hold, knows no control characters
-        self.metadata = {
-            key: "".join(c for c in str(text) if c.isprintable()).strip()
-            for key, text in texts.items()
-            if text
-        }
+        self.texts = {"unit": values.get(f"TUNIT{k}"), "ucd": values.get(f"TUCD{k}")}
+        self.shape: tuple[int, ...] = ()
+        self.undefined = self.latin = 0
 
     @property
-    def bytes(self) -> int:
+    def stored(self) -> str:
+        """TFORM code of the values: of those in the heap, if there they are."""
+        return self.rest[:1] if self.code in "PQ" else self.code
+
+    def field(self, name: str, kind: pa.DataType) -> pa.Field:
+        """The column in the schema, once it is decoded: its name there, its type, and what else is known of it."""
+        metadata = {key: printable(str(text)) for key, text in self.texts.items() if text}
+        if (null := self._null()) is not None:
+            metadata["null"] = str(null)
+        if len(self.shape) > 1:
+            metadata["shape"] = ",".join(map(str, self.shape))
+        notes = [f"named {self.name} in its file, as another column is"] if name != self.name else []
+        if self.undefined:
+            notes.append(f"{self.undefined} undefined values written as false")
+        if self.latin:
+            notes.append(f"{self.latin} texts that are not UTF-8 read as Latin-1")
+        if notes:
+            metadata["note"] = "; ".join(notes)
+        return pa.field(name, kind, metadata=metadata or None)
+
+    def _null(self) -> int | None:
+        """The value that stands for no value, as the column shows it; None if there is none."""
+        stored = np.dtype(_CODES.get(self.stored, "S"))
+        if self.null is None or stored.kind not in "iu" or self.stored == "X" or self._scaled:
+            return None
+        limits = np.iinfo(stored)
+        return self.null + int(self.zero) if limits.min <= self.null <= limits.max else None
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether TSCAL and TZERO make other numbers of the values, not just unsigned or signed ones of them."""
+        wrapped = {"B": -128, **{code: zero for code, (zero, _) in _UNSIGNED.items()}}.get(self.stored)
+        return self.scale != 1 or self.zero not in (0, wrapped)
+
+    @property
+    def n_bytes(self) -> int:
         """Width of the column in the table's rows."""
         if self.code == "X":
             return -(-self.repeat // 8)
@@ -149,103 +207,114 @@ class _Column:
 
         Parameters
         ----------
-        stored : uint8 array (n_rows, bytes)
+        stored : uint8 array (n_rows, n_bytes)
         heap : memoryview
             What follows the rows: the values of variable-length columns.
         """
-        n = len(stored)
-        if self.repeat == 0:
-            return pa.nulls(n)
-        if self.code in "PQ":
+        if self.repeat == 0 or self.code in "PQ":
             return self._variable(stored, heap)
         if self.code == "A":
             return self._strings(stored)
+        shape = self.dims if self.dims and math.prod(self.dims) == self.repeat else (self.repeat,)
         if self.code == "X":
             bits = np.unpackbits(np.ascontiguousarray(stored), axis=1)[:, : self.repeat]
-            return _nest(pa.array(bits.ravel().astype(bool)), [self.repeat])
+            return self._nest(pa.array(bits.ravel().astype(bool)), shape)
         values = np.ascontiguousarray(stored).view(_CODES[self.code])
-        shape = self.dims if self.dims and math.prod(self.dims) == self.repeat else (self.repeat,)
-        return _nest(self._decode(values.ravel(), self.code), shape)
+        if self.code in "CM":
+            shape = (2,) if shape == (1,) else (*shape, 2)
+        return self._nest(self._decode(values.ravel()), shape)
 
-    def _decode(self, values: Raw, code: str) -> pa.Array:
-        """Flat values as an Arrow array of native byte order, scaled, with nulls."""
-        if code == "L":
-            return pa.array(values == b"T", mask=(values != b"T") & (values != b"F"))
-        if code == "A":
-            return pa.array(values.tobytes().decode("ascii", "replace"))
-        if code in "CM":
-            flat = values.astype(values.dtype.newbyteorder("=")).view(
-                np.float32 if code == "C" else np.float64
-            )
-            return pa.FixedSizeListArray.from_arrays(pa.array(flat), 2)
+    def _nest(self, flat: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+        """Fold a flat array into fixed-size lists of the values of a row; shape (1,) leaves it flat."""
+        self.shape = shape
+        # Not nested, since astropy opens no lists of lists.
+        return flat if shape == (1,) else pa.FixedSizeListArray.from_arrays(flat, math.prod(shape))
+
+    def _decode(self, values: Raw) -> pa.Array:
+        """Flat values as an Arrow array of native byte order, scaled."""
+        if self.stored == "L":
+            self.undefined += int(np.count_nonzero((values != b"T") & (values != b"F")))
+            return pa.array(values == b"T")
         native = values.astype(values.dtype.newbyteorder("="))
-        mask = native == self.null if self.null is not None and code in "BIJK" else None
-        if self.scale == 1 and code in _UNSIGNED and self.zero == _UNSIGNED[code][0]:
-            # Adding 2^(n-1) to an n-bit integer is flipping its first bit.
-            unsigned = _UNSIGNED[code][1]
-            native = native.view(unsigned) ^ unsigned(_UNSIGNED[code][0])
-        elif self.scale == 1 and code == "B" and self.zero == -128:
-            native = (native ^ np.uint8(128)).view(np.int8)
-        elif self.scale != 1 or self.zero != 0:
-            native = native * float(self.scale) + float(self.zero)
-        return pa.array(native, mask=mask)
+        if self._scaled:
+            # float64, as astropy has it: float32 would lose digits where the zero is large
+            wide = native.astype(np.complex128 if native.dtype.kind == "c" else np.float64)
+            if self.null is not None and native.dtype.kind in "iu":
+                wide[native == self.null] = np.nan
+            with np.errstate(all="ignore"):
+                native = wide * float(self.scale) + float(self.zero)
+        elif self.zero != 0:
+            # Adding 2^(n-1) to an n-bit integer, or taking it away, is flipping its first bit.
+            other = _UNSIGNED[self.stored][1] if self.stored in _UNSIGNED else np.int8
+            native = native.view(other) ^ other(int(self.zero))
+        return pa.array(native.view(native.real.dtype))
 
     def _strings(self, stored: npt.NDArray[np.uint8]) -> pa.Array:
         width = self.repeat
         shape: tuple[int, ...] = (1,)
         substring = re.match(r"(\d+)", self.rest)
-        if self.dims and math.prod(self.dims) <= self.repeat:
+        if self.dims and 0 < math.prod(self.dims) <= self.repeat:
             # The first axis in FITS order, the last here, is the length of one string.
             width, shape = self.dims[-1], self.dims[:-1] or (1,)
         elif substring and 0 < int(substring[1]) <= self.repeat:
             width, shape = int(substring[1]), (self.repeat // int(substring[1]),)
         used = np.ascontiguousarray(stored[:, : width * math.prod(shape)])
-        texts = used.view(f"S{width}").ravel()
-        return _nest(pa.array([_text(item) for item in texts.tolist()], pa.string()), shape)
+        return self._nest(self._texts(used.view(f"S{width}").ravel().tolist()), shape)
+
+    def _texts(self, stored: Iterable[bytes]) -> pa.Array:
+        texts = []
+        for field in stored:
+            used = field.split(b"\0", 1)[0]
+            text = decode(used)
+            self.latin += text.encode() != used
+            texts.append(text.rstrip(" "))
+        return pa.array(texts, pa.string())
 
     def _variable(self, stored: npt.NDArray[np.uint8], heap: memoryview) -> pa.Array:
-        code = self.rest[:1]
-        if code not in _CODES or code in "PQX" or not code:
+        """Lists, or texts, of the lengths and places in the heap that the rows hold; empty ones of a zero width."""
+        code = self.stored
+        if code not in _CODES or code in "PQ" or self.repeat > 1:
             raise UnusableInputError(self.path, f"column {self.name}: unknown variable-length format", RECOPY)
-        lengths, starts = np.ascontiguousarray(stored).view(_CODES[self.code]).T.astype(np.int64)
+        lengths, starts = [0] * len(stored), [0] * len(stored)
+        if self.repeat:
+            lengths, starts = np.ascontiguousarray(stored).view(_CODES[self.code]).T.tolist()
+        kind = np.dtype("S1" if code == "A" else _CODES[code])
+        bits = 1 if code == "X" else 8 * kind.itemsize
+        pieces = [self._slice(heap, at, n, bits) for at, n in zip(starts, lengths, strict=True)]
         if code == "A":
-            return pa.array(
-                [
-                    _text(bytes(self._slice(heap, a, n, self.name)))
-                    for a, n in zip(starts, lengths, strict=True)
-                ],
-                pa.string(),
+            return self._texts(map(bytes, pieces))
+        parts = 2 if code in "CM" else 1
+        offsets = parts * np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        if offsets[-1] > MAX_VALUES:
+            fault = (
+                f"column {self.name} has {offsets[-1]} values in rows of variable length, too many for a list"
             )
-        kind = np.dtype(_CODES[code])
-        pieces = [
-            self._slice(heap, a, n * kind.itemsize, self.name) for a, n in zip(starts, lengths, strict=True)
-        ]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        flat = np.frombuffer(b"".join(pieces), dtype=kind)
-        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), self._decode(flat, code))
+            raise UnusableInputError(self.path, fault, "split the table, or leave the column out")
+        joined = np.frombuffer(b"".join(pieces), dtype=kind)
+        if code == "X":
+            rows = [
+                np.unpackbits(np.frombuffer(p, np.uint8), count=n)
+                for p, n in zip(pieces, lengths, strict=True)
+            ]
+            flat = pa.array(np.concatenate([joined[:0], *rows]).astype(bool))
+        else:
+            flat = self._decode(joined)
+        self.shape = (*self.dims, 2) if self.dims and parts == 2 else self.dims
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
 
-    def _slice(self, heap: memoryview, start: int, size: int, name: str) -> memoryview:
-        if size < 0 or start < 0 or start + size > len(heap):
-            raise UnusableInputError(self.path, f"column {name} points outside the table's heap", RECOPY)
+    def _slice(self, heap: memoryview, start: int, count: int, bits: int) -> memoryview:
+        if count == 0:
+            # An empty row may have any offset (FITS standard 4.0, section 7.3.5).
+            return heap[:0]
+        size = -(-count * bits // 8)
+        if count < 0 or start < 0 or start + size > len(heap):
+            raise UnusableInputError(self.path, f"column {self.name} points outside the table's heap", RECOPY)
         return heap[start : start + size]
 
 
 def table_hdus(path: Path) -> list[Hdu]:
     """All binary tables of a file that are not tile-compressed images."""
     return [hdu for hdu in scan(path) if hdu.is_table and not hdu.compressed]
-
-
-def _nest(flat: pa.Array, shape: tuple[int, ...] | list[int]) -> pa.Array:
-    """Fold a flat array into fixed-size lists; `shape` is in C order, (1,) leaves the array flat."""
-    if tuple(shape) == (1,):
-        return flat
-    for length in reversed(shape):
-        flat = pa.FixedSizeListArray.from_arrays(flat, length)
-    return flat
-
-
-def _text(stored: bytes) -> str:
-    return stored.split(b"\0", 1)[0].decode("ascii", "replace").rstrip(" ")
 
 
 def _dims(value: Value) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import math
 import re
 from typing import Final
 
+from sgclassify.stages.read.text import decode
+
 CARD: Final = 80
 """Bytes of a card (FITS standard 4.0, section 3.2)."""
 
@@ -37,7 +39,7 @@ def parse_cards(header: bytes) -> tuple[dict[str, Value], frozenset[str]]:
     values: dict[str, Value] = {}
     repeated: set[str] = set()
     # cut before they are decoded: a character of UTF-8 may take several bytes of a card
-    cards = [header[k : k + CARD].decode("utf-8", "replace") for k in range(0, len(header), CARD)]
+    cards = [decode(header[k : k + CARD]) for k in range(0, len(header), CARD)]
     for k, card in enumerate(cards):
         key = card[:8].rstrip()
         if key == "END":

@@ -26,6 +26,9 @@ Bool = npt.NDArray[np.bool_]
 ROW_BITS: Final = 21
 """Bits of ``object_id`` that hold the row of the catalogue; the other 42 hold the key of its exposure."""
 
+MAX_COLUMN_NOTES: Final = 5
+"""Most columns of one catalogue that have a remark of their own in the report."""
+
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "objID": ("objid", "obj_id", "number"),
     "X": ("x", "xwin_image", "x_image"),
@@ -75,12 +78,13 @@ def read_table(path: str | Path) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        See `sgclassify.stages.read.bintable.read_bintable`; no value is changed or dropped.
+        See `sgclassify.stages.read.bintable.read_bintable`; no value is dropped.
 
     Raises
     ------
     UnusableInputError
-        If the file is damaged, holds no table, or several that may be the catalogue.
+        If the file is damaged, holds no table, or several that may be the catalogue, or if two columns have the
+        name of one that the stage reads.
     """
     path = Path(path)
     tables = [hdu for hdu in table_hdus(path) if hdu.name != "LDAC_IMHEAD"]
@@ -90,7 +94,42 @@ def read_table(path: str | Path) -> pa.Table:
     if len(whole) > 1:
         fault = f"{' and '.join(hdu.label for hdu in whole)} are catalogues, where one is expected"
         raise UnusableInputError(path, fault, "write one file for each detector")
-    return read_bintable(path, (whole or tables)[0])
+    hdu = (whole or tables)[0]
+    _refuse_twins(column_names(hdu), path)
+    return read_bintable(path, hdu)
+
+
+def _refuse_twins(names: list[str], path: Path) -> None:
+    """Refuse to guess which of two columns of one name, in any case, is the one that the stage reads."""
+    for official in ALIASES:
+        found = _find(names, official)
+        twins = [name for name in names if found is not None and name.lower() == found.lower()]
+        # the exact official name tells which one it is
+        if len(twins) > 1 and (found != official or names.count(found) > 1):
+            fault = f"two columns may be its {official}: {' and '.join(map(repr, twins))}"
+            raise UnusableInputError(path, fault, "rename or remove the one that is not")
+
+
+def column_notes(table: pa.Table) -> list[str]:
+    """What the columns of a catalogue do not show as it is in its file: remarks for the report.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        From `read_table`.
+
+    Returns
+    -------
+    list of str
+        A line a column; of many columns the first `MAX_COLUMN_NOTES`, and the number of the others.
+    """
+    notes = [
+        f"CAT column {field.name}: {field.metadata[b'note'].decode()}"
+        for field in table.schema
+        if b"note" in (field.metadata or {})
+    ]
+    more = len(notes) - MAX_COLUMN_NOTES
+    return notes if more <= 0 else [*notes[:MAX_COLUMN_NOTES], f"{more} more CAT columns have such remarks"]
 
 
 def find_column(table: pa.Table, name: str) -> str | None:
@@ -166,7 +205,7 @@ def read_detections(
     flags = np.zeros(n, dtype=np.int32)
     flags[~placed] |= SgFlag.NO_POSITION
     flags[placed & ~agree] |= SgFlag.POSITION_MISMATCH
-    flags[_repeated(table.column(columns["objID"]), path)] |= SgFlag.DUPLICATE_ID
+    flags[_repeated(_with_nulls(table, columns["objID"]), path)] |= SgFlag.DUPLICATE_ID
     if own:
         flags |= SgFlag.STAGE_CATALOG
     bad = n - int(agree.sum())
@@ -188,8 +227,8 @@ def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
 
 
 def _numbers(table: pa.Table, name: str, path: str | Path) -> F64:
-    """A column as float64, nan for null and for "no value"."""
-    column = table.column(name)
+    """A column as float64, nan for "no value"."""
+    column = _with_nulls(table, name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise UnusableInputError(path, f"column {name} holds no numbers", "deliver a Level-1 catalogue")
     values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
@@ -202,6 +241,14 @@ def _unit_fault(table: pa.Table, name: str) -> str:
     metadata = table.schema.field(name).metadata or {}
     unit = metadata.get(b"unit", b"").decode()
     return "" if unit.lower() in ("", "deg", "degree", "degrees") else f"; {name} is in {unit}, not degrees"
+
+
+def _with_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column, null where it has the value that its file declares to stand for none."""
+    column, declared = table.column(name), (table.schema.field(name).metadata or {}).get(b"null")
+    if declared is None:
+        return column
+    return pc.if_else(pc.equal(column, pa.scalar(int(declared), column.type)), None, column)
 
 
 def _repeated(column: pa.ChunkedArray, path: str | Path) -> Bool:

@@ -6,7 +6,6 @@ header may declare any size.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
 import stat
@@ -21,6 +20,7 @@ import numpy as np
 
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import CARD, Value, parse_cards
+from sgclassify.stages.read.gunzip import MAGIC, gunzip
 
 BLOCK: Final = 2880
 """Bytes of a FITS block (FITS standard 4.0, section 3.1)."""
@@ -34,7 +34,6 @@ CHUNK: Final = 1456 * BLOCK
 MAX_PIXELS: Final = 2**30
 """Largest image accepted: 12 times the 9216 x 9232 detector."""
 
-GZIP_MAGIC: Final = b"\x1f\x8b"
 RECOPY: Final = "copy the file again from its archive"
 
 
@@ -162,17 +161,16 @@ def verify(path: Path) -> str:
     Raises
     ------
     UnusableInputError
-        As `scan`, and if a sum does not match or a .gz file is damaged.
+        As `scan`, and if a sum does not match or a .gz file is damaged. Bytes after the last HDU, or after the
+        end of a gzip stream, are no damage.
     """
     size = _regular_size(path)
     digest = hashlib.sha256()
     with _opened(path) as raw:
         reader = _HashingReader(raw, digest)
-        packed = raw.read(2) == GZIP_MAGIC
+        packed = raw.read(len(MAGIC)) == MAGIC
         raw.seek(0)
-        stream = cast(
-            BinaryIO, gzip.GzipFile(fileobj=cast(BinaryIO, reader), mode="rb") if packed else reader
-        )
+        stream = gunzip(cast(BinaryIO, reader)) if packed else cast(BinaryIO, reader)
         last: Hdu | None = None
         while True:
             found = _read_header(stream, path, 0 if last is None else last.index + 1, last)
@@ -202,11 +200,11 @@ def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
     """
     size = _regular_size(path)
     with _opened(path) as raw:
-        packed = raw.read(2) == GZIP_MAGIC
+        packed = raw.read(len(MAGIC)) == MAGIC
         raw.seek(0)
         if packed:
-            with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-                yield cast(BinaryIO, stream), None
+            with gunzip(raw) as stream:
+                yield stream, None
         else:
             yield raw, size
 
@@ -289,7 +287,7 @@ def _stream_faults(path: Path) -> Iterator[None]:
     """Turn what a damaged gzip stream raises into a fault of the file."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise UnusableInputError(path, f"damaged or truncated gzip file ({error})", RECOPY) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ def catalog(n: int) -> pa.Table:
             "P_STAR": rng.random(n),
             "flux": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(3 * n), pa.float32()), 3),
             "Note": pa.array([None if k % 2 else "é" * k for k in range(n)], pa.string()),
-            "good": pa.array([True, None, False, True][:n] + [True] * (n - 4), pa.bool_()),
+            "good": pa.array([True, False, False, True][:n] + [True] * (n - 4), pa.bool_()),
             "Mag_Kron": rng.uniform(18, 26, n),
         },
         schema=pa.schema(
@@ -285,6 +286,15 @@ def test_scores_for_rows_that_do_not_exist(tmp_path: Path) -> None:
         publish.publish_detections(catalog(5), scores([1, 1]), tmp_path / "x.parquet", METADATA)
 
 
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.uint64()])
+def test_no_integer_or_boolean_of_the_input_is_null(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "x.parquet"
+    publish.publish_detections(pa.table({"a": pa.array([0, 1]).cast(kind)}), scores([0]), path, METADATA)
+    assert not pq.read_schema(path).field("a").nullable
+    with pytest.raises(ValueError, match="null"):
+        publish.publish_detections(pa.table({"a": pa.nulls(2, kind)}), scores([0]), path, METADATA)
+
+
 def test_names_of_the_input_give_way_without_clashing() -> None:
     names = ["object_id", "OBJECT_ID_in", "ra", "Bands"]
     cat = pa.table({name: [1] for name in names})
@@ -298,8 +308,7 @@ def test_astropy_reads_the_products(tmp_path: Path, which: str) -> None:
         path, n = publish.partition_path(tmp_path, *tile[:2]), 12
     else:
         path, n = tmp_path / "x_CAT.parquet", 6
-        # astropy cannot join logical values with nulls.
-        publish.publish_detections(catalog(n).drop_columns("good"), scores([0, 2, 5]), path, METADATA)
+        publish.publish_detections(catalog(n), scores([0, 2, 5]), path, METADATA)
     plain = Table.read(path, format="parquet")
     described = Table.read(path, format="parquet.votable")
     assert len(plain) == len(described) == n
@@ -318,6 +327,48 @@ def test_astropy_reads_the_products(tmp_path: Path, which: str) -> None:
     assert {info.name: info.value for info in votable.resources[0].infos} == METADATA
     if which == "detections":
         assert str(described["Mag_Kron"].unit) == "mag"
+
+
+def test_every_column_has_a_field(tmp_path: Path) -> None:
+    """VOParquet wants one each, with the column's name, in a document that is valid XML: IDs are names, and unique."""
+    names = ["a b", "a_b", "_a_b", "Größe", "µ", "1a", "icrs", "x-y", "-x", "<&>", "texts", "big"]
+    kinds = {"texts": pa.list_(pa.string(), 2), "big": pa.uint64()}
+    arrays = [
+        pa.array([["a", "b"]] if name == "texts" else [1], kinds.get(name, pa.int32())) for name in names
+    ]
+    path = tmp_path / "x.parquet"
+    publish.publish_detections(pa.table(arrays, names=names), scores([0]), path, METADATA)
+    footer = pq.read_metadata(path).metadata
+    root = ET.fromstring(footer[b"IVOA.VOTable-Parquet.content"])
+    fields = [element for element in root.iter() if element.tag.endswith("}FIELD")]
+    assert [field.get("name") for field in fields] == pq.read_schema(path).names
+    given = {str(field.get("name")): field.get("ID") for field in fields}
+    assert {name: given[name] for name in names} == {
+        "a b": "_a_b_",
+        "a_b": None,
+        "_a_b": None,
+        "Größe": "Größe",
+        "µ": "__",
+        "1a": "_1a",
+        "icrs": None,
+        "x-y": None,
+        "-x": "_-x",
+        "<&>": "____",
+        "texts": "_texts",
+        "big": None,
+    }
+    # a column of its own for a FIELD that astropy could not join to the data: empty, and the data beside it
+    table = Table.read(path, format="parquet.votable")
+    assert set(table.colnames) - set(pq.read_schema(path).names) == {
+        "_a_b_",
+        "__",
+        "_1a",
+        "_-x",
+        "____",
+        "_texts",
+    }
+    assert table["texts"].tolist() == [["a", "b"]]
+    assert table["big"].dtype == np.uint64
 
 
 def test_units_that_are_none_go_into_the_description(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.read import bintable
 from sgclassify.stages.read.bintable import read_bintable, table_hdus
 
 
@@ -66,7 +67,27 @@ def test_scaled_and_null(tmp_path):
     for key, value in {"TSCAL1": 0.5, "TZERO1": 10, "TNULL1": -1, "TNULL2": -1}.items():
         fits.setval(path, key, value=value, ext=1)
     found = read_bintable(path, table_hdus(path)[0])
-    assert found.to_pydict() == {"s": [10.0, 11.5, None], "n": [None, 7, 8], "z": [None, None, None]}
+    np.testing.assert_array_equal(found["s"].to_numpy(), [10.0, 11.5, np.nan])
+    assert found.select(["n", "z"]).to_pydict() == {"n": [-1, 7, 8], "z": [[], [], []]}
+    assert [field.metadata for field in found.schema] == [None, {b"null": b"-1"}, None]
+    assert [column.null_count for column in found.columns] == [0, 0, 0]
+    assert found["z"].type == pa.list_(pa.float64())
+
+
+def test_scaled_floats_and_complex_values(tmp_path):
+    path = tmp_path / "t.fits"
+    columns = [
+        fits.Column("mjd", "E", array=np.array([0.125, 0.25], np.float32)),
+        fits.Column("c", "C", array=np.array([1 + 2j, 3 - 4j], np.complex64)),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(path)
+    for key, value in {"TZERO1": 2460000.5, "TSCAL2": 2.0, "TZERO2": 10.0}.items():
+        fits.setval(path, key, value=value, ext=1)
+    found = read_bintable(path, table_hdus(path)[0])
+    np.testing.assert_array_equal(found["mjd"].to_numpy(), fits.getdata(path, 1)["mjd"])
+    assert found["mjd"].to_pylist() == [2460000.625, 2460000.75]
+    # the zero belongs to the real part; astropy drops the imaginary one
+    assert found["c"].to_pylist() == [[12.0, 4.0], [16.0, -8.0]]
 
 
 def test_strings(tmp_path):
@@ -89,7 +110,8 @@ def test_matrices_bits_complex_and_variable_length(tmp_path):
         fits.Column("p", "PE()", array=ragged),
     ]
     table = written(tmp_path / "t.fits", *columns)
-    assert table["m"].to_pylist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+    assert table["m"].to_pylist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert table.schema.field("m").metadata == {b"shape": b"2,3"}
     assert table["b"].to_pylist()[1] == [False, True] + 8 * [False]
     assert table["c"].to_pylist() == [[1.0, 2.0], [3.0, -4.0]]
     assert table["p"].to_pylist() == [[1.5, 2.5], []]
@@ -106,6 +128,110 @@ def test_heap_that_ends_early(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UnusableInputError, match="heap"):
         read_bintable(path, table_hdus(path)[0])
+
+
+@pytest.mark.parametrize("offset", [-1, 1000, 2**31 - 1])
+@pytest.mark.parametrize("form", ["PD()", "PA()"])
+def test_empty_rows_point_anywhere(tmp_path, form, offset):
+    path = tmp_path / "t.fits"
+    rows = np.empty(3, dtype=object)
+    rows[:] = ["ab", "", "c"] if form == "PA()" else [np.array([1.0, 2.0]), np.array([]), np.array([3.0])]
+    expected = written(path, fits.Column("p", form, array=rows))["p"].to_pylist()
+    data = bytearray(path.read_bytes())
+    at = table_hdus(path)[0].data_offset + 8
+    assert data[at : at + 4] == bytes(4)
+    data[at + 4 : at + 8] = offset.to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
+    assert read_bintable(path, table_hdus(path)[0])["p"].to_pylist() == expected
+    # a row that is not empty may not
+    data[at : at + 4] = (1).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(UnusableInputError, match="heap"):
+        read_bintable(path, table_hdus(path)[0])
+
+
+def test_descriptors_that_overflow(tmp_path):
+    path = tmp_path / "t.fits"
+    ragged = np.empty(1, dtype=object)
+    ragged[0] = np.arange(3, dtype=np.float64)
+    written(path, fits.Column("p", "QD()", array=ragged))
+    at = table_hdus(path)[0].data_offset
+    for length, offset in ((3, 2**63 - 1), (2**61, 0), (-(2**61), 0)):
+        data = bytearray(path.read_bytes())
+        data[at : at + 16] = np.array([length, offset], ">i8").tobytes()
+        path.write_bytes(data)
+        with pytest.raises(UnusableInputError, match="heap"):
+            read_bintable(path, table_hdus(path)[0])
+
+
+def test_variable_length_bits(tmp_path):
+    path = tmp_path / "t.fits"
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [np.array([0b10100000, 0b01000000], np.uint8), np.array([0xFF], np.uint8)]
+    written(path, fits.Column("p", "PB()", array=ragged))
+    # astropy writes no bits of variable length
+    data = bytearray(path.read_bytes().replace(b"'PB(2)", b"'PX(9)"))
+    at = table_hdus(path)[0].data_offset
+    for row, count in enumerate((10, 3)):
+        data[at + 8 * row : at + 8 * row + 4] = count.to_bytes(4, "big")
+    path.write_bytes(data)
+    found = read_bintable(path, table_hdus(path)[0])["p"]
+    assert found.type == pa.list_(pa.bool_())
+    assert found.to_pylist() == [[True, False, True] + 6 * [False] + [True], [True] * 3]
+
+
+def test_more_values_than_a_list_column_holds(tmp_path, monkeypatch):
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [np.arange(2, dtype=np.complex64), np.arange(1, dtype=np.complex64)]
+    monkeypatch.setattr(bintable, "MAX_VALUES", 6)
+    written(tmp_path / "t.fits", fits.Column("p", "PC()", array=ragged))
+    monkeypatch.setattr(bintable, "MAX_VALUES", 5)
+    with pytest.raises(UnusableInputError, match="column p has 6 values") as caught:
+        written(tmp_path / "t.fits", fits.Column("p", "PC()", array=ragged))
+    assert caught.value.advice
+
+
+def test_texts_of_any_encoding(tmp_path):
+    stored = ["Süd".encode(), "Süd".encode("latin-1"), "巡天".encode(), bytes(range(0x80, 0x8C)), b"a\0b"]
+    columns = [
+        fits.Column("a", "12A", array=np.array(stored)),
+        fits.Column("b", "3A", array=np.full(5, b"x")),
+    ]
+    table = written(tmp_path / "t.fits", *columns)
+    assert table["a"].to_pylist() == ["Süd", "Süd", "巡天", bytes(range(0x80, 0x8C)).decode("latin-1"), "a"]
+    assert table.schema.field("a").metadata == {b"note": b"2 texts that are not UTF-8 read as Latin-1"}
+    assert table.schema.field("b").metadata is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_units_and_names_of_any_encoding(tmp_path, encoding):
+    path = tmp_path / "t.fits"
+    written(path, fits.Column("Gr__e", "E", unit="__m", array=np.zeros(1, np.float32)))
+    for old, new in {"'Gr__e   '": "Größe", "'__m     '": "µm"}.items():
+        data = path.read_bytes()
+        assert data.count(old.encode()) == 1
+        card = f"'{new}".encode(encoding).ljust(len(old) - 1) + b"'"
+        path.write_bytes(data.replace(old.encode(), card))
+    field = read_bintable(path, table_hdus(path)[0]).schema.field(0)
+    assert (field.name, field.metadata[b"unit"].decode()) == ("Größe", "µm")
+
+
+def test_names_that_are_none(tmp_path):
+    columns = [fits.Column(f"n{k}", "B", array=np.zeros(1, np.uint8)) for k in range(4)]
+    path = tmp_path / "t.fits"
+    written(path, *columns)
+    data = path.read_bytes()
+    for old, new in {
+        b"n0      ": b"        ",
+        b"n1      ": b"  lead  ",
+        b"n2      ": b"col1    ",
+        b"n3": b"\ti",
+    }.items():
+        assert data.count(b"'" + old) == 1
+        data = data.replace(b"'" + old, b"'" + new)
+    path.write_bytes(data)
+    # no name: the column's number; two of one name: the later one gets a number; blanks around a name are none of it
+    assert read_bintable(path, table_hdus(path)[0]).column_names == ["col1", "lead", "col1_2", "i"]
 
 
 def test_compressed_table_is_named_as_such(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -15,6 +16,7 @@ from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.read import catalog
 from sgclassify.stages.read.catalog import (
     Detections,
+    column_notes,
     find_column,
     read_detections,
     read_table,
@@ -94,6 +96,69 @@ def test_official_name_is_preferred():
     assert find_column(table.drop_columns(["X"]), "X") == "x"
     assert find_column(table, "RA") is None
     assert find_column(pa.table({"FWHM": [1.0]}), "fwhm") == "FWHM"
+
+
+def renamed(path, names):
+    """Give columns other names of as many characters; astropy does not write two of one name."""
+    data = path.read_bytes()
+    for old, new in names.items():
+        assert data.count(f"'{old:8}'".encode()) == 1
+        data = data.replace(f"'{old:8}'".encode(), f"'{new:8}'".encode())
+    path.write_bytes(data)
+
+
+def test_twins_of_a_column_that_is_read(make_exposure, make_columns):
+    columns = make_columns()
+    files = make_exposure(columns={**columns, "r": columns["RA"] + 1}, checksum=False)
+    renamed(files.catalog, {"r": "ra"})
+    # the exact official name tells which one it is; the other comes back beside it
+    np.testing.assert_array_equal(detections(files).ra, columns["RA"])
+    assert read_table(files.catalog).column_names[-1] == "ra_2"
+    renamed(files.catalog, {"RA": "Ra"})
+    assert fault_of(files) == "two columns may be its RA: 'Ra' and 'ra'"
+    renamed(files.catalog, {"Ra": "RA", "ra": "RA"})
+    assert fault_of(files) == "two columns may be its RA: 'RA' and 'RA'"
+
+
+def test_twins_of_columns_that_are_not_read(make_exposure, make_columns):
+    columns = make_columns()
+    extra = {f"n{k}": columns["X"] + k for k in range(7)}
+    files = make_exposure(columns={**columns, **extra}, checksum=False)
+    renamed(files.catalog, {"n0": "Flag", "n1": "FLAG", "n2": "x_image", "n3": "x_image"})
+    assert len(detections(files)) == 12
+    table = read_table(files.catalog)
+    assert table.column_names[-7:] == ["Flag_2", "FLAG_3", "x_image", "x_image_2", "n4", "n5", "n6"]
+    for name, values in zip(table.column_names[-7:], extra.values(), strict=True):
+        np.testing.assert_array_equal(table[name], values)
+    notes = [
+        "CAT column Flag_2: named Flag in its file, as another column is",
+        "CAT column FLAG_3: named FLAG in its file, as another column is",
+        "CAT column x_image_2: named x_image in its file, as another column is",
+    ]
+    assert column_notes(table) == notes
+    # of many, the first five
+    renamed(files.catalog, {"n4": "x_image", "n5": "x_image", "n6": "x_image"})
+    found = column_notes(read_table(files.catalog))
+    assert found[:3] == notes
+    assert found[5:] == ["1 more CAT columns have such remarks"]
+
+
+def test_values_that_are_declared_to_be_none(make_exposure, make_columns):
+    columns = {**make_columns(), "objID": np.arange(12)}
+    columns["objID"][:3] = -1
+    columns["X"] = np.rint(columns["X"]).astype(np.int32)
+    columns["X"][5] = -1
+    files = make_exposure(columns=columns)
+    config = dataclasses.replace(CONFIG, position_tolerance_arcsec=1.0)
+    before = [*[SgFlag.DUPLICATE_ID] * 3, 0, 0, SgFlag.POSITION_MISMATCH]
+    assert detections(files, config).sg_flags[:6].tolist() == before
+    for k, name in enumerate(columns, start=1):
+        if name in ("objID", "X"):
+            fits.setval(files.catalog, f"TNULL{k}", value=-1, ext=1)
+    assert detections(files, config).sg_flags[:6].tolist() == [0, 0, 0, 0, 0, SgFlag.NO_POSITION]
+    table = read_table(files.catalog)
+    assert table["objID"].to_pylist()[:4] == [-1, -1, -1, 3]
+    assert table["X"].null_count == 0
 
 
 def test_ldac_catalogue(make_exposure, make_columns, make_table):
