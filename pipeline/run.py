@@ -46,7 +46,8 @@ from sgclassify.pipeline.record import (
     TileRecord,
     pending,
 )
-from sgclassify.pipeline.report import SkySample, write_report
+from sgclassify.pipeline.report import write_report
+from sgclassify.pipeline.sample import SkySample, level_for
 from sgclassify.pipeline.status import ProgressFile
 from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
@@ -648,6 +649,7 @@ class _Driver:
             log.info("%d tiles are complete already", done, extra={"tiles_complete": done})
         keys = {tile: inventory.key_of(tile) for tile in todo}
         about = self._metadata
+        level = level_for(sum(receipt.usable for receipt in inventory.good.values()))
 
         def submit(tile: TilePlan) -> Any:
             self._new_try(str(tile))
@@ -676,6 +678,7 @@ class _Driver:
                 scored,
                 self.places,
                 about,
+                level,
                 resources=cluster.cpu,
                 priority=PUBLISH_PRIORITY,
             )

@@ -33,6 +33,7 @@ from sgclassify.pipeline.receipts import (
 )
 from sgclassify.pipeline.record import RunRecord
 from sgclassify.pipeline.run import Options, plan, run
+from sgclassify.pipeline.sample import MAX_SAMPLED, draw
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
 from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import SlitlessExposureError
@@ -94,6 +95,7 @@ class Stages:
     prepared: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
     finished: int = 0
+    usable: int = 9
 
     def forget(self) -> None:
         """What was done so far counts no more."""
@@ -129,7 +131,7 @@ class Stages:
             stats=stats_of(header.files),
             sha256=sha256,
             rows=10,
-            usable=9,
+            usable=self.usable,
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
         )
@@ -154,18 +156,22 @@ class Stages:
         return extracted
 
     def publish(
-        self, tile: TilePlan, key: str, scored: Any, places: tasks.Places, metadata: dict[str, str]
+        self,
+        tile: TilePlan,
+        key: str,
+        scored: Any,
+        places: tasks.Places,
+        metadata: dict[str, str],
+        level: int,
     ) -> TileReceipt:
         path = partition_path(places.objects, tile.order, tile.pixel)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-        sample = np.array([tile.pixel], dtype=np.float64)
+        one = np.array([tile.pixel])
         histogram = np.zeros(20, dtype=np.int64)
         histogram[-1] = 2
-        p_star = np.array([0.99], dtype=np.float32)
-        receipt = TileReceipt(
-            tile.order, tile.pixel, key, 4, 2, 1, 1, 0.1, histogram, sample, sample, p_star, size=1
-        )
+        sample = draw(one, one.astype(float), one.astype(float), np.array([0.99], dtype=np.float32), level)
+        receipt = TileReceipt(tile.order, tile.pixel, key, 4, 2, 1, 1, 0.1, histogram, sample, level, size=1)
         members = members_path(places.tiles, tile.order, tile.pixel)
         pq.write_table(pa.table({"a": [1]}, metadata={RECEIPT: receipt.as_json()}), members)
         return receipt
@@ -259,6 +265,18 @@ def test_all_done(stages: Stages, options: Options) -> None:
     assert "Everything was done" in html
     assert "&lt;&amp;&gt;" in html
     assert "<&>" not in html
+
+
+@pytest.mark.parametrize(("usable", "level"), [(9, 0), (MAX_SAMPLED // 3, 0), (MAX_SAMPLED, 2)])
+def test_tiles_keep_samples_by_the_size_of_the_run(
+    stages: Stages, options: Options, usable: int, level: int
+) -> None:
+    stages.usable = usable
+    assert _run(options).exit_code == 0
+    for pixel in _pixels(options):
+        receipt = TileReceipt.read(members_path(options.output / ".receipts" / "tiles", 10, pixel))
+        assert receipt is not None
+        assert receipt.sample_level == level
 
 
 def test_bad_exposures_are_set_aside_and_touch_no_tile(
