@@ -20,8 +20,8 @@ MAX_POINTS: Final = 20_000
 """Objects on the sky map, at most."""
 
 MAX_SAMPLED: Final = 100_000
-"""Catalogue rows up to which the receipts of all tiles keep every object. More than `MAX_POINTS`, since an object has one
-row or many, and nobody knows before how many."""
+"""Catalogue rows up to which the receipts of all tiles keep every object. More than `MAX_POINTS`, since an object has
+one row or many, and nobody knows before how many."""
 
 HISTOGRAM_EDGES: Final[tuple[float, ...]] = tuple(k / 20 for k in range(21))
 """Edges of the bins of p_star in the receipts."""
