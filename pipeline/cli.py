@@ -243,13 +243,17 @@ def status(folder: Path, as_json: bool) -> None:
 
 def summary(record: RunRecord) -> str:
     """The table at the end of a run."""
+    from sgclassify.pipeline.record import pending
+
     n = record.counts()
+    waiting = pending(n)
     rows = (
         ("exposures", f"{n['exposures_done']} done"),
         ("", f"{n['exposures_set_aside']} set aside"),
         ("", f"{n['exposures_skipped']} skipped"),
         ("tiles", f"{n['tiles_done']} done, {n['tiles_set_aside']} set aside"),
         *([("", f"{n['tiles_reused']} of an earlier run")] if n["tiles_reused"] else []),
+        *([("pending", f"{waiting}: run the same command again")] if waiting else []),
         ("objects", f"{n['objects']}"),
         ("stars", f"{n['stars']}"),
         ("galaxies", f"{n['galaxies']}"),

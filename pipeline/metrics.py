@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from sgclassify.pipeline.record import DONE, SET_ASIDE, SKIPPED, RunRecord
+from sgclassify.pipeline.record import DONE, PENDING, SET_ASIDE, SKIPPED, RunRecord
 from sgclassify.pipeline.tasks import peak_mib
 from sgclassify.stages.atomic import write_atomic_text
 
@@ -65,7 +65,7 @@ class MetricsFile:
             add("phase_total", "Steps of the present phase.", [(label, total)])
         counts = record.counts()
         for kind in ("exposures", "tiles"):
-            outcomes = (DONE, SET_ASIDE, SKIPPED) if kind == "exposures" else (DONE, SET_ASIDE)
+            outcomes = (DONE, SET_ASIDE, PENDING, *([SKIPPED] if kind == "exposures" else []))
             values = [(f'{{outcome="{name}"}}', float(counts[f"{kind}_{name}"])) for name in outcomes]
             add(kind, f"{kind.capitalize()} by outcome.", values)
         add("retried", "Exposures and tiles that were tried more than once.", [("", counts["retried"])])

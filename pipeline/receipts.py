@@ -18,15 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from sgclassify.pipeline.sample import SAMPLE, Sample
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.checksum import sha256_of
 from sgclassify.stages.read.names import ExposureFiles
 
 RECEIPT: Final = b"sgclassify:receipt"
 """Key of a tile's receipt in the metadata of its file of members."""
-
-HISTOGRAM_EDGES: Final[tuple[float, ...]] = tuple(k / 20 for k in range(21))
-"""Edges of the bins of p_star in the receipts."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,11 @@ class TileReceipt:
     seconds : float
         Time spent on the workers.
     histogram : ndarray of int64, shape (20,)
-        Objects by p_star, bins of `HISTOGRAM_EDGES`.
-    sample_ra, sample_dec : ndarray of float64, shape (k,)
-        Positions of some objects, degrees.
-    sample_p_star : ndarray of float32, shape (k,)
-        Their probabilities; nan where not scored.
+        Objects by p_star, bins of `sgclassify.pipeline.sample.HISTOGRAM_EDGES`.
+    sample : ndarray of `sgclassify.pipeline.sample.SAMPLE`, shape (k,)
+        Some objects for the sky map.
+    sample_level : int
+        Which: one of every ``2**sample_level``.
     worker : str
         Who published it: host and process.
     device : str
@@ -129,9 +127,8 @@ class TileReceipt:
     n_not_scored: int
     seconds: float
     histogram: npt.NDArray[np.int64]
-    sample_ra: npt.NDArray[np.float64]
-    sample_dec: npt.NDArray[np.float64]
-    sample_p_star: npt.NDArray[np.float32]
+    sample: Sample
+    sample_level: int
     worker: str = ""
     device: str = "cpu"
     peak_mib: float = 0.0
@@ -147,13 +144,8 @@ class TileReceipt:
         """Read the receipt out of a tile's file of members; None where there is none that can be read."""
         try:
             values = json.loads((pq.read_metadata(path).metadata or {})[RECEIPT])
-            for name, kind in (
-                ("histogram", np.int64),
-                ("sample_ra", np.float64),
-                ("sample_dec", np.float64),
-                ("sample_p_star", np.float32),
-            ):
-                values[name] = np.array(values[name], dtype=kind)
+            values["histogram"] = np.array(values["histogram"], dtype=np.int64)
+            values["sample"] = np.array([tuple(one) for one in values["sample"]], dtype=SAMPLE)
             return cls(**values)
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,10 +15,14 @@ from typing import Any, Final
 from sgclassify.stages.atomic import write_atomic_bytes
 from sgclassify.stages.program import code_digest
 
-RECORD_VERSION: Final = 2
+RECORD_VERSION: Final = 3
+"""Raised where the meaning of an entry changes; docs/operations.md says how."""
+
 DONE: Final = "done"
 SET_ASIDE: Final = "set_aside"
 SKIPPED: Final = "skipped"
+PENDING: Final = "pending"
+"""What every exposure and tile is until something closes it: in the end, that the run ended before its turn."""
 
 _PACKAGES: Final = ("sgclassify", "numpy", "astropy", "photutils", "pyarrow", "hats", "distributed", "torch")
 
@@ -74,7 +79,7 @@ class ExposureRecord:
     files: dict[str, str | None]
     sha256: dict[str, str] = field(default_factory=dict)
     band: str | None = None
-    outcome: str = SET_ASIDE
+    outcome: str = PENDING
     file: str = ""
     fault: str = ""
     advice: str = ""
@@ -107,7 +112,7 @@ class TileRecord:
     order: int
     pixel: int
     exposures: list[str]
-    outcome: str = SET_ASIDE
+    outcome: str = PENDING
     n_objects: int = 0
     n_stars: int = 0
     n_galaxies: int = 0
@@ -142,7 +147,7 @@ class RunRecord:
     model : dict
         ``id``, ``sha256``, ``prior_star_fraction``, ``path``, ``device``.
     exposures, tiles : list
-        Outcome of each.
+        Outcome of each; the tiles are there from when they are planned.
     notes : list of str
         Remarks on the exposure list.
     timings : dict of str to float
@@ -177,9 +182,11 @@ class RunRecord:
             "exposures_done": number(self.exposures, DONE),
             "exposures_set_aside": number(self.exposures, SET_ASIDE),
             "exposures_skipped": number(self.exposures, SKIPPED),
+            "exposures_pending": number(self.exposures, PENDING),
             "tiles": len(self.tiles),
             "tiles_done": number(self.tiles, DONE),
             "tiles_set_aside": number(self.tiles, SET_ASIDE),
+            "tiles_pending": number(self.tiles, PENDING),
             "tiles_reused": sum(t.outcome == DONE and t.attempts == 0 for t in self.tiles),
             "retried": sum(e.attempts > 1 for e in self.exposures) + sum(t.attempts > 1 for t in self.tiles),
             "objects": sum(t.n_objects for t in self.tiles),
@@ -217,9 +224,21 @@ class RunRecord:
         write_text(path, json.dumps(self.as_dict(), indent=1) + "\n")
 
 
+def pending(counts: Mapping[str, int]) -> str:
+    """What a run did not reach, such as ``2 exposures and 1 tile``; empty where there is nothing.
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        Of a record; those of earlier versions tell of nothing pending.
+    """
+    numbers = [(counts.get(f"{kind}s_pending", 0), kind) for kind in ("exposure", "tile")]
+    return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for n, kind in numbers if n)
+
+
 def _trimmed(item: dict[str, Any]) -> dict[str, Any]:
     """Without the reasons of what needs none."""
-    if item["outcome"] == DONE:
+    if item["outcome"] in (DONE, PENDING):
         return {
             key: value for key, value in item.items() if key not in ("file", "fault", "advice", "traceback")
         }

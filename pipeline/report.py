@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
+from sgclassify.pipeline import pictures
+from sgclassify.pipeline.record import (
+    DONE,
+    PENDING,
+    SET_ASIDE,
+    SKIPPED,
+    RunRecord,
+    pending,
+    software,
+    write_text,
+)
+from sgclassify.pipeline.sample import SkySample
 
-from sgclassify.pipeline.receipts import HISTOGRAM_EDGES, TileReceipt
-from sgclassify.pipeline.record import DONE, SKIPPED, RunRecord, software, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-log = logging.getLogger(__name__)
-
-MAX_POINTS = 20_000
-"""Objects drawn on the sky map, at most."""
-
-_STAR, _GALAXY, _NONE = "#b45309", "#1d4ed8", "#9ca3af"
+_ORDER: Final = (SET_ASIDE, PENDING, SKIPPED, DONE)
+"""Outcomes as the exposures are listed: what needs somebody comes first."""
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1rem; }
+:root { color-scheme: light; background: #ffffff; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 76rem; margin: 2rem auto;
+  padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; }
-td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #9ca3af; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bad { color: #b91c1c; } .dim { color: #6b7280; } code { overflow-wrap: anywhere; }
-img { max-width: 100%; } .scroll { overflow-x: auto; }
+td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; font-weight: normal; }
+thead th { border-bottom: 1px solid #6b7280; font-weight: bold; }
+.n { text-align: right; font-variant-numeric: tabular-nums; } .pairs th { white-space: nowrap; }
+.listed { table-layout: fixed; width: 100%; }
+.bad { color: #b91c1c; } .dim, figcaption { color: #4b5563; }
+figure { margin: 0; } img { max-width: 100%; height: auto; }
+@media (max-width: 50rem) {
+  .listed, .listed tbody, .listed tr, .listed td { display: block; width: auto; text-align: left; }
+  .listed thead { display: none; } .listed tr { border-top: 1px solid #6b7280; padding: .5rem 0; }
+  .listed td { padding: 0; } .listed td:empty { display: none; }
+  .listed td::before { content: attr(data-label) ": "; color: #4b5563; }
+}
 """
-
-
-class SkySample:
-    """Objects of the published tiles for the pictures; its memory does not grow with their number."""
-
-    def __init__(self) -> None:
-        self.histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, dtype=np.int64)
-        self.n_objects = 0
-        self._points: list[npt.NDArray[np.float64]] = []
-        self._n_points = 0
-        self._step = 1
-
-    def add(self, receipt: TileReceipt) -> None:
-        """Add a tile."""
-        self.histogram += receipt.histogram
-        self.n_objects += receipt.n_objects
-        points = np.stack([receipt.sample_ra, receipt.sample_dec, receipt.sample_p_star]).astype(np.float64)
-        self._points.append(points[:, :: self._step])
-        self._n_points += self._points[-1].shape[1]
-        if self._n_points > 2 * MAX_POINTS:
-            # every second one, now and of what is still to come, so that all tiles stay equally dense
-            self._points = [np.concatenate(self._points, axis=1)[:, ::2]]
-            self._n_points, self._step = self._points[0].shape[1], 2 * self._step
-
-    def points(self) -> npt.NDArray[np.float64]:
-        """Right ascension, declination (degrees) and p_star (nan where not scored), shape (3, n)."""
-        return np.concatenate([np.empty((3, 0)), *self._points], axis=1)
 
 
 def write_report(record: RunRecord, sample: SkySample, path: Path) -> None:
@@ -88,30 +68,20 @@ def render(record: RunRecord, sample: SkySample) -> str:
         f"<h1>Star/galaxy classification: {_text(record.output.name)}</h1>",
         _headline(record),
         "<h2>Numbers</h2>",
-        _table((), ((name.replace("_", " "), number) for name, number in record.counts().items())),
+        _pairs({name.replace("_", " "): f"{number:,}" for name, number in record.counts().items()}, "n"),
+        *_figures(sample),
+        "<h2>Exposures</h2>",
+        _exposures(record),
     ]
-    if sample.n_objects:
-        parts += [
-            "<h2>Objects on the sky</h2>",
-            _picture(lambda axes: _sky_map(axes, sample.points()), (8, 5)),
-        ]
-        parts += [
-            "<h2>Probability of being a star</h2>",
-            _picture(lambda axes: _histogram(axes, sample.histogram), (8, 3)),
-        ]
-    parts += ["<h2>Exposures</h2>", _exposures(record)]
-    aside = [tile for tile in record.tiles if tile.outcome != DONE]
-    if aside:
+    if aside := [tile for tile in record.tiles if tile.outcome == SET_ASIDE]:
         rows = ((f"{t.order}/{t.pixel}", ", ".join(t.exposures), t.fault, t.advice) for t in aside)
-        parts += ["<h2>Tiles set aside</h2>", _table(("tile", "exposures", "fault", "advice"), rows)]
+        head = {"tile": "14%", "exposures": "36%", "fault": "25%", "advice": "25%"}
+        parts += ["<h2>Tiles set aside</h2>", _listed(head, rows)]
     if record.notes:
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{_text(note)}</li>" for note in record.notes), "</ul>"]
-    parts += ["<h2>Model</h2>", _table((), record.model.items())]
-    parts += [
-        "<h2>Time</h2>",
-        _table(("phase", "seconds"), ((k, round(v, 1)) for k, v in record.timings.items())),
-    ]
-    parts += ["<h2>Software</h2>", _table((), software().items())]
+    parts += ["<h2>Model</h2>", _pairs(record.model)]
+    parts += ["<h2>Seconds</h2>", _pairs({name: f"{s:,.1f}" for name, s in record.timings.items()}, "n")]
+    parts += ["<h2>Software</h2>", _pairs(software())]
     parts += ["<h2>Command</h2>", f"<p><code>{_text(' '.join(record.command))}</code></p>", "</body></html>"]
     return "\n".join(parts) + "\n"
 
@@ -121,96 +91,88 @@ def _text(value: object) -> str:
 
 
 def _headline(record: RunRecord) -> str:
-    started = (
-        f"<span class='dim'>started {_text(record.started.isoformat(sep=' ', timespec='seconds'))}</span>"
-    )
     if record.message:
-        return f"<p class='bad'>{_text(record.message)}</p><p>{started}</p>"
-    state = (
-        "Everything was done."
-        if record.exit_code == 0
-        else "Some exposures or tiles were set aside; see below."
+        lines = [f"<p class='bad'>{_text(record.message)}</p>"]
+    elif record.exit_code == 0:
+        lines = ["<p>Everything was done.</p>"]
+    else:
+        lines = ["<p>Some exposures or tiles were set aside; see below.</p>"]
+    if waiting := pending(record.counts()):
+        lines.append(f"<p>Pending: {waiting}. The same command goes on with them.</p>")
+    started = record.started.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    lines.append(f"<p class='dim'>Exit code {record.exit_code}. Started {started} UTC.</p>")
+    return "".join(lines)
+
+
+def _pairs(values: Mapping[str, object], kind: str = "") -> str:
+    """Names and what they are, one a line; ``kind`` is the class of the values."""
+    rows = (
+        f"<tr><th scope='row'>{_text(name)}</th><td class='{kind}'>{_text(value)}</td></tr>"
+        for name, value in values.items()
     )
-    return f"<p>{state} {started}</p>"
+    return f"<table class='pairs'>{''.join(rows)}</table>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["<div class='scroll'><table>"]
-    if head:
-        lines.append("<tr>" + "".join(f"<th>{_text(name)}</th>" for name in head) + "</tr>")
+def _listed(head: Mapping[str, str], rows: Iterable[Sequence[str | int]]) -> str:
+    """A table of the page's width, of columns with the given widths; one below the other on a small screen."""
+    columns = "".join(f"<col style='width: {width}'>" for width in head.values())
+    rows = list(rows)
+    kinds = [" class='n'" * isinstance(value, int) for row in rows[:1] for value in row] or [""] * len(head)
+    names = "".join(
+        f"<th scope='col'{kind}>{_text(name)}</th>" for name, kind in zip(head, kinds, strict=True)
+    )
+    lines = [f"<table class='listed'><colgroup>{columns}</colgroup><thead><tr>{names}</tr></thead><tbody>"]
     for row in rows:
         cells = (
-            f"<td class='n'>{v:,}</td>" if isinstance(v, (int, float)) else f"<td>{_text(v)}</td>"
-            for v in row
+            f"<td data-label='{_text(name)}'{kind}>{_cell(value)}</td>"
+            for name, kind, value in zip(head, kinds, row, strict=True)
         )
         lines.append("<tr>" + "".join(cells) + "</tr>")
-    return "".join([*lines, "</table></div>"])
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _cell(value: str | int) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    # names of files are broken at their underscores rather than anywhere
+    return _text(value).replace("_", "_<wbr>")
 
 
 def _exposures(record: RunRecord) -> str:
     """The exposures, those with a fault first."""
     rows = []
-    for e in sorted(record.exposures, key=lambda e: (e.outcome == DONE, e.outcome == SKIPPED, e.id)):
-        reason = "; ".join(text for text in (e.file, e.fault, e.advice) if text) if e.outcome != DONE else ""
+    for e in sorted(record.exposures, key=lambda e: (_ORDER.index(e.outcome), e.id)):
+        remarks = [text for text in (e.file, e.fault, e.advice) if text] if e.outcome != DONE else []
         outcome = e.outcome.replace("_", " ")
-        rows.append(
-            (e.id, e.band or "", outcome, e.rows, e.scored, "; ".join([reason, *e.notes]).strip("; "))
+        rows.append((e.id, e.band or "", outcome, e.rows, e.scored, "; ".join([*remarks, *e.notes])))
+    widths = ("30%", "6%", "9%", "8%", "8%", "39%")
+    names = ("exposure", "band", "outcome", "rows", "scored", "remarks")
+    return _listed(dict(zip(names, widths, strict=True)), rows)
+
+
+def _figures(sample: SkySample) -> list[str]:
+    """The pictures, with what they show in words."""
+    parts = []
+    points, every = sample.points()
+    if len(points):
+        drawn = f"{len(points):,} of {sample.n_objects:,}"
+        caption = (
+            f"All {sample.n_objects:,} objects."
+            if every == 1
+            else f"1 of every {every:,} objects, the same share everywhere: {drawn}."
         )
-    return _table(("exposure", "band", "outcome", "rows", "scored", "remarks"), rows)
+        parts += ["<h2>Objects on the sky</h2>", _figure(pictures.sky_map(points, every), caption)]
+    if n_scored := int(sample.histogram.sum()):
+        caption = f"All {n_scored:,} scored objects."
+        parts += [
+            "<h2>Probability of being a star</h2>",
+            _figure(pictures.histogram(sample.histogram), caption),
+        ]
+    return parts
 
 
-def _picture(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    """A drawing as an inline PNG."""
-    # Imported here: slow to import, and of use at the very end of a run only. The Agg canvas needs no display
-    # and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
-    draw(axes)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='' src='data:image/png;base64,{data}'>"
-
-
-def _sky_map(axes: Any, points: npt.NDArray[np.float64]) -> None:
-    ra, dec, star = points
-    step = -(-len(ra) // MAX_POINTS)
-    ra, dec, star = _unwrapped(ra[::step]), dec[::step], star[::step]
-    with np.errstate(invalid="ignore"):
-        groups = (
-            ("galaxy", _GALAXY, star < 0.5),
-            ("star", _STAR, star >= 0.5),
-            ("not scored", _NONE, np.isnan(star)),
-        )
-    size = float(np.clip(20_000 / max(len(ra), 1), 1.0, 12.0))
-    for label, colour, chosen in groups:
-        if chosen.any():
-            axes.scatter(ra[chosen], dec[chosen], s=size, c=colour, linewidths=0, label=label)
-    stretch = 1.0 / max(np.cos(np.radians(np.median(dec))), 0.05)
-    axes.set_aspect(stretch, adjustable="datalim")
-    axes.invert_xaxis()
-    axes.set_xlabel("RA (deg)")
-    axes.set_ylabel("Dec (deg)")
-    axes.legend(loc="upper right", markerscale=2.0)
-
-
-def _unwrapped(ra: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Right ascensions without the jump at 360 degrees, where a field lies across it."""
-    centre = np.degrees(np.angle(np.exp(1j * np.radians(ra)).mean())) % 360.0
-    return np.asarray(centre + (ra - centre + 180.0) % 360.0 - 180.0)
-
-
-def _histogram(axes: Any, counts: npt.NDArray[np.int64]) -> None:
-    edges = np.asarray(HISTOGRAM_EDGES)
-    middle = (edges[:-1] + edges[1:]) / 2
-    colours = [_STAR if p >= 0.5 else _GALAXY for p in middle]
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colours, edgecolor="white")
-    axes.set_xlabel("p_star")
-    axes.set_ylabel("objects")
-    axes.set_xlim(0, 1)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+def _figure(picture: pictures.Picture, caption: str) -> str:
+    return (
+        f"<figure><img src='{picture.url}' width='{picture.width}' height='{picture.height}'"
+        f" alt='{_text(picture.alt)}'><figcaption>{_text(caption)}</figcaption></figure>"
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ from sgclassify.pipeline.record import (
     Failure,
     RunRecord,
     TileRecord,
+    pending,
 )
-from sgclassify.pipeline.report import SkySample, write_report
+from sgclassify.pipeline.report import write_report
 from sgclassify.pipeline.request import Options, Request
+from sgclassify.pipeline.sample import SkySample, level_for
 from sgclassify.pipeline.status import ProgressFile
 from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
@@ -110,6 +113,8 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
             if isinstance(error, SystemExit) and isinstance(error.code, int):
                 # a signal, see `sgclassify.pipeline.cli`
                 record.exit_code = error.code
+                with suppress(ValueError):
+                    record.message = f"ended by {signal.Signals(error.code - 128).name}"
             raise
         finally:
             driver.close()
@@ -376,6 +381,7 @@ class _Driver:
         self.record = record
         self.inventory = Inventory(options, setup, folder.receipts, record)
         self.sample = SkySample()
+        self._tiles: dict[TilePlan, TileRecord] = {}
         self._opened = False
         self._complete = False
         receipts = folder.receipts
@@ -437,9 +443,6 @@ class _Driver:
 
     def close(self) -> None:
         """Write report and record; remove the work folder of a run that is complete."""
-        for exposure in self.record.exposures:
-            if exposure.outcome == SET_ASIDE and not exposure.fault:
-                exposure.fault, exposure.advice = "the run ended before this exposure was done", "run again"
         self.record.peak_mib["driver"] = tasks.peak_mib()
         if self._opened or not self.folder.has_products:
             try:
@@ -449,6 +452,8 @@ class _Driver:
                 if self._complete:
                     raise
                 log.error("%s: the record of this run could not be written: %s", self.folder.path, error)
+            if waiting := pending(self.record.counts()):
+                log.warning("%s: the run ended before their turn; run the same command again", waiting)
         else:
             log.warning("%s: the products of the earlier run were left as they are", self.folder.path)
         # what was prepared is of use to the next run, unless this one is complete
@@ -520,28 +525,36 @@ class _Driver:
         return failure
 
     def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[str, dict[int, str]]]:
-        """Tiles to compute, and pixel and key of the complete ones of every good exposure; these are recorded.
+        """Tiles to compute, and pixel and key of the complete ones of every good exposure; all are recorded.
 
         What is needed for the rest is prepared: the prepared files of a run that was completed are gone, so that what
         new exposures touch is prepared again.
         """
         inventory = self.inventory
         while True:
-            self.record.tiles.clear()
+            tiles = inventory.plan()
+            self._tiles = {tile: TileRecord(tile.order, tile.pixel, list(tile.exposures)) for tile in tiles}
+            self.record.tiles = list(self._tiles.values())
             self.sample = SkySample()
             todo: list[TilePlan] = []
             published: dict[str, dict[int, str]] = {name: {} for name in inventory.good}
-            for tile in inventory.plan():
+            for tile in tiles:
                 receipt = inventory.published(tile, self.folder.objects)
                 if receipt is None:
                     todo.append(tile)
                 else:
                     self._take(tile, receipt, 0, published)
             touched = {name for tile in todo for name in tile.exposures}
+            complete = {n for n in inventory.good if n not in touched and self._joined(n, published[n])}
             # an exposure without a product of what is complete is joined again even if no tile of it is computed
-            touched |= {n for n in inventory.good if n not in touched and not self._joined(n, published[n])}
-            lacking = [n for n in touched if not inventory.receipts.is_prepared(inventory.good[n])]
+            lacking = [
+                name
+                for name, receipt in inventory.good.items()
+                if name not in complete and not inventory.receipts.is_prepared(receipt)
+            ]
             if not lacking:
+                for name in complete:
+                    self._close(name, inventory.good[name])
                 return todo, published
             self._prepare(cluster, lacking)
 
@@ -549,10 +562,11 @@ class _Driver:
         """Compute and publish the tiles; pixel and key of the published ones of every exposure."""
         inventory = self.inventory
         todo, published = self._plan(cluster)
-        if done := len(self.record.tiles):
+        if done := len(self._tiles) - len(todo):
             log.info("%d tiles are complete already", done, extra={"tiles_complete": done})
         keys = {tile: inventory.key_of(tile) for tile in todo}
         about = self._metadata
+        level = level_for(sum(receipt.usable for receipt in inventory.good.values()))
 
         def submit(tile: TilePlan) -> Any:
             self._new_try(str(tile))
@@ -581,6 +595,7 @@ class _Driver:
                 scored,
                 self.places,
                 about,
+                level,
                 resources=cluster.cpu,
                 priority=PUBLISH_PRIORITY,
             )
@@ -599,20 +614,20 @@ class _Driver:
         self, tile: TilePlan, receipt: TileReceipt, attempts: int, published: dict[str, dict[int, str]]
     ) -> None:
         """Take a published tile into the record, the report, and what is published of its exposures."""
-        one = TileRecord(tile.order, tile.pixel, list(tile.exposures), outcome=DONE, attempts=attempts)
+        one = self._tiles[tile]
+        one.outcome, one.attempts = DONE, attempts
         for name in (
             "n_objects", "n_stars", "n_galaxies", "n_not_scored", "seconds", "worker", "device", "peak_mib",
         ):  # fmt: skip
             setattr(one, name, getattr(receipt, name))
-        self.record.tiles.append(one)
         self.sample.add(receipt)
         for name in tile.exposures:
             published[name][tile.pixel] = receipt.key
 
     def _set_tile_aside(self, tile: TilePlan, failure: Failure, attempts: int) -> None:
-        one = TileRecord(tile.order, tile.pixel, list(tile.exposures), attempts=attempts)
+        one = self._tiles[tile]
+        one.attempts = attempts
         one.set_aside(failure)
-        self.record.tiles.append(one)
         for name in tile.exposures:
             self.inventory.records[name].notes.append(f"tile {tile.order}/{tile.pixel} was set aside")
         log.warning(
@@ -637,8 +652,7 @@ class _Driver:
         todo = []
         for name in sorted(inventory.good):
             if self._joined(name, published[name]):
-                receipt = inventory.good[name]
-                inventory.records[name].outcome, inventory.records[name].scored = DONE, receipt.scored
+                self._close(name, inventory.good[name])
             else:
                 todo.append(name)
 
@@ -658,11 +672,16 @@ class _Driver:
         with self.reporter.phase("joining catalogues", len(todo)) as phase:
             for outcome in dispatch(cluster, todo, submit, 2 * cluster.n_slots):
                 phase.step()
-                one = inventory.records[outcome.job]
                 if isinstance(outcome.result, Failure):
-                    inventory.set_aside(one, self._explained(outcome.result, f"exposure {outcome.job}"))
+                    failure = self._explained(outcome.result, f"exposure {outcome.job}")
+                    inventory.set_aside(inventory.records[outcome.job], failure)
                 else:
-                    one.outcome, one.scored = DONE, outcome.result.scored
+                    self._close(outcome.job, outcome.result)
+
+    def _close(self, name: str, receipt: ExposureReceipt) -> None:
+        """The product of an exposure is there."""
+        exposure = self.inventory.records[name]
+        exposure.outcome, exposure.scored = DONE, receipt.scored
 
     def _finish(self) -> None:
         """Make the partitions a catalogue, and remove what is no part of this run's products."""

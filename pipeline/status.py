@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sgclassify.pipeline.outdir import MARKER, PROGRESS, RECEIPTS, WORK, holder, read_json
-from sgclassify.pipeline.record import SET_ASIDE, RunRecord
+from sgclassify.pipeline.record import SET_ASIDE, RunRecord, pending
 from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.errors import UsageError
 
@@ -44,7 +44,7 @@ class ProgressFile:
             return
         self._written = now
         record = self._record
-        exposures = [e for e in record.exposures if e.outcome == SET_ASIDE and e.fault]
+        exposures = [e for e in record.exposures if e.outcome == SET_ASIDE]
         tiles = [t for t in record.tiles if t.outcome == SET_ASIDE]
         values = {
             "pid": os.getpid(),
@@ -146,6 +146,8 @@ def describe(status: dict[str, Any]) -> str:
         ("tiles", f"{status['tiles_complete']} complete"),
         ("exposures", f"{status['exposures_complete']} complete"),
     ]
+    if waiting := pending(status.get("counts", {})):
+        rows.append(("pending", f"{waiting}: the run ended before their turn"))
     aside = status.get("set_aside") or status.get("progress", {}).get("set_aside", [])
     rows += [("set aside", f"{item['id']}: {item['fault']}") for item in aside]
     # names of files and messages come from outside: no control characters onto the terminal

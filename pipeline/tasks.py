@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 from sgclassify.pipeline.gpu import claim_gpu
 from sgclassify.pipeline.plan import TilePlan, footprint_tiles
 from sgclassify.pipeline.receipts import (
-    HISTOGRAM_EDGES,
     PREPARED,
     RECEIPT,
     ExposureReceipt,
@@ -39,6 +38,7 @@ from sgclassify.pipeline.receipts import (
     stats_of,
     write_receipt,
 )
+from sgclassify.pipeline.sample import HISTOGRAM_EDGES, draw
 from sgclassify.pipeline.worker import TaskTimeoutError, time_limit
 from sgclassify.stages.atomic import write_atomic
 from sgclassify.stages.bands import PIXEL_SCALE
@@ -68,9 +68,6 @@ R = TypeVar("R")
 
 MOST_FRAMES: Final = 40
 """Frames of a traceback that is told of."""
-
-SAMPLE_SIZE: Final = 200
-"""Objects of a tile that its receipt shows for the sky map."""
 
 JOINED: Final = tuple(column.name for column in DETECTION_COLUMNS)
 """Columns of an object that its detections get."""
@@ -419,18 +416,29 @@ def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
 
 @bordered
 def publish(
-    tile: TilePlan, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str]
+    tile: TilePlan,
+    key: str,
+    scored: ScoredTile,
+    places: Places,
+    metadata: Mapping[str, str],
+    sample_level: int,
 ) -> TileReceipt:
     """Write the objects of a tile, then what the exposures need of them together with the tile's receipt.
 
-    A tile without objects writes no partition. ``key`` says what the tile was made of.
+    A tile without objects writes no partition. ``key`` says what the tile was made of; the receipt shows one object of
+    every ``2**sample_level``.
     """
     with places.limited(str(tile)):
-        return _publish(tile, key, scored, places, metadata)
+        return _publish(tile, key, scored, places, metadata, sample_level)
 
 
 def _publish(
-    tile: TilePlan, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str]
+    tile: TilePlan,
+    key: str,
+    scored: ScoredTile,
+    places: Places,
+    metadata: Mapping[str, str],
+    sample_level: int,
 ) -> TileReceipt:
     start = time.monotonic()
     places.check()
@@ -438,7 +446,7 @@ def _publish(
     table = scored.objects
     p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
     known = p_star[np.isfinite(p_star)]
-    step = max(1, -(-len(p_star) // SAMPLE_SIZE))
+    identity, ra, dec = (table[name].to_numpy() for name in ("object_id", "ra", "dec"))
     n_stars = int(np.count_nonzero(known >= 0.5))
     receipt = TileReceipt(
         order=tile.order,
@@ -450,9 +458,8 @@ def _publish(
         n_not_scored=len(p_star) - len(known),
         seconds=round(scored.seconds + time.monotonic() - start, 3),
         histogram=np.histogram(known, bins=np.asarray(HISTOGRAM_EDGES))[0].astype(np.int64),
-        sample_ra=table["ra"].to_numpy()[::step],
-        sample_dec=table["dec"].to_numpy()[::step],
-        sample_p_star=p_star[::step],
+        sample=draw(identity, ra, dec, p_star, sample_level),
+        sample_level=sample_level,
         worker=worker_name(),
         device=scored.device,
         peak_mib=max(scored.peak_mib, peak_mib()),

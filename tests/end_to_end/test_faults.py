@@ -205,6 +205,11 @@ def test_lost_scheduler(sgclassify: Callable[..., Any], small: Any, outside: Any
     done = sgclassify(small.exposure_list, output, *given, watch=lose)
     assert done.code == 6, done.stderr
     assert "scheduler" in done.stderr
+    assert {one["outcome"] for one in done.inputs.values()} == {"pending"}
+    counts, n_tiles = done.record["counts"], len(small.undisturbed.record["tiles"])
+    assert counts["tiles_pending"] + counts["tiles_done"] == counts["tiles"] == n_tiles
+    assert counts["tiles_pending"] > 0
+    assert f"pending     3 exposures and {counts['tiles_pending']} tile" in done.stdout
     outside.start_scheduler()
     outside.worker()
     again = _run(sgclassify, small, outside, output)

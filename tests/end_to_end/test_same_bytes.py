@@ -116,8 +116,11 @@ def test_interrupted_run_ends_in_order_and_is_gone_on_with(
 
     done = sgclassify(good_list, output, watch=interrupt_at_work)
     assert done.code == 128 + number, done.stderr
-    assert "SystemExit" in done.record["message"]
+    assert done.record["message"] == f"ended by {number.name}"
     assert done.record["exit_code"] == 128 + number
+    assert {one["outcome"] for one in done.inputs.values()} == {"pending"}
+    assert {tile["outcome"] for tile in done.record["tiles"]} <= {"done", "pending"}
+    assert "7 exposures" in done.stderr.splitlines()[-1]
     assert not (output / ".lock").exists()
     assert not (output / ".work" / "dask").exists()
     assert not list(output.rglob("*.part"))

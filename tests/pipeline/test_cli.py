@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from sgclassify.pipeline import cli, tasks
 from sgclassify.pipeline.cli import LAZY, main
-from sgclassify.pipeline.record import RunRecord
+from sgclassify.pipeline.record import ExposureRecord, RunRecord, TileRecord
 
 
 def test_help_names_every_command_without_importing_it() -> None:
@@ -108,6 +108,18 @@ def test_exit_code_and_table_of_a_run(tmp_path: Path, listed: Path, monkeypatch:
         str(tmp_path),
     ):
         assert word in result.stdout
+
+
+def test_the_table_says_what_the_run_did_not_reach(tmp_path: Path) -> None:
+    record = RunRecord([], {}, {}, tmp_path, exit_code=6)
+    assert "pending" not in cli.summary(record)
+    record.exposures, record.tiles = (
+        [ExposureRecord("a", {})],
+        [TileRecord(10, k, ["a"]) for k in range(1200)],
+    )
+    table = cli.summary(record)
+    assert "pending     1 exposure and 1,200 tiles: run the same command again" in table
+    assert "0 set aside" in table
 
 
 def test_missing_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

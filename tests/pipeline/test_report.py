@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html as markup
 import json
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sgclassify.pipeline.pictures import COLOURS
 from sgclassify.pipeline.receipts import TileReceipt
 from sgclassify.pipeline.record import (
     DONE,
+    PENDING,
     SET_ASIDE,
     SKIPPED,
     ExposureRecord,
@@ -23,7 +28,8 @@ from sgclassify.pipeline.record import (
     TileRecord,
     write_text,
 )
-from sgclassify.pipeline.report import MAX_POINTS, SkySample, render
+from sgclassify.pipeline.report import render
+from sgclassify.pipeline.sample import GALAXY, STAR, SkySample, draw
 from sgclassify.stages.errors import UnusableInputError
 
 HOSTILE = "<script>alert('x')</script>&\""
@@ -50,8 +56,8 @@ def _record(tmp_path: Path) -> RunRecord:
 
 def _receipt(ra: list[float]) -> TileReceipt:
     p_star = np.array([0.9, np.nan, 0.1], dtype=np.float32)
-    dec = np.array([-1.0, 0.0, 1.0])
-    return TileReceipt(10, 3, "key", 3, 1, 1, 1, 0.1, np.arange(20), np.array(ra), dec, p_star)
+    sample = draw(np.arange(3), np.array(ra), np.array([-1.0, 0.0, 1.0]), p_star, 0)
+    return TileReceipt(10, 3, "key", 3, 1, 1, 1, 0.1, np.arange(20), sample, 0)
 
 
 def _sample(ra: list[float]) -> SkySample:
@@ -82,16 +88,18 @@ def test_run_json(tmp_path: Path) -> None:
 
 
 class _Links(HTMLParser):
-    """Collects what a browser would load."""
+    """Collects what a browser would load, and the texts that stand for pictures."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
         self.tags: list[str] = []
+        self.alts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.alts += [value or "" for name, value in attrs if name == "alt"]
 
 
 def test_report_is_one_safe_file_with_pictures(tmp_path: Path) -> None:
@@ -103,8 +111,14 @@ def test_report_is_one_safe_file_with_pictures(tmp_path: Path) -> None:
     for load in links.loads:
         assert base64.b64decode(load.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
     assert not re.search(r"https?://", html)
-    for text in ("copy it again", "slitless", "10/7", "not scored", "set aside"):
+    for text in ("copy it again", "slitless", "10/7", "not scored", "set aside", "All 3 objects."):
         assert text in html
+    sky, histogram = links.alts
+    assert "all objects" in sky
+    assert "galaxies 1, not scored 1, stars 1" in sky
+    assert "190 objects" in histogram
+    assert f"{sum(range(10))} below 0.5" in histogram
+    assert f": {', '.join(map(str, range(20)))}." in histogram
 
 
 def test_report_of_a_run_that_ended_early(tmp_path: Path) -> None:
@@ -138,16 +152,82 @@ def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_memory_of_the_sample_does_not_grow_with_the_tiles() -> None:
-    sample, n = SkySample(), 500
-    for number in range(600):
-        ra = np.linspace(0.0, 1.0, n) + number
-        p_star = np.full(n, 0.5, dtype=np.float32)
-        sample.add(TileReceipt(10, number, "key", n, n, 0, 0, 0.1, np.ones(20, int), ra, ra / 10, p_star))
-    points = sample.points()
-    assert MAX_POINTS / 4 < points.shape[1] <= 2 * MAX_POINTS
-    assert sample.n_objects == 300_000
-    assert (sample.histogram == 600).all()
-    # every tile is there, equally dense
-    per_tile = np.bincount(points[0].astype(int), minlength=600)
-    assert per_tile[:600].min() >= 0.8 * per_tile[:600].max() > 0
+def _of_many_tiles(tmp_path: Path) -> tuple[RunRecord, SkySample]:
+    """A run that was ended early, with remarks of any length, and more objects than are drawn."""
+    record = _record(tmp_path)
+    remark = "this remark goes on " * 40 + "/a/path/" + "y" * 300
+    name = "CSST_MSC_MS_SIM_20270101000000_20270101000230_10000000000_06_L1_V01"
+    record.exposures.append(ExposureRecord(name, {}, notes=[remark]))
+    record.exposures[0].notes.append(remark)
+    record.tiles += [TileRecord(10, 100 + k, [name]) for k in range(1000)]
+    record.tiles[0].exposures = [name] * 7
+    record.message, record.exit_code, record.notes = "ended by SIGTERM", 143, [remark]
+    record.model = {"sha256": "f" * 64, "path": remark}
+    sample, n = SkySample(), 8_000
+    for k in range(6):
+        p_star = np.full(n, 0.7, dtype=np.float32)
+        ra = k + np.linspace(0.0, 1.0, n)
+        drawn = draw(np.arange(n) + k * 2**32, ra, 10 * ra, p_star, 0)
+        sample.add(TileReceipt(10, k, "key", n, n, 0, 0, 0.1, np.full(20, 400), drawn, 0))
+    return record, sample
+
+
+def test_the_report_says_what_is_pending_and_which_share_of_the_objects_is_drawn(tmp_path: Path) -> None:
+    record, sample = _of_many_tiles(tmp_path)
+    text = markup.unescape(render(record, sample))
+    points, every = sample.points()
+    assert "Pending: 1 exposure and 1,000 tiles." in text
+    assert f"<td data-label='outcome'>{PENDING}</td>" in text
+    aside = text[text.index("Tiles set aside") : text.index("<h2>Notes")]
+    assert aside.count("<tr>") == 2, "one of 1,001 tiles was set aside, the others wait"
+    assert f"1 of every {every} objects, the same share everywhere: {len(points):,} of 48,000." in text
+    assert f"Sky map of 1 of every {every} objects" in text
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_colours_can_be_seen(tmp_path: Path) -> None:
+    style = re.search(r"<style>(.*?)</style>", render(_record(tmp_path), SkySample()), re.DOTALL)
+    assert style is not None
+    used = set(re.findall(r"#[0-9a-f]{6}", style[1])) - {"#ffffff"}
+    texts = set(re.findall(r"[ {]color: (#[0-9a-f]{6})", style[1]))
+    assert len(texts) >= 3
+    for colour in {*used, *COLOURS.values()}:
+        contrast = 1.05 / (_luminance(colour) + 0.05)
+        assert contrast >= (4.5 if colour in texts else 3.0), colour
+    # not by hue alone
+    assert (_luminance(COLOURS[STAR]) + 0.05) / (_luminance(COLOURS[GALAXY]) + 0.05) >= 2.0
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_leaves_the_page(tmp_path: Path, width: int) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser")
+    report = markup.escape(render(*_of_many_tiles(tmp_path)))
+    # what would have to be scrolled to counts, whether the page or a part of it scrolls
+    measure = (
+        "const all = [...this.contentDocument.querySelectorAll(&quot;*&quot;)];"
+        "document.title = Math.ceil(Math.max(...all.map(e => e.getBoundingClientRect().right)))"
+    )
+    frame = f"<iframe style='width: {width}px; border: 0' onload='{measure}' srcdoc=\"{report}\"></iframe>"
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><html><body>{frame}</body></html>")
+    offline = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [browser, *offline, "--dump-dom", (tmp_path / "page.html").as_uri()],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    title = re.search(r"<title>(\d+)</title>", done.stdout)
+    assert title is not None
+    assert int(title[1]) <= width

@@ -34,6 +34,7 @@ from sgclassify.pipeline.receipts import (
 from sgclassify.pipeline.record import RunRecord
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
+from sgclassify.pipeline.sample import MAX_SAMPLED, draw
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
 from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import SlitlessExposureError
@@ -88,11 +89,14 @@ class Stages:
     bad_join: set[str] = field(default_factory=set)
     defect_in_tile: set[int] = field(default_factory=set)
     error_in_tile: Exception | None = None
+    end_at_tile: int | None = None
+    end_at_exposure: str | None = None
     defect_in_finish: bool = False
     tile_order: list[int] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
     finished: int = 0
+    usable: int = 9
 
     def forget(self) -> None:
         """What was done so far counts no more."""
@@ -115,6 +119,8 @@ class Stages:
         )
 
     def prepare(self, header: Any, places: tasks.Places, tile_order: int, config: object) -> Any:
+        if header.exposure_id == self.end_at_exposure:
+            raise SystemExit(143)
         self.prepared.append(header.exposure_id)
         if header.exposure_id in self.bad_pixels:
             raise UnusableInputError(header.files.image, "checksum differs", "copy it again")
@@ -126,7 +132,7 @@ class Stages:
             stats=stats_of(header.files),
             sha256=sha256,
             rows=10,
-            usable=9,
+            usable=self.usable,
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
         )
@@ -136,6 +142,9 @@ class Stages:
     def extract(self, tile: TilePlan, places: tasks.Places, stamp_size: int, config: object) -> Any:
         for name in tile.exposures:
             assert (places.prepared / f"{name}{PREPARED}").is_file()
+        if tile.pixel == self.end_at_tile:
+            # not in a worker: what a signal does to the driver while it submits the tile
+            raise SystemExit(143)
         self.tile_order.append(tile.pixel)
         if tile.pixel in self.defect_in_tile:
             raise ZeroDivisionError("x / 0")
@@ -148,18 +157,22 @@ class Stages:
         return extracted
 
     def publish(
-        self, tile: TilePlan, key: str, scored: Any, places: tasks.Places, metadata: dict[str, str]
+        self,
+        tile: TilePlan,
+        key: str,
+        scored: Any,
+        places: tasks.Places,
+        metadata: dict[str, str],
+        level: int,
     ) -> TileReceipt:
         path = partition_path(places.objects, tile.order, tile.pixel)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-        sample = np.array([tile.pixel], dtype=np.float64)
+        one = np.array([tile.pixel])
         histogram = np.zeros(20, dtype=np.int64)
         histogram[-1] = 2
-        p_star = np.array([0.99], dtype=np.float32)
-        receipt = TileReceipt(
-            tile.order, tile.pixel, key, 4, 2, 1, 1, 0.1, histogram, sample, sample, p_star, size=1
-        )
+        sample = draw(one, one.astype(float), one.astype(float), np.array([0.99], dtype=np.float32), level)
+        receipt = TileReceipt(tile.order, tile.pixel, key, 4, 2, 1, 1, 0.1, histogram, sample, level, size=1)
         members = members_path(places.tiles, tile.order, tile.pixel)
         pq.write_table(pa.table({"a": [1]}, metadata={RECEIPT: receipt.as_json()}), members)
         return receipt
@@ -268,6 +281,18 @@ def test_a_list_without_a_single_catalogue_is_noted(
     assert "no CAT" not in caplog.text
 
 
+@pytest.mark.parametrize(("usable", "level"), [(9, 0), (MAX_SAMPLED // 3, 0), (MAX_SAMPLED, 2)])
+def test_tiles_keep_samples_by_the_size_of_the_run(
+    stages: Stages, options: Options, usable: int, level: int
+) -> None:
+    stages.usable = usable
+    assert _run(options).exit_code == 0
+    for pixel in _pixels(options):
+        receipt = TileReceipt.read(members_path(options.output / ".receipts" / "tiles", 10, pixel))
+        assert receipt is not None
+        assert receipt.sample_level == level
+
+
 def test_bad_exposures_are_set_aside_and_touch_no_tile(
     stages: Stages, options: Options, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,8 +382,68 @@ def test_cluster_that_cannot_be_opened_leaves_a_record(
     assert _run(options).exit_code == 6
     record = _record(options)
     assert record["message"] == "no worker came"
-    assert set(_outcomes(record).values()) == {"set_aside"}
-    assert {item["fault"] for item in record["inputs"]} == {"the run ended before this exposure was done"}
+    assert set(_outcomes(record).values()) == {"pending"}
+
+
+def _ended_by_a_signal(stages: Stages, options: Options, tmp_path: Path, pixel: int) -> Options:
+    """Run with two tiles in flight and SIGTERM while ``pixel`` is submitted; the options that were used."""
+    (tmp_path / "run.toml").write_text("config_version = 1\n[run]\nwindow = 1\n")
+    chosen = replace(options, config=tmp_path / "run.toml", metrics_file=tmp_path / "m.prom")
+    stages.end_at_tile = pixel
+    with pytest.raises(SystemExit):
+        _run(chosen)
+    stages.end_at_tile = None
+    return chosen
+
+
+def test_what_a_run_never_reached_is_pending(stages: Stages, options: Options, tmp_path: Path) -> None:
+    stages.bad_header = {"e5"}
+    used = _ended_by_a_signal(stages, options, tmp_path, pixel=3)
+    record = _record(used)
+    assert record["record_version"] == 3
+    assert (record["exit_code"], record["message"]) == (143, "ended by SIGTERM")
+    assert _outcomes(record) == {"e1": "pending", "e2": "pending", "e5": "set_aside"}
+    assert {tile["pixel"]: tile["outcome"] for tile in record["tiles"]} == {
+        1: "done", 2: "done", 3: "pending",
+    }  # fmt: skip
+    for item in (record["inputs"][0], record["tiles"][2]):
+        assert "fault" not in item
+        assert item["exposures" if "pixel" in item else "id"]
+    counts = record["counts"]
+    assert (counts["exposures_pending"], counts["exposures_set_aside"], counts["tiles_pending"]) == (2, 1, 1)
+    assert (counts["tiles"], counts["tiles_done"], counts["tiles_set_aside"]) == (3, 2, 0)
+    metrics = (tmp_path / "m.prom").read_text()
+    for kind, outcome, number in (
+        ("exposures", "set_aside", 1), ("exposures", "pending", 2), ("tiles", "set_aside", 0), ("tiles", "pending", 1),
+    ):  # fmt: skip
+        assert f'sgclassify_run_{kind}{{outcome="{outcome}"}} {number}\n' in metrics
+    # the same command goes on, and nothing waits any more
+    assert _run(used).exit_code == 3
+    counts = _record(used)["counts"]
+    assert (counts["exposures_pending"], counts["tiles_pending"], counts["tiles_done"]) == (0, 0, 3)
+
+
+def test_a_run_that_ended_while_it_prepared_has_no_tiles_yet(stages: Stages, options: Options) -> None:
+    stages.end_at_exposure = "e2"
+    with pytest.raises(SystemExit):
+        _run(options)
+    record = _record(options)
+    assert set(_outcomes(record).values()) == {"pending"}
+    assert record["tiles"] == []
+    assert record["counts"]["exposures_set_aside"] == 0
+
+
+def test_what_an_earlier_run_has_done_is_done_when_the_next_one_ends_early(
+    stages: Stages, options: Options, tmp_path: Path
+) -> None:
+    assert _run(options).exit_code == 0
+    (tmp_path / "e9_IMG.fits").write_text("x")
+    options.exposure_list.write_text(options.exposure_list.read_text() + "\ne9_IMG.fits")
+    used = _ended_by_a_signal(stages, options, tmp_path, pixel=9)
+    record = _record(used)
+    assert _outcomes(record) == {"e1": "done", "e2": "done", "e5": "done", "e9": "pending"}
+    assert [tile["outcome"] for tile in record["tiles"]] == 5 * ["done"] + 2 * ["pending"]
+    assert record["counts"]["rows_scored"] == 3 * 4
 
 
 def test_failed_join_sets_the_exposure_aside(stages: Stages, options: Options) -> None:

@@ -92,6 +92,28 @@ def test_a_run_that_wrote_its_record(tmp_path: Path, code: int, state: str) -> N
     assert "the message" in describe(status)
 
 
+def test_a_run_that_ended_early_says_what_waits(tmp_path: Path) -> None:
+    record = _record(tmp_path)
+    record.exposures += [ExposureRecord("late", {}), ExposureRecord("later", {})]
+    record.tiles.append(TileRecord(10, 4, ["late"]))
+    record.exit_code, record.message = 143, "ended by SIGTERM"
+    with OutputFolder(tmp_path, SETTINGS, overwrite=False) as folder:
+        folder.open_products()
+        ProgressFile(folder.work / PROGRESS, record).step("classifying tiles", 1, 2)
+        assert [one["id"] for one in read_status(tmp_path)["progress"]["set_aside"]] == ["bad\x1b[31m"]
+        record.write(tmp_path / "run.json")
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"]) == ("dead", 143)
+    assert [one["id"] for one in status["set_aside"]] == ["bad\x1b[31m"]
+    assert (status["counts"]["exposures_pending"], status["counts"]["tiles_pending"]) == (2, 1)
+    says = describe(status)
+    assert "pending     2 exposures and 1 tile: the run ended before their turn" in says
+    assert says.count("set aside") == 1
+    # a record that an earlier version wrote
+    del status["counts"]["exposures_pending"], status["counts"]["tiles_pending"]
+    assert "pending" not in describe(status)
+
+
 def test_command(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", SETTINGS, overwrite=False):
         pass
@@ -126,6 +148,8 @@ def test_metrics(tmp_path: Path) -> None:
     for line in (
         "sgclassify_run_exit_code 3",
         'sgclassify_run_exposures{outcome="set_aside"} 1',
+        'sgclassify_run_exposures{outcome="pending"} 0',
+        'sgclassify_run_tiles{outcome="pending"} 0',
         'sgclassify_run_tiles{outcome="done"} 1',
         'sgclassify_run_objects{class="galaxy"} 3',
         "sgclassify_run_retried 1",

@@ -20,6 +20,7 @@ from sgclassify.pipeline import tasks
 from sgclassify.pipeline.plan import TilePlan
 from sgclassify.pipeline.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.sample import GALAXY, NOT_SCORED, STAR
 from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
 from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.config import StageConfig
@@ -158,11 +159,11 @@ def _places(folder: Path) -> Places:
     return places
 
 
-def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any]) -> TileReceipt:
+def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any], level: int = 0) -> TileReceipt:
     scored = ScoredTile(
         tasks.object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5
     )
-    return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA)
+    return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA, level)
 
 
 def _exposure() -> ExposureReceipt:
@@ -174,7 +175,9 @@ def test_publish_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     counts = receipt.n_objects, receipt.n_stars, receipt.n_galaxies, receipt.n_not_scored
     assert counts == (5, 2, 1, 2)
     assert receipt.histogram.sum() == 3
-    assert len(receipt.sample_ra) == 5
+    sample = np.sort(receipt.sample, order="ra")
+    assert sample["kind"].tolist() == [STAR, GALAXY, NOT_SCORED, NOT_SCORED, STAR]
+    np.testing.assert_allclose(sample["ra"], np.linspace(150.0, 150.0001, 5), atol=6e-7)
     assert receipt.peak_mib > 12.5
     assert receipt.worker.endswith(f":{os.getpid()}")
     assert len(pickle.dumps(receipt)) < 20_000
@@ -224,11 +227,17 @@ def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
     assert (tmp_path / "objects" / "hats.properties").is_file()
 
 
-def test_large_tile_sends_a_small_receipt(tmp_path: Path) -> None:
-    stamps = _stamps(2000, size=1)
-    receipt = _publish(tmp_path, stamps, np.full(2000, 0.9, dtype=np.float32))
-    assert len(receipt.sample_ra) <= tasks.SAMPLE_SIZE
+def test_tile_of_a_large_run_sends_a_small_receipt(tmp_path: Path) -> None:
+    stamps, p_star = _stamps(2000, size=1), np.full(2000, 0.9, dtype=np.float32)
+    receipt = _publish(tmp_path, stamps, p_star, level=2)
+    assert 400 < len(receipt.sample) < 600
+    assert receipt.sample_level == 2
     assert len(pickle.dumps(receipt)) < 20_000
+    assert len(receipt.as_json()) < 20_000
+    # the same objects, whatever else the tile keeps
+    every = _publish(tmp_path, stamps, p_star).sample
+    assert len(every) == 2000
+    assert every[every["rank"] >= 2].tolist() == receipt.sample.tolist()
 
 
 def test_pad_covers_the_tolerances_of_the_stages() -> None:
@@ -241,7 +250,7 @@ def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
     places.token_path.write_text("another run's")
     scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     with pytest.raises(StaleRunError):
-        tasks.publish(_tile(), "key", scored, places, METADATA)
+        tasks.publish(_tile(), "key", scored, places, METADATA, 0)
     assert not list(places.objects.iterdir())
     places.token_path.unlink()
     with pytest.raises(StaleRunError):
@@ -288,8 +297,8 @@ def test_a_job_that_ended_a_worker_is_not_taken_by_the_next_one(tmp_path: Path) 
     scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     places.note(str(_tile())).write_text("{}")
     with pytest.raises(TaskTimeoutError, match="took longer than 60 s") as caught:
-        tasks.publish(_tile(), "key", scored, places, METADATA)
+        tasks.publish(_tile(), "key", scored, places, METADATA, 0)
     back = pickle.loads(pickle.dumps(caught.value))
     assert Failure.from_error(back).advice.startswith("look after the disk")
     places.note(str(_tile())).unlink()
-    assert tasks.publish(_tile(), "key", scored, places, METADATA).n_objects == 5
+    assert tasks.publish(_tile(), "key", scored, places, METADATA, 0).n_objects == 5
