@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sgclassify.stages.errors import SgClassifyError
 
@@ -222,7 +223,11 @@ def train(
 
 @click.command("evaluate")
 @click.option("--run", "run_dir", type=FOLDER, help="Output folder of `sgclassify run`; with --truth.")
-@click.option("--truth", type=FILE, help="Truth table (Parquet) of the field.")
+@click.option(
+    "--truth",
+    type=FILE,
+    help="Truth table of the field, with ra, dec (degrees) and true_class: Parquet, FITS, VOTable, ECSV, CSV.",
+)
 @click.option("--data", type=FOLDER, help="Instead of a run: folder that `sgclassify dataset` filled.")
 @click.option(
     "--part",
@@ -232,7 +237,7 @@ def train(
     help="Fields of --data; all (but the shifted ones) where the model has met none of them.",
 )
 @MODELS
-@click.option("--table", type=FILE, help="Instead: any table (Parquet, CSV) with p_star and true_class.")
+@click.option("--table", type=FILE, help="Instead: any table, of these formats, with p_star and true_class.")
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
@@ -277,6 +282,10 @@ def evaluate(
             assert run_dir is not None
             assert truth is not None
             scores = judge.scores_of_run(run_dir, truth)
+        others = [name for name in scores.column_names if name.startswith("mag_")]
+        chosen = click.get_current_context().get_parameter_source("band") is not ParameterSource.DEFAULT
+        if chosen and others and f"mag_{band}" not in others:
+            raise click.UsageError(f"--band {band}: no column mag_{band}; there are {', '.join(others)}")
         result = judge.evaluate(scores, band, bins, unblended, paper, min_snr)
         found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
         turned = judge.by_symmetry(data, part, model, prior) if symmetries and data is not None else None

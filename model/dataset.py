@@ -119,12 +119,14 @@ def match_truth(
 ) -> npt.NDArray[np.int64]:
     """Match objects to truth, one to one, the brightest truth first, each to its nearest free object.
 
+    Of truth that is equally bright, or without magnitudes, what is nearest to an object comes first.
+
     Parameters
     ----------
     ra, dec : ndarray of float64, shape (n,)
         Positions of the objects, degrees.
     truth : pyarrow.Table
-        Truth table (FORMATS section 6).
+        Truth table (FORMATS section 6); the magnitudes may be absent or null.
     radius_arcsec : float
 
     Returns
@@ -137,10 +139,14 @@ def match_truth(
         return match
     tree = cKDTree(_unit_vectors(ra, dec))
     points = _unit_vectors(truth["ra"].to_numpy(), truth["dec"].to_numpy())
-    magnitudes = np.stack([truth[f"mag_{band}"].to_numpy(zero_copy_only=False) for band in BANDS])
-    brightness = np.nanmin(np.where(np.isfinite(magnitudes), magnitudes, 99.0), axis=0)
+    brightness = np.full(truth.num_rows, 99.0)
+    for name in (f"mag_{band}" for band in BANDS):
+        if name in truth.column_names:
+            magnitude = truth[name].to_numpy(zero_copy_only=False)
+            brightness = np.minimum(brightness, np.where(np.isfinite(magnitude), magnitude, 99.0))
     radius = np.radians(radius_arcsec / 3600.0)
-    for row in np.argsort(brightness, kind="stable"):
+    nearest, _ = tree.query(points)
+    for row in np.lexsort((nearest, brightness)):
         near = [k for k in tree.query_ball_point(points[row], radius) if match[k] < 0]
         if near:
             distance = ((tree.data[near] - points[row]) ** 2).sum(axis=1)

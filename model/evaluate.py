@@ -7,6 +7,7 @@ named ``p_<method>`` are judged beside the model, on the same objects.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
 from sgclassify.model import metrics
-from sgclassify.model.dataset import PARTS, REAL, Sample, match_truth, read_shard
+from sgclassify.model.dataset import MATCH_RADIUS_ARCSEC, PARTS, REAL, Sample, match_truth, read_shard
 from sgclassify.model.runtime import Classifier, load
+from sgclassify.model.tables import read_table, read_truth
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
@@ -35,6 +35,9 @@ F64 = npt.NDArray[np.float64]
 
 MODEL: Final = "model"
 """Name of the model itself among the methods."""
+
+SPURIOUS: Final = "spurious"
+"""Class in a data set of what matches no truth."""
 
 ALL: Final = "all"
 """All fields of a data set that a model has never met, whatever part of another training they would be."""
@@ -97,11 +100,14 @@ def scores_of_run(run_dir: Path, truth_path: Path) -> pa.Table:
     Raises
     ------
     UsageError
-        If the folder holds no products, or nothing in them is in the truth table.
+        If the folder holds no products, the truth cannot be read (`read_truth`), or nothing in it is in the products.
     """
-    table = labelled(read_objects(run_dir), pq.read_table(truth_path))
+    table = labelled(read_objects(run_dir), read_truth(truth_path))
     if not table.num_rows:
-        raise UsageError(f"{truth_path}: no object of {run_dir} is in it; give the truth of the same field")
+        raise UsageError(
+            f"{truth_path}: no object of {run_dir} is within {MATCH_RADIUS_ARCSEC:g} arcsec of any in it;"
+            " give the truth of the same field, ra and dec in degrees (ICRS)"
+        )
     return table
 
 
@@ -172,27 +178,24 @@ def scores_of_part(
 
 
 def read_scores(path: Path) -> pa.Table:
-    """Any labelled table, Parquet or CSV.
+    """Any labelled table that `read_table` reads.
 
     Raises
     ------
     UsageError
         If it cannot be read, or lacks ``p_star`` or ``true_class``.
     """
-    try:
-        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"{path}: not a table that can be read: {error}") from error
-    for name in ("p_star", "true_class"):
-        if name not in table.column_names:
-            raise UsageError(f"{path}: no column {name}; it has {', '.join(table.column_names)}")
-    return table
+    return read_table(path, ("p_star", "true_class"))
 
 
 def _numbers(table: pa.Table, name: str) -> F64 | None:
     if name not in table.column_names:
         return None
-    return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    try:
+        numbers = table[name].cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UsageError(f"the column {name} must hold numbers; rename it if it is something else") from error
+    return np.asarray(numbers.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 class Judged:
@@ -219,8 +222,6 @@ class Judged:
         if len(kind) and not np.isin(kind, REAL).any():
             known = ", ".join(sorted({str(name) for name in kind})[:5])
             raise UsageError(f"true_class is none of {', '.join(REAL)} anywhere; it holds {known}")
-        if f"mag_{band}" not in table.column_names and any(n.startswith("mag_") for n in table.column_names):
-            raise UsageError(f"no magnitudes of the band {band}: no column mag_{band}")
         self.star, self.quasar = kind == "star", kind == "qso"
         numbers = _numbers(table, "p_star")
         assert numbers is not None
@@ -277,6 +278,30 @@ class Judged:
             )
             distance[fainter] = np.degrees(2.0 * np.arcsin(np.minimum(chords / 2.0, 1.0))) * 3600.0
         return distance
+
+    def left_out(self) -> list[str]:
+        """What figures cannot be made of this table, and what objects are not in any, in words."""
+        lacks = []
+        names, mag = {*self.table.column_names}, f"mag_{self.band}"
+        without = int((self.scored & ~np.isfinite(self.magnitude)).sum())
+        if not np.isfinite(self.magnitude).any():
+            others = [band for band in BANDS if f"mag_{band}" in names - {mag}]
+            hint = f" (there are magnitudes of {', '.join(others)}: --band)" if others else ""
+            lacks.append(
+                f"no {mag} in the truth: no bins by magnitude, nor by the distance from bright stars{hint}"
+            )
+        elif without:
+            lacks.append(f"{without} objects have no {mag}: they are in no figure")
+        for name in ("redshift", "r50_arcsec"):
+            if not np.isfinite(self.values[name]).any():
+                lacks.append(f"no {name} of galaxies in the truth: no bins by {name}")
+        if "blended" not in names:
+            what = "sg_flags tell what is blended" if "sg_flags" in names else "no bins by blending"
+            lacks.append(f"no blended in the truth: {what}")
+        classes = Counter(self.table["true_class"].to_pylist())
+        for kind, n in sorted((str(kind), n) for kind, n in classes.items() if kind not in (*REAL, SPURIOUS)):
+            lacks.append(f"{n} objects of true_class {kind} are in no figure")
+        return lacks
 
     def block(
         self, keep: Bool, method: str, star_weight: float = 1.0, intervals: bool = False
@@ -385,7 +410,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``sample``; for every method ``overall``, ``by_magnitude`` and ``by``; ``paired``; ``quasars``.
+        ``sample``; for every method ``overall``, ``by_magnitude`` and ``by``, in which bins of what the table does not
+        have are absent; ``paired``; ``quasars``; ``left_out``, which says in words what is absent.
     """
     judged = Judged(table, band)
     if unblended and not {"blended", "sg_flags"} & {*table.column_names}:
@@ -400,6 +426,7 @@ def evaluate(
         "edges": list(edges),
     }
     keep = judged.kept(chosen)
+    with_magnitudes = bool(np.isfinite(judged.magnitude).any())
     here = keep & judged.scored
     n_star, n_galaxy = int((here & judged.star).sum()), int((here & ~judged.star).sum())
     star_weight = 1.0
@@ -433,7 +460,7 @@ def evaluate(
             "by_magnitude": [
                 {"low": low, "high": high}
                 | judged.block(keep & (judged.magnitude >= low) & (judged.magnitude < high), method)
-                for low, high in itertools.pairwise(edges)
+                for low, high in itertools.pairwise(edges if with_magnitudes else ())
             ],
             "by": by,
         }
@@ -442,6 +469,7 @@ def evaluate(
     quasars = judged.p[MODEL][keep & judged.quasar & np.isfinite(judged.p[MODEL])]
     called = metrics.recall(int((quasars >= 0.5).sum()), len(quasars))
     result["quasars"] = {"called_star": called.right, "n": called.n, "low": called.low, "high": called.high}
+    result["left_out"] = judged.left_out()
     return result
 
 
@@ -587,8 +615,9 @@ def blended(table: pa.Table) -> Bool:
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
     if "sg_flags" not in table.column_names:
         return np.zeros(table.num_rows, dtype=bool)
-    flags = pc.fill_null(table["sg_flags"], 0).to_numpy()
-    return np.asarray((flags & int(SgFlag.BLENDED)) != 0)
+    flags = _numbers(table, "sg_flags")
+    assert flags is not None
+    return np.asarray((np.nan_to_num(flags).astype(np.int64) & int(SgFlag.BLENDED)) != 0)
 
 
 def _percent(value: float, digits: int = 2) -> str:
@@ -601,7 +630,9 @@ def recall_table(rows: list[dict[str, Any]], quantity: str, label: str) -> str:
     for row in rows:
         low, high = row["low"], row["high"]
         span = f"{low:.1f}-{high:.1f}"
-        if low == -np.inf:
+        if low == -np.inf and high == np.inf:
+            span = "all"
+        elif low == -np.inf:
             span = f"< {high:.1f}"
         elif high == np.inf:
             span = f"> {low:.1f}"
@@ -620,7 +651,9 @@ def as_text(result: dict[str, Any]) -> str:
     sample, band = result["sample"], result["sample"]["band"]
     own = result["methods"][MODEL]
     edges = sample["edges"]
-    whole = {"low": edges[0], "high": edges[-1]} | own["overall"]
+    # without magnitudes, none of them is outside
+    whole = {"low": edges[0], "high": edges[-1]} if own["by_magnitude"] else {"low": -np.inf, "high": np.inf}
+    whole |= own["overall"]
     told = [f"{sample['objects']} objects, {sample['stars']} of them stars, in {sample['fields']} fields"]
     if sample["paper_like"]:
         told.append(f"signal-to-noise ratio in i at least {PAPER_SNR:g}")
@@ -630,7 +663,9 @@ def as_text(result: dict[str, Any]) -> str:
         told.append("not blended")
     lines = [
         ", ".join(told),
-        recall_table([whole, *own["by_magnitude"]], "magnitude", band),
+        recall_table(
+            [whole, *own["by_magnitude"]], *(("magnitude", band) if own["by_magnitude"] else ("", ""))
+        ),
         "",
     ]
     for name, title, label in (("snr", "largest SNR", ""), ("bright_star_arcsec", "bright star at", '"')):
@@ -659,6 +694,8 @@ def as_text(result: dict[str, Any]) -> str:
     q = result["quasars"]
     if q["n"]:
         lines += ["", f"quasars: {q['called_star']} of {q['n']} called star"]
+    if result["left_out"]:
+        lines += ["", *result["left_out"]]
     return "\n".join(lines)
 
 

@@ -150,9 +150,11 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> str:
                 axis.axis("off")
 
         facts = {name: table[name][k].as_py() for name in table.column_names if name != "snr"}
-        told = [f"truth {facts['true_class']}", f"p_star {p[k]:.3f}", f"i = {facts['mag_i']:.2f}"]
+        told = [f"truth {facts['true_class']}", f"p_star {p[k]:.3f}"]
+        known = [("mag_i", "i = {:.2f}")]
         if facts["true_class"] == "galaxy":
-            told += [f"r50 {facts['r50_arcsec']:.3f} arcsec", f"z {facts['redshift']:.2f}"]
+            known += [("r50_arcsec", "r50 {:.3f} arcsec"), ("redshift", "z {:.2f}")]
+        told += [text.format(facts[name]) for name, text in known if facts.get(name) is not None]
         told += [name for name in ("blended", "binary") if facts.get(name)]
         told += [
             f"{facts['n_bands']} bands",
@@ -192,18 +194,28 @@ def write_page(
     sample = result["sample"]
     judged = Judged(table, sample["band"])
     keep = judged.scored & judged.kept(sample)
-    counts, _ = np.histogram(judged.magnitude[keep], sample["edges"])
-    spread = ", ".join(
-        f"{a:g}-{b:g}: {n}" for a, b, n in zip(sample["edges"], sample["edges"][1:], counts, strict=False)
-    )
+    by_magnitude = bool(result["methods"][MODEL]["by_magnitude"])
+    spread = ""
+    if by_magnitude:
+        counts, _ = np.histogram(judged.magnitude[keep], sample["edges"])
+        bins = ", ".join(
+            f"{a:g}-{b:g}: {n}" for a, b, n in zip(sample["edges"], sample["edges"][1:], counts, strict=False)
+        )
+        spread = f"<p>Objects by {sample['band']} magnitude: {bins}.</p>"
     parts = [
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
-        f"<p>Objects by {sample['band']} magnitude: {spread}.</p><pre>{html.escape(as_text(result))}</pre>",
-        "<h2>Errors by magnitude</h2>", _picture(lambda figure: _recall(figure, result), (10, 4)),
+        f"{spread}<pre>{html.escape(as_text(result))}</pre>",
+    ]  # fmt: skip
+    if by_magnitude:
+        parts += [
+            "<h2>Errors by magnitude</h2>",
+            _picture(lambda figure: _recall(figure, result), (10, 4)),
+        ]
+    parts += [
         "<h2>Ranking and reliability</h2>",
         _picture(lambda figure: _ranking(figure, judged, keep, sample["edges"]), (10, 4.5)),
-    ]  # fmt: skip
+    ]
     if bands is not None:
         parts += ["<h2>Missing bands</h2>", f"<pre>{html.escape(bands_as_text(bands))}</pre>"]
         parts.append(_picture(lambda figure: _bands(figure, bands), (10, 4)))

@@ -74,6 +74,16 @@ def test_a_quarter_of_truth_without_a_magnitude_is_matched_last():
     assert match_truth([10.0], [0.0], truth).tolist() == [1]
 
 
+def test_truth_without_magnitudes_is_matched_nearest_first():
+    positions = pa.table({"ra": [10.0, 10.0 + 0.05 * ARCSEC], "dec": [0.0, 0.0]})
+    # both are near the object, the second is nearer, whatever the order of the rows
+    assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], positions).tolist() == [1]
+    assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], positions.take([1, 0])).tolist() == [0]
+    # magnitudes of one band are enough
+    bright = positions.append_column("mag_z", pa.array([20.0, 21.0]))
+    assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], bright).tolist() == [0]
+
+
 def test_shards_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(1)
     parts = []

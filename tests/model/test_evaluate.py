@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,3 +98,109 @@ def test_command_prints_a_table_and_names_what_is_missing(run, tmp_path):
     wrong = CliRunner().invoke(evaluate_command, ["--run", str(tmp_path), "--truth", str(run[1])])
     assert wrong.exit_code != 0
     assert "no object catalogue" in wrong.output
+
+
+@pytest.fixture
+def bare(run):
+    """Function (format, edit) that writes the truth of the run, of three columns, in a format; gives arguments."""
+
+    def write(kind="fits", edit=lambda table: None):
+        folder, truth = run
+        table = Table(pq.read_table(truth, columns=["ra", "dec", "true_class"]).to_pydict())
+        edit(table)
+        path = truth.with_name("bare")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table.write(path, format=kind, overwrite=True)
+        return ["--run", str(folder), "--truth", str(path)]
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["fits", "ascii.csv", "ascii.ecsv", "votable", "parquet"])
+def test_truth_needs_no_more_than_positions_and_classes(bare, tmp_path, kind):
+    written = ["--json", str(tmp_path / "x.json"), "--report", str(tmp_path / "x.html")]
+    done = CliRunner().invoke(evaluate_command, bare(kind) + written)
+    assert done.exit_code == 0, done.output
+    # the same six objects are judged as with magnitudes
+    assert "6 objects, 3 of them stars" in done.output
+    assert "66.67 %" in done.output
+    for told in (
+        "no mag_i in the truth: no bins by magnitude",
+        "no redshift of galaxies in the truth",
+        "no r50_arcsec of galaxies in the truth",
+        "no blended in the truth: sg_flags tell what is blended",
+    ):
+        assert told in done.output
+    assert "18.0" not in done.output
+    found = json.loads((tmp_path / "x.json").read_text())
+    model = found["methods"][MODEL]
+    assert model["by_magnitude"] == model["by"]["redshift"] == model["by"]["r50_arcsec"] == []
+    assert model["overall"]["galaxy"]["n"] == 3
+    assert len(found["left_out"]) == 4
+    page = (tmp_path / "x.html").read_text()
+    assert "no mag_i in the truth" in page
+    assert "Errors by magnitude" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--unblended", "--edges", "10,12"], 0, "6 objects, 3 of them stars, in 1 fields, not blended"),
+        (["--band", "g"], 0, "no mag_g in the truth"),
+        (["--paper"], 1, "no signal-to-noise ratios"),
+        (["--min-snr", "5"], 1, "no signal-to-noise ratios"),
+    ],
+    ids=str,
+)
+def test_options_where_truth_is_bare(bare, arguments, code, told):
+    done = CliRunner().invoke(evaluate_command, bare() + arguments)
+    assert done.exit_code == code, done.output
+    assert told in done.output
+
+
+def _other_range(table):
+    table["ra"] -= 360.0
+
+
+def _magnitudes_of_another_band(table):
+    table["mag_g"] = 20.0
+
+
+def _magnitudes_of_some(table):
+    table["mag_i"] = [20.0, 20.0, np.nan] + [20.0] * 5
+
+
+def _another_class(table):
+    table["true_class"] = [*table["true_class"][:6], "AGN", "star"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (_other_range, "6 objects, 3 of them stars"),
+        (_magnitudes_of_another_band, "there are magnitudes of g: --band"),
+        (_magnitudes_of_some, "1 objects have no mag_i: they are in no figure"),
+        (_another_class, "1 objects of true_class agn are in no figure"),
+    ],
+)
+def test_what_is_odd_in_truth_is_said(bare, edit, told):
+    done = CliRunner().invoke(evaluate_command, bare("fits", edit))
+    assert done.exit_code == 0, done.output
+    assert told in done.output
+
+
+def test_a_band_that_is_asked_for_must_be_there(bare):
+    done = CliRunner().invoke(evaluate_command, [*bare("fits", _magnitudes_of_another_band), "--band", "i"])
+    assert done.exit_code == 2
+    assert "no column mag_i; there are mag_g" in done.output
+
+
+def test_truth_of_another_field_says_what_is_wanted(bare):
+    def away(table):
+        table["ra"] /= 15
+
+    done = CliRunner().invoke(evaluate_command, bare("fits", away))
+    assert done.exit_code == 1
+    assert "bare: no object of" in done.output
+    assert "ra and dec in degrees" in done.output

@@ -355,7 +355,7 @@ def test_what_to_judge_must_be_clear(arguments):
     [
         ({"p_model": [0.1, 0.2]}, [], "p_model"),
         ({"p_star": [99.0, 1.0]}, [], "per cent"),
-        ({"true_class": ["STAR", "GALAXY"]}, [], "STAR"),
+        ({"true_class": ["Stern", "Galaxie"]}, [], "stern"),
         ({}, ["--band", "Q"], "mag_Q"),
         ({}, ["--paper"], "snr"),
         ({}, ["--min-snr", "5"], "snr"),
