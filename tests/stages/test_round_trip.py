@@ -252,6 +252,37 @@ def test_the_catalogues_of_a_run_open_as_one_data_set(tmp_path: Path) -> None:
     assert sorted(found) == sorted(zip(expected, [0.0] * 3 + [1.0] * 3, lengths, [True] * 6, strict=True))
 
 
+def test_catalogues_that_differ_are_joined_as_the_documentation_says(tmp_path: Path) -> None:
+    big = 2**62 + 1
+    for stem, kind, name in (("a", "I", "first"), ("b", "J", "second")):
+        columns = [
+            fits.Column("objID", "K", array=np.full(N, big)),
+            fits.Column("n", kind, array=np.arange(N)),
+            fits.Column(name, "D", array=np.ones(N)),
+        ]
+        product(columns, tmp_path, stem=stem)
+    folder = tmp_path / "detections"
+    files = sorted(folder.glob("*.parquet"))
+    tables = {
+        "polars": pl.concat([pl.scan_parquet(file) for file in files], how="diagonal_relaxed")
+        .collect()
+        .to_dict(as_series=False),
+        "pyarrow": pa.concat_tables(
+            [pq.read_table(file) for file in files], promote_options="permissive"
+        ).to_pydict(),
+        "pandas": pd.concat([pd.read_parquet(file) for file in files]).to_dict("list"),
+    }
+    with duckdb.connect() as database:
+        query = "SELECT objID, n, first FROM read_parquet(?, union_by_name = true)"
+        rows = database.execute(query, [f"{folder}/*.parquet"]).fetchall()
+        tables["duckdb"] = dict(zip(["objID", "n", "first"], zip(*rows, strict=True), strict=True))
+    for reader, table in tables.items():
+        assert plain(table["objID"]) == [big] * 2 * N, reader
+        assert plain(table["n"]) == [0, 1, 2, 0, 1, 2], reader
+        first = plain(table["first"])
+        assert (first[:N], set(first[N:]) <= {None, "nan"}) == ([1.0] * N, True), reader
+
+
 def test_text_that_is_not_ascii(tmp_path: Path) -> None:
     names = ["α Lyrae", "Südfeld", "巡天"]
     columns = [
