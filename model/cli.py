@@ -269,6 +269,9 @@ def evaluate(
             "give --run and --truth, or --data, or --table;"
             " --model, --bands, --symmetries and --prior-star-fraction go with --data"
         )
+    for path in (run_dir, truth, data, table):
+        if path is not None and not path.exists():
+            raise click.UsageError(f"{path} does not exist")
     # imported here: it takes seconds, which wrong usage need not wait for
     from sgclassify.model import evaluate as judge
     from sgclassify.stages.atomic import write_atomic_text

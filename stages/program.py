@@ -20,10 +20,11 @@ RESULTS: Final = (
     "pipeline/gpu.py",
     "pipeline/plan.py",
     "pipeline/receipts.py",
+    "pipeline/sample.py",
     "pipeline/tasks.py",
 )
-"""Sources that decide about the products of a run. How the work is shared out, recorded and reported does not. The
-weights of the model have a checksum of their own."""
+"""Sources that decide about the products of a run and what its receipts mean. How the work is shared out, recorded
+and reported does not. The weights of the model have a checksum of their own."""
 
 TRAINING_DATA: Final = ("stages", "simulation", "model/dataset.py", "pipeline/plan.py")
 """Sources that decide about a data set."""

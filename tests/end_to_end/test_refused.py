@@ -229,6 +229,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "dataset": ("dataset --output out --fields 3 --first 3", 2, "leaves nothing"),
     "evaluate": ("evaluate --data mine --table list.txt", 2, "give --run and --truth"),
     "evaluate, edges": ("evaluate --table list.txt --edges 3", 2, "rising numbers"),
+    "evaluate, missing": ("evaluate --run mine --truth nowhere.parquet", 2, "nowhere.parquet does not exist"),
     "baselines": ("baselines --data mine --output out --model star=x", 2, "the name star is taken"),
     "simulate": ("simulate --output out --fields 0", 2, "--fields"),
 }  # fmt: skip
