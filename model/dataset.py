@@ -119,7 +119,7 @@ def match_truth(
 ) -> npt.NDArray[np.int64]:
     """Match objects to truth, one to one, the brightest truth first, each to its nearest free object.
 
-    Of truth that is equally bright, or without magnitudes, what is nearest to an object comes first.
+    Of truth that is equally bright, or without magnitudes, the closest pair of two that are free comes first.
 
     Parameters
     ----------
@@ -145,12 +145,12 @@ def match_truth(
             magnitude = truth[name].to_numpy(zero_copy_only=False)
             brightness = np.minimum(brightness, np.where(np.isfinite(magnitude), magnitude, 99.0))
     radius = np.radians(radius_arcsec / 3600.0)
-    nearest, _ = tree.query(points)
-    for row in np.lexsort((nearest, brightness)):
-        near = [k for k in tree.query_ball_point(points[row], radius) if match[k] < 0]
-        if near:
-            distance = ((tree.data[near] - points[row]) ** 2).sum(axis=1)
-            match[near[int(np.argmin(distance))]] = row
+    pairs = cKDTree(points).sparse_distance_matrix(tree, radius, output_type="ndarray")
+    pairs = pairs[np.lexsort((pairs["j"], pairs["i"], pairs["v"], brightness[pairs["i"]]))]
+    free = np.ones(truth.num_rows, dtype=bool)
+    for row, k in zip(pairs["i"].tolist(), pairs["j"].tolist(), strict=True):
+        if free[row] and match[k] < 0:
+            match[k], free[row] = row, False
     return match
 
 

@@ -30,7 +30,8 @@ figcaption { color: #6b7280; font-size: 13px; }
 """
 
 
-def _picture(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
+def _picture(draw: Callable[[Any], None], size: tuple[float, float], alt: str) -> str:
+    """A drawing as an inline PNG; `alt` says in words what it shows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -38,7 +39,7 @@ def _picture(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     code = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='' src='data:image/png;base64,{code}'>"
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{code}'>"
 
 
 def _recall(figure: Any, result: dict[str, Any]) -> None:
@@ -162,7 +163,8 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> str:
             f"object_id {facts['object_id']}",
         ]
         parts.append(
-            f"<figure>{_picture(draw, (9, 1.5))}<figcaption>{html.escape(', '.join(told))}</figcaption></figure>"
+            f"<figure>{_picture(draw, (9, 1.5), f'stamps of {told[0]}')}"
+            f"<figcaption>{html.escape(', '.join(told))}</figcaption></figure>"
         )
     return "".join(parts) or "<p>None.</p>"
 
@@ -210,15 +212,24 @@ def write_page(
     if by_magnitude:
         parts += [
             "<h2>Errors by magnitude</h2>",
-            _picture(lambda figure: _recall(figure, result), (10, 4)),
+            _picture(
+                lambda figure: _recall(figure, result),
+                (10, 4),
+                "Share of stars and of galaxies misclassified by magnitude, by method; the numbers are above.",
+            ),
         ]
     parts += [
         "<h2>Ranking and reliability</h2>",
-        _picture(lambda figure: _ranking(figure, judged, keep, sample["edges"]), (10, 4.5)),
+        _picture(
+            lambda figure: _ranking(figure, judged, keep, sample["edges"]),
+            (10, 4.5),
+            "Ranking by method, and share of stars against probability; the numbers are above.",
+        ),
     ]
     if bands is not None:
         parts += ["<h2>Missing bands</h2>", f"<pre>{html.escape(bands_as_text(bands))}</pre>"]
-        parts.append(_picture(lambda figure: _bands(figure, bands), (10, 4)))
+        alt = "Errors by number of bands that are left; the numbers are above."
+        parts.append(_picture(lambda figure: _bands(figure, bands), (10, 4), alt))
     if stamps is not None:
         parts += ["<h2>The worst mistakes</h2>", stamps]
     write_atomic_text("".join([*parts, "</body></html>\n"]), path)

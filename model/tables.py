@@ -21,6 +21,7 @@ from astropy.table.meta import YamlParseError, get_header_from_yaml
 
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
+from sgclassify.stages.read.header import NO_VALUE
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ ANGLES: Final = {"ra": u.deg, "dec": u.deg, "r50_arcsec": u.arcsec}
 
 NUMBERS: Final = (*ANGLES, "redshift", "sersic_n", *(f"mag_{band}" for band in BANDS), "p_star", "p_galaxy")
 FLAGS: Final = ("blended", "binary")
+NO_MAGNITUDE: Final = 90.0
+"""From this magnitude on, a number stands for "no value", as does `NO_VALUE`."""
 OTHERS: Final = ("true_class", "object_id", "field", "sg_flags", "n_bands", "snr", "star_density", "roll_deg")
 
 _KNOWN: Final = {name.lower(): name for name in (*NUMBERS, *FLAGS, *OTHERS)}
@@ -235,6 +238,10 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray, unit: str | None) -> 
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         wanted = "true and false" if name in FLAGS else f"numbers{' of degrees' * (name in ('ra', 'dec'))}"
         raise UsageError(f"{path}: column {name} must hold {wanted}: {error}") from error
+    if name.startswith("mag_"):
+        # what catalogues write for "no value"
+        absent = pc.or_(pc.equal(column, NO_VALUE), pc.greater_equal(column, NO_MAGNITUDE))
+        column = pc.if_else(absent, None, column)
     if name in ANGLES and unit is not None:
         factor = _factor(path, name, unit)
         # as it is where nothing is to be converted: no rounding

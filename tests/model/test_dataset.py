@@ -79,6 +79,10 @@ def test_truth_without_magnitudes_is_matched_nearest_first():
     # both are near the object, the second is nearer, whatever the order of the rows
     assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], positions).tolist() == [1]
     assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], positions.take([1, 0])).tolist() == [0]
+    # the closest pair that is still free, not the row that is near an object that is taken
+    objects = np.array([0.0, 0.14]) * ARCSEC
+    three = pa.table({"ra": 10.0 + np.array([-0.02, 0.03, 0.19]) * ARCSEC, "dec": np.zeros(3)})
+    assert match_truth(10.0 + objects, np.zeros(2), three).tolist() == [0, 2]
     # magnitudes of one band are enough
     bright = positions.append_column("mag_z", pa.array([20.0, 21.0]))
     assert match_truth([10.0 + 0.06 * ARCSEC], [0.0], bright).tolist() == [0]

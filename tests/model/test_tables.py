@@ -120,6 +120,12 @@ def test_rows_without_a_position_are_left_out(tmp_path, kind, caplog):
     assert f"{path}: 2 of 4 rows have no position" in caplog.text
 
 
+def test_magnitudes_that_stand_for_no_value(tmp_path):
+    path = tmp_path / "truth.csv"
+    path.write_text("ra,dec,true_class,mag_i,redshift\n1,2,star,-9999,\n1,3,star,99.0,\n1,4,star,24.5,\n")
+    assert read_truth(path)["mag_i"].to_pylist() == [None, None, 24.5]
+
+
 def test_classes_without_a_value(tmp_path):
     (tmp_path / "t.csv").write_text("ra,dec,true_class\n1,2,\n3,4,star\n")
     assert read_truth(tmp_path / "t.csv")["true_class"].to_pylist() == [None, "star"]
