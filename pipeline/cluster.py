@@ -571,8 +571,3 @@ def _cluster_of(
         stall_s=4 * config.task_timeout_s if config.task_timeout_s else float("inf"),
         crash_dir=scratch / CRASHES if scratch is not None else None,
     )
-
-
-def software_version() -> str:
-    """Installed version of the software."""
-    return versions()["sgclassify"]

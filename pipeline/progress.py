@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 Observer = Callable[[str, int, int], None]
 
-LOG_FORMATS: Final = ("text", "json")
 LOGGER: Final = "sgclassify"
 _SECONDS_BETWEEN_LINES: Final = 10.0
 # What every LogRecord has; the rest was given by ``extra=`` and belongs into a JSON line.

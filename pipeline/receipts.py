@@ -245,10 +245,6 @@ class Receipts:
         """File that says that an exposure is prepared."""
         return self.prepared / f"{exposure_id}{PREPARED}"
 
-    def exposure_path(self, exposure_id: str) -> Path:
-        """Receipt of an exposure's product."""
-        return self.exposures / f"{exposure_id}.json"
-
     def members_path(self, order: int, pixel: int) -> Path:
         """File that holds the members of a tile and their probabilities, and the tile's receipt."""
         return members_path(self.tiles, order, pixel)
