@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sgclassify.model.evaluate import read_objects
-from sgclassify.pipeline.exposure_list import parse_list
+from sgclassify.model.judge.evaluate import read_objects
+from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
 

@@ -93,7 +93,7 @@ def dataset(
     """
     if first >= fields:
         raise click.UsageError(f"--first {first} leaves nothing of --fields {fields}")
-    from sgclassify.model.dataset import make_dataset
+    from sgclassify.model.data.dataset import make_dataset
 
     _log()
     log = logging.getLogger("sgclassify.dataset")
@@ -185,13 +185,13 @@ def train(
     manifest = data / "manifest.json"
     if not manifest.is_file():
         raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
-    from sgclassify.model.dataset import read_samples
-    from sgclassify.model.export import export
-    from sgclassify.model.recipe import Recipe
-    from sgclassify.model.train import draw_history
-    from sgclassify.model.train import train as run_training
-    from sgclassify.stages.checksum import sha256_of
+    from sgclassify.model.data.dataset import read_samples
+    from sgclassify.model.train.export import export
+    from sgclassify.model.train.loop import draw_history
+    from sgclassify.model.train.loop import train as run_training
+    from sgclassify.model.train.recipe import Recipe
     from sgclassify.stages.columns import CLASSES
+    from sgclassify.stages.read.checksum import sha256_of
 
     _log()
     chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
@@ -273,8 +273,8 @@ def evaluate(
         if path is not None and not path.exists():
             raise click.UsageError(f"{path} does not exist")
     # imported here: it takes seconds, which wrong usage need not wait for
-    from sgclassify.model import evaluate as judge
-    from sgclassify.stages.atomic import write_atomic_text
+    from sgclassify.model.judge import evaluate as judge
+    from sgclassify.stages.write.atomic import write_atomic_text
 
     try:
         if data is not None:
@@ -305,7 +305,7 @@ def evaluate(
         if json_path is not None:
             write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
         if report is not None:
-            from sgclassify.model.evaluation_report import gallery, write_page
+            from sgclassify.model.judge.page import gallery, write_page
 
             keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
             stamps = gallery(data, part, scores, keep) if data is not None else None
@@ -356,8 +356,8 @@ def baselines(
     _models(given)  # wrong usage need not wait for the imports
     import pyarrow.parquet as pq
 
-    from sgclassify.model.baselines import METHODS, ORACLE, as_text, score_part
-    from sgclassify.stages.atomic import atomic_path
+    from sgclassify.model.judge.baselines import METHODS, ORACLE, as_text, score_part
+    from sgclassify.stages.write.atomic import atomic_path
 
     models = _models(given, taken=(ORACLE, *METHODS))
     try:

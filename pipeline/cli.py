@@ -22,7 +22,7 @@ from sgclassify.pipeline.streams import lenient
 from sgclassify.stages.errors import SgClassifyError
 
 if TYPE_CHECKING:
-    from sgclassify.pipeline.record import RunRecord
+    from sgclassify.pipeline.record.record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def run(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(folder: Path, as_json: bool) -> None:
     """Say what a run is doing, or how far a dead one came, from its output FOLDER."""
-    from sgclassify.pipeline.status import describe, read_status
+    from sgclassify.pipeline.record.status import describe, read_status
 
     try:
         found = read_status(folder)
@@ -243,7 +243,7 @@ def status(folder: Path, as_json: bool) -> None:
 
 def summary(record: RunRecord) -> str:
     """The table at the end of a run."""
-    from sgclassify.pipeline.record import pending
+    from sgclassify.pipeline.record.record import pending
 
     n = record.counts()
     waiting = pending(n)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles
 

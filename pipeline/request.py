@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgclassify.model.archive import verified
+from sgclassify.model.serve.archive import verified
 from sgclassify.pipeline.config import RunConfig, load_config
-from sgclassify.pipeline.exposure_list import ExposureList, parse_list
-from sgclassify.pipeline.outdir import OutputFolder
+from sgclassify.pipeline.record.output import OutputFolder
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.prior import Prior, read_prior
 from sgclassify.stages.program import code_digest
+from sgclassify.stages.read.exposure_list import ExposureList, parse_list
 
 
 @dataclass(frozen=True)

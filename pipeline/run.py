@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from sgclassify.model import runtime
+from sgclassify.model.serve import runtime
 from sgclassify.pipeline import tasks
-from sgclassify.pipeline.cluster import Cluster, open_cluster
+from sgclassify.pipeline.cluster.dispatch import dispatch
+from sgclassify.pipeline.cluster.handle import Cluster, open_cluster
+from sgclassify.pipeline.cluster.worker import TaskTimeoutError
 from sgclassify.pipeline.config import RunConfig
-from sgclassify.pipeline.dispatch import dispatch
-from sgclassify.pipeline.exposure_list import ExposureList
 from sgclassify.pipeline.headers import read_headers
-from sgclassify.pipeline.metrics import MetricsFile
-from sgclassify.pipeline.outdir import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
-from sgclassify.pipeline.plan import TilePlan, footprint_tiles, plan_tiles
 from sgclassify.pipeline.progress import Reporter
-from sgclassify.pipeline.receipts import (
+from sgclassify.pipeline.record.output import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
+from sgclassify.pipeline.record.prometheus import MetricsFile
+from sgclassify.pipeline.record.receipts import (
     ExposureReceipt,
     Receipts,
     TileReceipt,
@@ -35,7 +34,7 @@ from sgclassify.pipeline.receipts import (
     join_key,
     tile_key,
 )
-from sgclassify.pipeline.record import (
+from sgclassify.pipeline.record.record import (
     DONE,
     SET_ASIDE,
     SKIPPED,
@@ -45,15 +44,16 @@ from sgclassify.pipeline.record import (
     TileRecord,
     pending,
 )
-from sgclassify.pipeline.report import write_report
+from sgclassify.pipeline.record.report import write_report
+from sgclassify.pipeline.record.sample import SkySample, level_for
+from sgclassify.pipeline.record.status import ProgressFile
 from sgclassify.pipeline.request import Options, Request
-from sgclassify.pipeline.sample import SkySample, level_for
-from sgclassify.pipeline.status import ProgressFile
-from sgclassify.pipeline.worker import TaskTimeoutError
 from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
-from sgclassify.stages.publish import partition_path
+from sgclassify.stages.read.exposure_list import ExposureList
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
+from sgclassify.stages.tiling import TilePlan, footprint_tiles, plan_tiles
+from sgclassify.stages.write.publish import partition_path
 
 log = logging.getLogger(__name__)
 

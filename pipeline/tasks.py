@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgclassify.pipeline.gpu import claim_gpu
-from sgclassify.pipeline.plan import TilePlan, footprint_tiles
-from sgclassify.pipeline.receipts import (
+from sgclassify.pipeline.cluster.gpu import claim_gpu
+from sgclassify.pipeline.cluster.worker import TaskTimeoutError, time_limit
+from sgclassify.pipeline.record.receipts import (
     PREPARED,
     RECEIPT,
     ExposureReceipt,
@@ -38,9 +38,7 @@ from sgclassify.pipeline.receipts import (
     stats_of,
     write_receipt,
 )
-from sgclassify.pipeline.sample import HISTOGRAM_EDGES, draw
-from sgclassify.pipeline.worker import TaskTimeoutError, time_limit
-from sgclassify.stages.atomic import write_atomic
+from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
@@ -48,17 +46,19 @@ from sgclassify.stages.errors import SgClassifyError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
 from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
-from sgclassify.stages.publish import (
+from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
+from sgclassify.stages.tiling import TilePlan, footprint_tiles
+from sgclassify.stages.write.atomic import write_atomic
+from sgclassify.stages.write.publish import (
     finish_hats,
     publish_detections,
     publish_objects,
     scored_table,
 )
-from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
 
 if TYPE_CHECKING:
-    from sgclassify.model.runtime import Classifier
+    from sgclassify.model.serve.runtime import Classifier
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -377,7 +377,7 @@ def classifier_of(model: ModelRef) -> Classifier:
     # Imported here, so that workers which only read and cut do not load torch.
     import torch
 
-    from sgclassify.model import runtime
+    from sgclassify.model.serve import runtime
 
     # The nanny sets OMP_NUM_THREADS=1 in embedded workers only. Sums are split by threads, so their number
     # decides about the last bits and must be the same wherever a tile is computed.

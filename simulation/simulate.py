@@ -28,9 +28,9 @@ from sgclassify.simulation.psf import PsfField, draw_psf
 from sgclassify.simulation.render import render, scene
 from sgclassify.simulation.sky import COMPACT_SHARE, SkyModel, Sources, draw_sources, truth_table
 from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
-from sgclassify.stages.atomic import write_atomic_text
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.write.atomic import write_atomic_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sgclassify.stages.atomic import write_atomic, write_atomic_bytes
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -41,6 +40,7 @@ from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_e
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
 from sgclassify.stages.tangent import offsets
+from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -14,19 +14,16 @@ from typing import Final
 
 RESULTS: Final = (
     "stages",
-    "model/archive.py",
-    "model/contract.py",
-    "model/runtime.py",
-    "pipeline/gpu.py",
-    "pipeline/plan.py",
-    "pipeline/receipts.py",
-    "pipeline/sample.py",
+    "model/serve",
+    "pipeline/cluster/gpu.py",
+    "pipeline/record/receipts.py",
+    "pipeline/record/sample.py",
     "pipeline/tasks.py",
 )
 """Sources that decide about the products of a run and what its receipts mean. How the work is shared out, recorded
 and reported does not. The weights of the model have a checksum of their own."""
 
-TRAINING_DATA: Final = ("stages", "simulation", "model/dataset.py", "pipeline/plan.py")
+TRAINING_DATA: Final = ("stages", "simulation", "model/data/dataset.py")
 """Sources that decide about a data set."""
 
 
@@ -39,7 +36,8 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
     Parameters
     ----------
     parts : tuple of str
-        Packages below ``sgclassify``, of which every module counts, and single modules such as ``model/runtime.py``.
+        Packages below ``sgclassify``, of which every module counts, such as ``model/serve``, and single modules such as
+        ``pipeline/tasks.py``.
 
     Returns
     -------
@@ -50,7 +48,7 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
     for part in sorted(parts):
         package, _, module = part.partition("/")
         root = _root(package)
-        for path in [root / module] if module else sorted(root.rglob("*.py")):
+        for path in [root / module] if module.endswith(".py") else sorted((root / module).rglob("*.py")):
             content = path.read_bytes()
             digest.update(f"{package}/{path.relative_to(root).as_posix()} {len(content)}\n".encode())
             digest.update(content)

@@ -18,10 +18,10 @@ import dask
 import psutil
 import pytest
 
-from sgclassify.pipeline.cluster import Cluster, TaskKilledError, open_cluster
+from sgclassify.pipeline.cluster.dispatch import dispatch
+from sgclassify.pipeline.cluster.handle import Cluster, TaskKilledError, open_cluster
 from sgclassify.pipeline.config import RunConfig
-from sgclassify.pipeline.dispatch import dispatch
-from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
 
 CONFIG = RunConfig(device="cpu", worker_timeout_s=20.0)
@@ -205,7 +205,7 @@ def test_a_worker_that_dies_while_it_starts(tmp_path: Path, deaths: int) -> None
 
 
 def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgclassify.pipeline.cluster.count_gpus", lambda: 0)
+    monkeypatch.setattr("sgclassify.pipeline.cluster.handle.count_gpus", lambda: 0)
     config = replace(CONFIG, device="gpu")
     with (
         pytest.raises(ClusterError, match="GPU"),
@@ -215,7 +215,7 @@ def test_gpu_that_nobody_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_embedded_gpu_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgclassify.pipeline.cluster.count_gpus", lambda: 1)
+    monkeypatch.setattr("sgclassify.pipeline.cluster.handle.count_gpus", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     config = replace(CONFIG, device="auto")
     with open_cluster(

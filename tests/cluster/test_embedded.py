@@ -15,8 +15,9 @@ import dask
 import pytest
 import yaml
 
-from sgclassify.pipeline import embedded, surroundings
-from sgclassify.pipeline.cluster import open_cluster
+from sgclassify.pipeline import surroundings
+from sgclassify.pipeline.cluster import embedded
+from sgclassify.pipeline.cluster.handle import open_cluster
 from sgclassify.pipeline.config import RunConfig
 from sgclassify.stages.errors import ClusterError
 
@@ -55,7 +56,7 @@ def seen(_):
 
 if __name__ == "__main__":
     import dask
-    from sgclassify.pipeline.cluster import open_cluster
+    from sgclassify.pipeline.cluster.handle import open_cluster
     from sgclassify.pipeline.config import RunConfig
     def environment():
         return {k: v for k, v in os.environ.items() if k.startswith("DASK_") or k == "PYTHONSAFEPATH"}

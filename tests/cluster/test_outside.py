@@ -20,9 +20,9 @@ from typing import Any
 import dask
 import pytest
 
-from sgclassify.pipeline.cluster import Cluster, open_cluster
+from sgclassify.pipeline.cluster.dispatch import dispatch
+from sgclassify.pipeline.cluster.handle import Cluster, open_cluster
 from sgclassify.pipeline.config import RunConfig
-from sgclassify.pipeline.dispatch import dispatch
 from sgclassify.stages.errors import ClusterError, ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -195,7 +195,7 @@ def test_other_numpy_is_a_notice(
 
 def test_worker_without_the_software(outside: Any, opened: Open, tmp_path: Path) -> None:
     worker = outside.worker(
-        *preload(tmp_path, "import sys\nsys.modules['sgclassify.pipeline.worker'] = None\n")
+        *preload(tmp_path, "import sys\nsys.modules['sgclassify.pipeline.cluster.worker'] = None\n")
     )
     wait_for(lambda: "Registered to" in outside.log(worker))
     message = refusal(opened(outside.address))
@@ -208,9 +208,9 @@ def test_worker_without_the_software(outside: Any, opened: Open, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from sgclassify.model.archive import default_model
+    from sgclassify.model.serve.archive import default_model
     from sgclassify.pipeline.tasks import ModelRef
-    from sgclassify.stages.checksum import sha256_of
+    from sgclassify.stages.read.checksum import sha256_of
 
     return ModelRef(None, sha256_of(default_model()), batch_size=4, threads=2)
 

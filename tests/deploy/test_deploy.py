@@ -211,7 +211,7 @@ def _dask_settings(path: Path) -> dict[str, str]:
 def test_workers_are_set_as_those_of_the_embedded_cluster(path: Path) -> None:
     import dask.config
 
-    from sgclassify.pipeline.embedded import SETTINGS
+    from sgclassify.pipeline.cluster.embedded import SETTINGS
 
     given = dask.config.collect_env(_dask_settings(path))
     for name in ("target", "spill", "pause", "terminate"):

@@ -22,10 +22,10 @@ import pytest
 import torch
 from astropy.io import fits
 
-from sgclassify.model.dataset import CATALOG_COLUMNS, Sample
-from sgclassify.model.export import export
-from sgclassify.model.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.train import Trained
+from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.train.export import export
+from sgclassify.model.train.loop import Trained
+from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.read.names import find_siblings

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgclassify.model.evaluate import read_objects
+from sgclassify.model.judge.evaluate import read_objects
 from sgclassify.stages.flags import SgFlag
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -125,7 +125,7 @@ def test_gpu_out_of_memory(
     outside.faulty(
         f"""
         import torch
-        from sgclassify.model import runtime
+        from sgclassify.model.serve import runtime
         load, forward = runtime.honest = getattr(runtime, "honest", (runtime.load, runtime.Classifier._forward))
 
         def note(what):
@@ -170,7 +170,7 @@ def test_probabilities_that_are_not_finite(
 ) -> None:
     outside.faulty(
         """
-        from sgclassify.model import runtime
+        from sgclassify.model.serve import runtime
         score = runtime.honest = getattr(runtime, "honest", runtime.Classifier.__call__)
 
         def faulty(self, stamps):

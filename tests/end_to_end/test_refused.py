@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sgclassify.model.archive import default_model
+from sgclassify.model.serve.archive import default_model
 from sgclassify.pipeline.cli import main
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.contract import ModelContract
-from sgclassify.model.dataset import CATALOG_COLUMNS, Sample
-from sgclassify.model.export import export
-from sgclassify.model.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.runtime import load
-from sgclassify.model.train import Trained
+from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.serve.contract import ModelContract
+from sgclassify.model.serve.runtime import load
+from sgclassify.model.train.export import export
+from sgclassify.model.train.loop import Trained
+from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.measure import FEATURES
 
@@ -230,9 +230,9 @@ def test_other_reference_output_is_refused(archive, tmp_path):
 
 def test_workers_need_neither_torchvision_nor_training_code(archive):
     code = (
-        "import sys; from sgclassify.model.runtime import load; load(sys.argv[1]); "
+        "import sys; from sgclassify.model.serve.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
-        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train', 'sgclassify.model.dataset'))]; "
+        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train.loop', 'sgclassify.model.data.dataset'))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run(

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model.augment import CORE_PX, FEATURE_GROUPS, augment
-from sgclassify.model.recipe import Recipe
-from sgclassify.model.rows import cropped
+from sgclassify.model.data.rows import cropped
+from sgclassify.model.train.augment import CORE_PX, FEATURE_GROUPS, augment
+from sgclassify.model.train.recipe import Recipe
 from sgclassify.stages.measure import FEATURES
 
 SIZE = 16

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model import baselines as baselines_module
-from sgclassify.model.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
-from sgclassify.model.ceiling import MagnitudePrior
 from sgclassify.model.cli import baselines as command
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.judge import baselines as baselines_module
+from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
+from sgclassify.model.judge.ceiling import MagnitudePrior
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES
@@ -277,7 +277,7 @@ def test_names_of_models_are_checked(data, more):
 
 
 def test_the_oracle_judges_some_single_objects(tmp_path, monkeypatch):
-    from sgclassify.model import ceiling
+    from sgclassify.model.judge import ceiling
     from sgclassify.simulation import oracle
 
     rng = np.random.default_rng(5)

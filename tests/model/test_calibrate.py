@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgclassify.model.calibrate import fit_calibration, fit_weights, prior_weights
+from sgclassify.model.train.calibrate import fit_calibration, fit_weights, prior_weights
 from sgclassify.stages.errors import UsageError
 
 

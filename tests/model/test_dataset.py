@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model import dataset as dataset_module
-from sgclassify.model.dataset import (
+from sgclassify.model.data import dataset as dataset_module
+from sgclassify.model.data.dataset import (
     CATALOG_COLUMNS,
     catalog_columns,
     make_dataset,

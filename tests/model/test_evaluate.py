@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.evaluate import MODEL, evaluate, scores_of_run
-from sgclassify.model.metrics import recall
+from sgclassify.model.judge.evaluate import MODEL, evaluate, scores_of_run
+from sgclassify.model.judge.metrics import recall
 from sgclassify.stages.bands import BANDS
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sgclassify.model import evaluate as module
 from sgclassify.model.cli import evaluate as command
-from sgclassify.model.dataset import CATALOG_COLUMNS, read_shard, write_shard
-from sgclassify.model.evaluate import (
+from sgclassify.model.data.dataset import CATALOG_COLUMNS, read_shard, write_shard
+from sgclassify.model.judge import evaluate as module
+from sgclassify.model.judge.evaluate import (
     BINNINGS,
     MODEL,
     PAPER_GALAXIES,
@@ -32,7 +32,7 @@ from sgclassify.model.evaluate import (
     scores_of_part,
     shards_of,
 )
-from sgclassify.model.runtime import Classifier
+from sgclassify.model.serve.runtime import Classifier
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES

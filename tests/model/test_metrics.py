@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from sgclassify.model import metrics
+from sgclassify.model.judge import metrics
 
 
 def draws(seed, n=400, digits=None):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgclassify.model.archive import default_model
-from sgclassify.model.runtime import Classifier, load
+from sgclassify.model.serve.archive import default_model
+from sgclassify.model.serve.runtime import Classifier, load
 from sgclassify.stages.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -86,8 +86,8 @@ def test_model_runs_on_the_cpu_where_torch_sees_no_gpu(caplog: pytest.LogCapture
 SCORES = """
 import io, sys, warnings
 import numpy as np, torch
-from sgclassify.model import runtime
-from sgclassify.model.archive import default_model
+from sgclassify.model.serve import runtime
+from sgclassify.model.serve.archive import default_model
 
 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
 model = runtime.load()

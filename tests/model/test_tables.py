@@ -17,7 +17,7 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model.tables import read_table, read_truth
+from sgclassify.model.judge.tables import read_table, read_truth
 from sgclassify.stages.errors import UsageError
 
 FORMATS = {"fits": "fits", "csv": "ascii.csv", "ecsv": "ascii.ecsv", "vot": "votable", "parquet": "parquet"}

@@ -26,16 +26,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.model import train as module
 from sgclassify.model.cli import train as train_command
-from sgclassify.model.dataset import read_samples, write_shard
-from sgclassify.model.export import export
-from sgclassify.model.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.precision import computes_bf16
-from sgclassify.model.recipe import Recipe
-from sgclassify.model.rows import read_rows
-from sgclassify.model.runtime import load
-from sgclassify.model.train import (
+from sgclassify.model.data.dataset import read_samples, write_shard
+from sgclassify.model.data.rows import read_rows
+from sgclassify.model.serve.runtime import load
+from sgclassify.model.train import loop as module
+from sgclassify.model.train.export import export
+from sgclassify.model.train.loop import (
     FIRST_LAYER,
     draw_history,
     figures,
@@ -44,6 +41,9 @@ from sgclassify.model.train import (
     one_cycle,
     train,
 )
+from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.precision import computes_bf16
+from sgclassify.model.train.recipe import Recipe
 from sgclassify.stages.errors import UsageError
 
 SIZE = 16

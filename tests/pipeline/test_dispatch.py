@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.pipeline.cluster import TaskKilledError
-from sgclassify.pipeline.dispatch import Outcome, dispatch
-from sgclassify.pipeline.record import Failure
-from sgclassify.pipeline.worker import TaskTimeoutError
+from sgclassify.pipeline.cluster.dispatch import Outcome, dispatch
+from sgclassify.pipeline.cluster.handle import TaskKilledError
+from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
 
 

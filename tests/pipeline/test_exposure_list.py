@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.pipeline.exposure_list import parse_list
 from sgclassify.stages.errors import NothingToDoError, UsageError
+from sgclassify.stages.read.exposure_list import parse_list
 
 
 def stem(k: int) -> str:

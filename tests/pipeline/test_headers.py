@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sgclassify.pipeline.headers import read_headers
-from sgclassify.pipeline.record import Failure
+from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.header import SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles

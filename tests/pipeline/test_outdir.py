@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sgclassify.pipeline.outdir import LOCK, MARKER, OutputFolder
+from sgclassify.pipeline.record.output import LOCK, MARKER, OutputFolder
 from sgclassify.stages.errors import UsageError
 
 SETTINGS = {"model sha256": "ab", "tile_order": 10}
@@ -188,7 +188,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
 
 def test_lock_of_a_dead_run_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from sgclassify.pipeline.outdir import OutputFolder;"
+        "import os, sys; from pathlib import Path; from sgclassify.pipeline.record.output import OutputFolder;"
         "OutputFolder(Path(sys.argv[1]), {'a': 1}, False).__enter__(); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from sgclassify.pipeline.pictures import draw_histogram, draw_sky, sky_map
-from sgclassify.pipeline.sample import GALAXY, NOT_SCORED, SAMPLE, STAR, Sample
+from sgclassify.pipeline.record.pictures import draw_histogram, draw_sky, sky_map
+from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, SAMPLE, STAR, Sample
 
 
 def _sample(ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]) -> Sample:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.pipeline.plan import TilePlan, footprint_tiles, make_plan, plan_tiles
 from sgclassify.stages import healpix
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
+from sgclassify.stages.tiling import TilePlan, footprint_tiles, make_plan, plan_tiles
 
 SCALE = 0.074 / 3600.0
 FULL = (9232, 9216)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgclassify.pipeline.pictures import COLOURS
-from sgclassify.pipeline.receipts import TileReceipt
-from sgclassify.pipeline.record import (
+from sgclassify.pipeline.record.pictures import COLOURS
+from sgclassify.pipeline.record.receipts import TileReceipt
+from sgclassify.pipeline.record.record import (
     DONE,
     PENDING,
     SET_ASIDE,
@@ -28,8 +28,8 @@ from sgclassify.pipeline.record import (
     TileRecord,
     write_text,
 )
-from sgclassify.pipeline.report import render
-from sgclassify.pipeline.sample import GALAXY, STAR, SkySample, draw
+from sgclassify.pipeline.record.report import render
+from sgclassify.pipeline.record.sample import GALAXY, STAR, SkySample, draw
 from sgclassify.stages.errors import UnusableInputError
 
 HOSTILE = "<script>alert('x')</script>&\""

@@ -19,9 +19,8 @@ import pytest
 
 from sgclassify.pipeline import run as run_module
 from sgclassify.pipeline import tasks
-from sgclassify.pipeline.plan import TilePlan
 from sgclassify.pipeline.progress import Reporter
-from sgclassify.pipeline.receipts import (
+from sgclassify.pipeline.record.receipts import (
     PREPARED,
     RECEIPT,
     ExposureReceipt,
@@ -31,14 +30,15 @@ from sgclassify.pipeline.receipts import (
     stats_of,
     write_receipt,
 )
-from sgclassify.pipeline.record import RunRecord
+from sgclassify.pipeline.record.record import RunRecord
+from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
-from sgclassify.pipeline.sample import MAX_SAMPLED, draw
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
-from sgclassify.stages.publish import partition_path
 from sgclassify.stages.read.header import SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
+from sgclassify.stages.tiling import TilePlan
+from sgclassify.stages.write.publish import partition_path
 
 
 class _Future:

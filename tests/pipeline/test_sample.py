@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgclassify.pipeline.receipts import TileReceipt
-from sgclassify.pipeline.sample import (
+from sgclassify.pipeline.record.receipts import TileReceipt
+from sgclassify.pipeline.record.sample import (
     GALAXY,
     MAX_POINTS,
     MAX_SAMPLED,

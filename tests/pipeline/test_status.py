@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from sgclassify.pipeline.cli import main
-from sgclassify.pipeline.metrics import MetricsFile
-from sgclassify.pipeline.outdir import PROGRESS, OutputFolder
-from sgclassify.pipeline.record import DONE, SET_ASIDE, ExposureRecord, Failure, RunRecord, TileRecord
-from sgclassify.pipeline.status import ProgressFile, describe, read_status
+from sgclassify.pipeline.record.output import PROGRESS, OutputFolder
+from sgclassify.pipeline.record.prometheus import MetricsFile
+from sgclassify.pipeline.record.record import DONE, SET_ASIDE, ExposureRecord, Failure, RunRecord, TileRecord
+from sgclassify.pipeline.record.status import ProgressFile, describe, read_status
 from sgclassify.stages.errors import UsageError
 
 SETTINGS = {"tile_order": 10}

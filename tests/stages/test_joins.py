@@ -17,10 +17,11 @@ import pytest
 from astropy.table import Table, join
 from astropy.utils.metadata import MergeConflictWarning
 
-from sgclassify.stages import healpix, publish
+from sgclassify.stages import healpix
 from sgclassify.stages.columns import NO_OBJECT
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.write import publish
 
 N = 40
 KEY = 2_748_779_069_440

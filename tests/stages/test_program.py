@@ -16,7 +16,7 @@ import pytest
 from sgclassify.stages import program
 
 NAMES = ("pipeline", "stages", "model", "simulation")
-NO_RESULT = {"pipeline/worker.py", "pipeline/exposure_list.py"}
+NO_RESULT = {"pipeline/cluster/worker.py"}
 """Imported by what decides about results, but only for where, when and of which files these are computed."""
 
 
@@ -76,9 +76,9 @@ def test_the_same_files_elsewhere_are_the_same_program(
     [
         ("stages/measure.py", True),
         ("stages/read/pixels.py", True),
-        ("model/runtime.py", True),
+        ("model/serve/runtime.py", True),
         ("pipeline/tasks.py", True),
-        ("pipeline/report.py", False),
+        ("pipeline/record/report.py", False),
         ("model/train/loop.py", False),
     ],
 )
@@ -106,7 +106,8 @@ def test_a_module_that_is_renamed_or_new_is_another_program(installation: Callab
 def modules_of(parts: tuple[str, ...]) -> Iterator[Path]:
     for part in parts:
         package, _, module = part.partition("/")
-        yield from [folder(package) / module] if module else folder(package).rglob("*.py")
+        single = module.endswith(".py")
+        yield from [folder(package) / module] if single else (folder(package) / module).rglob("*.py")
 
 
 @pytest.mark.parametrize("parts", [program.RESULTS, program.TRAINING_DATA], ids=["results", "data"])

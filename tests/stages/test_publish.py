@@ -20,9 +20,10 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages import atomic, healpix, publish
+from sgclassify.stages import healpix
 from sgclassify.stages.columns import DETECTION_COLUMNS, INPUT_COLUMNS, OBJECT_COLUMNS
 from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.write import atomic, publish
 
 METADATA = {"model_id": "sg-1", "prior_star_fraction": "0.257"}
 ORDER = 10

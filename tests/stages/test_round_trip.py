@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sgclassify.stages import publish
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.read.bintable import read_bintable, table_hdus
+from sgclassify.stages.write import publish
 
 Columns = dict[str, list[Any]]
 

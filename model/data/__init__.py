@@ -1,0 +1,1 @@
+"""Training data: from simulated fields to shards and rows."""

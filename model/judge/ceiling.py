@@ -1,0 +1,85 @@
+"""The ceiling: what an oracle that knows the true PSF would say of simulated objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgclassify.model.data.dataset import Sample
+from sgclassify.stages.columns import CLASSES
+
+F64 = npt.NDArray[np.float64]
+
+BIN_WIDTH: Final = 0.5
+"""Width (mag) of the bins in which the share of stars is counted."""
+
+
+class MagnitudePrior:
+    """Share of stars by magnitude, counted in shards.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Shards; of the training fields, which the others resemble.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        tables = [pq.read_table(path, columns=["true_class", "mag_i"]) for path in paths]
+        table = pa.concat_tables(tables)
+        kind = np.array(table["true_class"].to_pylist(), dtype=object)
+        magnitude = table["mag_i"].to_numpy()
+        self.edges = np.arange(14.0, 30.0, BIN_WIDTH)
+        counts = [np.histogram(magnitude[kind == name], self.edges)[0] for name in CLASSES]
+        # half an object in every bin, so that nothing is impossible
+        self.logit = np.log(counts[0] + 0.5) - np.log(counts[1] + 0.5)
+
+    def log_odds(self, magnitude: F64) -> F64:
+        """Logarithm of the ratio of stars to galaxies at i magnitudes, linear between the bins."""
+        return np.asarray(np.interp(magnitude, self.edges[:-1] + BIN_WIDTH / 2, self.logit))
+
+
+def oracle_probabilities(data_dir: Path, part: str, sample: Sample, count: int, prior: MagnitudePrior) -> F64:
+    """Probability of being a star by `sgclassify.simulation.oracle`, of some objects of one shard.
+
+    Parameters
+    ----------
+    data_dir : Path
+        Data set that the shard belongs to.
+    part : str
+    sample : Sample
+        The shard, or some of its objects.
+    count : int
+        Objects to look at, drawn from the single, unblended stars and galaxies.
+    prior : MagnitudePrior
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        nan for the others.
+    """
+    # the simulator is an extra: only this needs it here
+    from sgclassify.simulation.oracle import log_ratios
+    from sgclassify.simulation.training import field_config
+
+    seed = int(json.loads((data_dir / "settings.json").read_text())["seed"])
+    field = int(sample.table["field"][0].as_py())
+    config = field_config(part, seed, field)
+    kind = np.array(sample.table["true_class"].to_pylist(), dtype=object)
+    mixed = np.zeros(len(sample), dtype=bool)
+    for name in ("blended", "binary"):
+        mixed |= sample.table[name].fill_null(False).to_numpy(zero_copy_only=False)
+    used = np.asarray(np.any(sample.valid, axis=(2, 3)))
+    fit = np.flatnonzero(np.isin(kind, CLASSES) & ~mixed & np.any(used, axis=1))
+    rows = np.sort(np.random.default_rng((seed, field, 3)).permutation(fit)[:count])
+    magnitude = sample.table["mag_i"].to_numpy()[rows]
+    ratio = log_ratios(config, field, magnitude, used[rows]) + prior.log_odds(magnitude)
+    result = np.full(len(sample), np.nan)
+    result[rows] = 1.0 / (1.0 + np.exp(-np.clip(ratio, -700.0, 700.0)))
+    return result

@@ -1,0 +1,235 @@
+"""The figures of an evaluation as a page that opens offline, with a gallery of the worst mistakes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sgclassify.model.data.dataset import REAL, read_shard
+from sgclassify.model.judge import metrics
+from sgclassify.model.judge.evaluate import MODEL, Judged, as_text, bands_as_text, shards_of
+from sgclassify.stages.bands import BANDS
+from sgclassify.stages.write.atomic import write_atomic_text
+
+WORST: Final = 24
+"""Mistakes shown."""
+
+STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+pre { overflow-x: auto; font-size: 13px; } img { max-width: 100%; } figure { margin: 0 0 .6rem; }
+figcaption { color: #6b7280; font-size: 13px; }
+"""
+
+
+def _picture(draw: Callable[[Any], None], size: tuple[float, float], alt: str) -> str:
+    """A drawing as an inline PNG; `alt` says in words what it shows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    code = base64.b64encode(buffer.getvalue()).decode()
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{code}'>"
+
+
+def _recall(figure: Any, result: dict[str, Any]) -> None:
+    axes = figure.subplots(1, 2, sharex=True)
+    for axis, kind in zip(axes, ("star", "galaxy"), strict=True):
+        for name, method in result["methods"].items():
+            rows = [row for row in method["by_magnitude"] if row[kind]["n"]]
+            x = [(row["low"] + row["high"]) / 2 for row in rows]
+            y = np.array([1 - row[kind]["share"] for row in rows])
+            if name == MODEL:
+                low = [1 - row[kind]["high"] for row in rows]
+                high = [1 - row[kind]["low"] for row in rows]
+                axis.fill_between(x, low, high, alpha=0.25)
+            axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
+        # of nothing, matplotlib makes no logarithmic axis
+        scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
+        axis.set(yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result['sample']['band']} magnitude")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+
+
+def _roc(axis: Any, p: Any, star: Any, name: str) -> None:
+    order = np.argsort(-p, kind="stable")
+    true = np.cumsum(star[order]) / max(star.sum(), 1)
+    false = np.cumsum(~star[order]) / max((~star).sum(), 1)
+    axis.plot(np.maximum(false, 1e-5), 1 - true + 1e-5, lw=2 if name == MODEL else 1, label=name)
+
+
+def _reliability(axis: Any, p: Any, star: Any, label: str) -> None:
+    mean, share, n = metrics.reliability(p, star)
+    error = np.sqrt(np.maximum(share * (1 - share), 1e-6) / np.maximum(n, 1))
+    axis.errorbar(mean, share, error, marker="o", ms=3, lw=1, label=label)
+
+
+def _ranking(figure: Any, judged: Judged, keep: Any, edges: list[float]) -> None:
+    axes = figure.subplots(1, 2)
+    for name, p in judged.p.items():
+        index = keep & np.isfinite(p)
+        _roc(axes[0], p[index], judged.star[index], name)
+    axes[0].set(
+        xscale="log",
+        yscale="log",
+        xlabel="galaxies called star",
+        ylabel="stars missed",
+        title="ROC (both axes log)",
+    )
+    axes[0].legend(fontsize=7)
+    p = judged.p[MODEL]
+    _reliability(axes[1], p[keep], judged.star[keep], "all")
+    for low, high in itertools.pairwise(edges):
+        part = keep & (judged.magnitude >= low) & (judged.magnitude < high)
+        if part.sum() > 200:
+            _reliability(axes[1], p[part], judged.star[part], f"{low:g}-{high:g}")
+    axes[1].plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes[1].set(xlabel="p_star", ylabel="share of stars", title="Reliability")
+    axes[1].legend(fontsize=7)
+
+
+def _bands(figure: Any, found: dict[str, Any]) -> None:
+    axes = figure.subplots(1, 2)
+    numbers = sorted(found["number"], key=int)
+    axes[0].plot([int(k) for k in numbers], [found["number"][k]["error"] for k in numbers], marker="o")
+    axes[0].set(yscale="log", xlabel="bands", ylabel="share misclassified", title="Random bands")
+    names = [("alone", "only "), ("without", "all but "), ("trios", "")]
+    bars = [(prefix + name, row["error"]) for kind, prefix in names for name, row in found[kind].items()]
+    axes[1].barh([b[0] for b in bars], [b[1] for b in bars])
+    axes[1].tick_params(labelsize=7)
+    axes[1].set(xscale="log", xlabel="share misclassified")
+
+
+def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> str:
+    """Stamps of the objects that were most surely misclassified, as HTML.
+
+    Parameters
+    ----------
+    data_dir : Path
+    part : str
+        Part of the data that `table` was scored from.
+    table : pyarrow.Table
+    keep : ndarray of bool
+        Objects to choose from.
+    """
+    judged = Judged(table)
+    p = judged.p[MODEL]
+    surprise = np.where(keep & judged.scored, np.abs(p - judged.star), -1.0)
+    worst = [int(k) for k in np.argsort(-surprise, kind="stable")[:WORST] if surprise[k] > 0.5]
+    wanted = {int(table["object_id"][k].as_py()): k for k in worst}
+    stamps: dict[int, Any] = {}
+    for path in shards_of(data_dir, part):
+        sample = read_shard(path, REAL)
+        for row, name in enumerate(sample.table["object_id"].to_pylist()):
+            if name in wanted:
+                stamps[wanted[name]] = (sample.image[row].astype(float), sample.valid[row], sample.sigma[row])
+    parts = []
+    for k in worst:
+        image, valid, sigma = stamps[k]
+
+        def draw(figure: Any, image: Any = image, valid: Any = valid, sigma: Any = sigma) -> None:
+            for b, axis in enumerate(figure.subplots(1, len(BANDS))):
+                shown = np.arcsinh(np.where(valid[b], image[b], np.nan) / sigma[b])
+                axis.imshow(
+                    shown,
+                    origin="lower",
+                    cmap="gray",
+                    vmin=-2,
+                    vmax=max(3.0, float(np.nanmax(shown, initial=3))),
+                )
+                axis.set_title(BANDS[b], fontsize=8)
+                axis.axis("off")
+
+        facts = {name: table[name][k].as_py() for name in table.column_names if name != "snr"}
+        told = [f"truth {facts['true_class']}", f"p_star {p[k]:.3f}"]
+        known = [("mag_i", "i = {:.2f}")]
+        if facts["true_class"] == "galaxy":
+            known += [("r50_arcsec", "r50 {:.3f} arcsec"), ("redshift", "z {:.2f}")]
+        told += [text.format(facts[name]) for name, text in known if facts.get(name) is not None]
+        told += [name for name in ("blended", "binary") if facts.get(name)]
+        told += [
+            f"{facts['n_bands']} bands",
+            f"sg_flags {facts['sg_flags']}",
+            f"object_id {facts['object_id']}",
+        ]
+        parts.append(
+            f"<figure>{_picture(draw, (9, 1.5), f'stamps of {told[0]}')}"
+            f"<figcaption>{html.escape(', '.join(told))}</figcaption></figure>"
+        )
+    return "".join(parts) or "<p>None.</p>"
+
+
+def write_page(
+    path: Path,
+    title: str,
+    result: dict[str, Any],
+    table: pa.Table,
+    bands: dict[str, Any] | None,
+    stamps: str | None,
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file; it is complete under its name or not there.
+    title : str
+    result : dict
+        As from `evaluate`.
+    table : pyarrow.Table
+        What was judged.
+    bands : dict, optional
+        As from `by_bands`.
+    stamps : str, optional
+        As from `gallery`.
+    """
+    sample = result["sample"]
+    judged = Judged(table, sample["band"])
+    keep = judged.scored & judged.kept(sample)
+    by_magnitude = bool(result["methods"][MODEL]["by_magnitude"])
+    spread = ""
+    if by_magnitude:
+        counts, _ = np.histogram(judged.magnitude[keep], sample["edges"])
+        bins = ", ".join(
+            f"{a:g}-{b:g}: {n}" for a, b, n in zip(sample["edges"], sample["edges"][1:], counts, strict=False)
+        )
+        spread = f"<p>Objects by {sample['band']} magnitude: {bins}.</p>"
+    parts = [
+        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
+        f"{spread}<pre>{html.escape(as_text(result))}</pre>",
+    ]  # fmt: skip
+    if by_magnitude:
+        parts += [
+            "<h2>Errors by magnitude</h2>",
+            _picture(
+                lambda figure: _recall(figure, result),
+                (10, 4),
+                "Share of stars and of galaxies misclassified by magnitude, by method; the numbers are above.",
+            ),
+        ]
+    parts += [
+        "<h2>Ranking and reliability</h2>",
+        _picture(
+            lambda figure: _ranking(figure, judged, keep, sample["edges"]),
+            (10, 4.5),
+            "Ranking by method, and share of stars against probability; the numbers are above.",
+        ),
+    ]
+    if bands is not None:
+        parts += ["<h2>Missing bands</h2>", f"<pre>{html.escape(bands_as_text(bands))}</pre>"]
+        alt = "Errors by number of bands that are left; the numbers are above."
+        parts.append(_picture(lambda figure: _bands(figure, bands), (10, 4), alt))
+    if stamps is not None:
+        parts += ["<h2>The worst mistakes</h2>", stamps]
+    write_atomic_text("".join([*parts, "</body></html>\n"]), path)

@@ -1,0 +1,1 @@
+"""The model as the run uses it: archive, contract, runtime."""

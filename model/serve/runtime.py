@@ -1,0 +1,264 @@
+"""Load a model archive and score stamps: the only seam between the stages and TorchScript.
+
+This module must stay importable without torchvision, training code or the simulator: it runs on every worker.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sgclassify.model.serve.archive import verified
+from sgclassify.model.serve.contract import INPUTS, ModelContract
+from sgclassify.stages.errors import ModelError
+from sgclassify.stages.tile import TileStamps
+
+log = logging.getLogger(__name__)
+
+CONTRACT_FILE = "contract.json"
+REFERENCE_FILE = "reference.npz"
+DEFAULT_BATCH = 64
+
+F32 = npt.NDArray[np.float32]
+
+
+class Classifier:
+    """A loaded model that turns stamps into probabilities.
+
+    Parameters
+    ----------
+    module : torch.jit.ScriptModule
+        The fusion network in evaluation mode.
+    contract : ModelContract
+    sha256 : str
+        Checksum of the archive.
+    device : torch.device
+    batch_size : int
+        Objects in one forward pass. Short batches are padded to this size, so that a probability depends
+        neither on the number of objects that happen to share its batch nor on their order. Where the memory of
+        a GPU does not suffice, batches are halved, and stay so.
+    on_cpu : callable, optional
+        Loads the same model for the CPU, where even one object is too much for the memory of a GPU.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        contract: ModelContract,
+        sha256: str,
+        device: torch.device,
+        batch_size: int,
+        on_cpu: Callable[[], Classifier] | None = None,
+    ) -> None:
+        self._module = module
+        self.contract = contract
+        self.sha256 = sha256
+        self.device = device
+        self.batch_size = batch_size
+        self._on_cpu = on_cpu
+
+    def score_arrays(
+        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+    ) -> F32:
+        """Probability of being a star, shape (n,): the first column of `probabilities`, whose parameters it has."""
+        return self.probabilities(image, valid, sigma, features, psf)[:, 0]
+
+    def probabilities(
+        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+    ) -> F32:
+        """Probabilities of the two classes.
+
+        Parameters
+        ----------
+        image : ndarray of float32, shape (n, 7, size, size)
+            Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x].
+        valid : ndarray of bool, shape (n, 7, size, size)
+            Pixels that are data; all False for an absent band.
+        sigma : ndarray of float32, shape (n, 7)
+            Noise of a sky pixel, nanomaggies; any positive number for an absent band.
+        features : ndarray of float32, shape (n, 7, n_features)
+            Catalogue sequence; nan where a feature has no value.
+        psf : ndarray of float32, shape (n, 7, size, size)
+            PSF at the source's place in the stamp; all 0 where unknown.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, 2)
+            p_star and p_galaxy, calibrated; both nan where the model gave no finite number. Each has the relative
+            precision of float32, so that the smaller one tells more than 1 minus the larger.
+        """
+        result = np.full((len(image), 2), np.nan, dtype=np.float32)
+        first, asked = 0, self.batch_size
+        while first < len(image):
+            part = slice(first, min(first + self.batch_size, len(image)))
+            try:
+                p = self._forward([a[part] for a in (image, valid, sigma, features, psf)])
+            except torch.OutOfMemoryError as error:
+                fault = str(error).partition("\n")[0]
+            else:
+                if self.batch_size < asked:
+                    log.warning(
+                        "%s: its memory does not suffice for batches of %d objects; this worker goes on with %d, "
+                        "which may change the last bits of the probabilities",
+                        self.device,
+                        asked,
+                        self.batch_size,
+                    )
+                    asked = self.batch_size
+                good = (np.isfinite(p) & (p >= 0) & (p <= 1)).all(axis=1, keepdims=True)
+                result[part] = np.where(good, p, np.float32(np.nan))
+                first = part.stop
+                continue
+            # out of the handler, whose traceback holds on to the tensors
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.batch_size > 1:
+                self.batch_size //= 2
+                continue
+            if self._on_cpu is None:
+                raise ModelError(f"{self.device}: its memory does not suffice for one object: {fault}")
+            log.warning(
+                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s",
+                self.device,
+                fault,
+            )
+            self.batch_size = asked
+            result[first:] = self._on_cpu().probabilities(
+                image[first:], valid[first:], sigma[first:], features[first:], psf[first:]
+            )
+            break
+        return result
+
+    def _forward(self, arrays: list[npt.NDArray[Any]]) -> F32:
+        """One pass of the network, padded to the batch size."""
+        n = len(arrays[0])
+        pad = self.batch_size - n
+        batch = [
+            torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays
+        ]
+        with torch.inference_mode():
+            p: F32 = self._module(*batch).cpu().numpy()[:n]
+        return p
+
+    def __call__(self, stamps: TileStamps) -> F32:
+        """Probabilities of the two classes for every object of a tile, shape (n, 2); see `probabilities`."""
+        return self.probabilities(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+
+    def averaged(self, stamps: TileStamps) -> F32:
+        """Mean of the probabilities over the eight symmetries of the square, shape (n, 2), at eight times the cost."""
+        turned = _symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
+        every = np.stack([self.probabilities(*inputs) for inputs in turned])
+        return np.asarray(every.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+    def symmetries(
+        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+    ) -> F32:
+        """Probability of being a star in each of the eight symmetries of the square, shape (8, n).
+
+        Parameters as of `probabilities`; the first is the stamp as it is.
+        """
+        return np.stack(
+            [self.score_arrays(*inputs) for inputs in _symmetries(image, valid, sigma, features, psf)]
+        )
+
+
+def _symmetries(
+    image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
+) -> Iterator[tuple[F32, npt.NDArray[np.bool_], F32, F32, F32]]:
+    """Inputs of the network in the eight symmetries of the square: four turns, then those of the mirror image."""
+
+    def turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
+        return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
+
+    for k in range(8):
+        yield turned(image, k), turned(valid, k), sigma, features, turned(psf, k)
+
+
+def load(
+    path: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    batch_size: int = DEFAULT_BATCH,
+    expected_sha256: str | None = None,
+) -> Classifier:
+    """Load a model archive, check it, and reproduce its reference output.
+
+    A model is a trusted file: loading it runs code. So its checksum is compared first, with `expected_sha256`
+    or with the ``<archive>.sha256`` beside it.
+
+    Parameters
+    ----------
+    path : Path or str, optional
+        The TorchScript archive; the shipped default where None.
+    device : str
+        ``"cpu"`` or a CUDA device; where torch sees none, the CPU takes its place, with a warning.
+    batch_size : int
+        Objects in one forward pass.
+    expected_sha256 : str, optional
+        Checksum that the archive must have.
+
+    Returns
+    -------
+    Classifier
+
+    Raises
+    ------
+    ModelError
+        If the archive is missing, damaged, not the expected one, or does not reproduce its reference.
+    """
+    path, sha256 = verified(path, expected_sha256)
+    extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        log.warning("the model is asked for on %s, which torch does not see: it runs on the CPU", device)
+        where = torch.device("cpu")
+    if where.type == "cuda":
+        # the precision of the CPU (Ampere and later would round convolutions to 10 bits), the same in every run
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+            module = torch.jit.load(str(path), map_location=where, _extra_files=extra)  # type: ignore[no-untyped-call]
+            contract = ModelContract.from_json(_text(extra[CONTRACT_FILE]))
+            module = torch.jit.freeze(module.float().eval())
+    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
+    on_cpu = functools.partial(load, path, device="cpu", batch_size=batch_size, expected_sha256=sha256)
+    classifier = Classifier(module, contract, sha256, where, batch_size, on_cpu)
+    _reproduce(classifier, extra[REFERENCE_FILE], path)
+    return classifier
+
+
+def _text(raw: str | bytes) -> str:
+    return raw.decode() if isinstance(raw, bytes) else raw
+
+
+def _reproduce(classifier: Classifier, raw: str | bytes, path: Path) -> None:
+    """Run the archive's reference input and compare with its expected output."""
+    if not raw:
+        raise ModelError(f"{path}: the archive carries no reference; export the model again")
+    data = raw if isinstance(raw, bytes) else raw.encode("latin-1")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as reference:
+            arrays = {name: reference[name] for name in (*INPUTS, "p_star")}
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: the archive's reference cannot be read: {error}") from error
+    got = classifier.score_arrays(*(arrays[name] for name in INPUTS))
+    difference = float(np.max(np.abs(got - arrays["p_star"]), initial=0.0))
+    if not difference <= classifier.contract.reference_tolerance:
+        raise ModelError(
+            f"{path}: the reference output is not reproduced (largest difference {difference:.2g}, allowed"
+            f" {classifier.contract.reference_tolerance:.2g}); this build of torch cannot serve this model"
+        )

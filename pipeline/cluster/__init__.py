@@ -1,0 +1,1 @@
+"""The cluster: embedded or outside, its workers, and the jobs on it."""

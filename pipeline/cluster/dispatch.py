@@ -1,0 +1,121 @@
+"""Keep a bounded number of jobs in flight on the cluster, try failures again, and hand back every outcome."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from sgclassify.pipeline.cluster.handle import TaskKilledError
+from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.record.record import Failure
+from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""Times that a job is tried: an unexpected error may be the machine's and not the data's."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a file system on which no other job could write either."""
+
+Job = TypeVar("Job")
+
+
+class Waiting(Protocol):
+    """The part of `sgclassify.pipeline.cluster.handle.Cluster` that is needed here."""
+
+    def wait_any(self, futures: set[Any]) -> set[Any]:
+        """Futures that are done, at least one."""
+        ...
+
+    def outcome(self, future: Any) -> tuple[Any, BaseException | None, str]:
+        """Result, error and traceback of a future that is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Job]):
+    """What became of a job.
+
+    Attributes
+    ----------
+    job : Job
+    result : object
+        The receipt, or the `Failure` that the job is set aside for.
+    attempts : int
+        Times that it was tried.
+    """
+
+    job: Job
+    result: Any
+    attempts: int
+
+
+def dispatch(
+    cluster: Waiting, jobs: Iterable[Job], submit: Callable[[Job], Any], in_flight: int
+) -> Iterator[Outcome[Job]]:
+    """Run jobs with at most ``in_flight`` of them on the cluster.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    jobs : iterable
+    submit : callable
+        Submits a job; returns the future of its receipt.
+    in_flight : int
+        Jobs on the cluster at a time.
+
+    Yields
+    ------
+    Outcome
+        In the order in which they end. An error that was raised on purpose is final; any other is tried once
+        more. What was on a worker when its process ended is tried once more alone, when all the others are
+        done: so a job that kills its worker harms no other.
+
+    Raises
+    ------
+    ModelError, ClusterError
+        From a job: no other job can do better. A full disk is the cluster's fault too.
+    """
+    waiting = iter(jobs)
+    suspects: list[Job] = []
+    flying: dict[Any, tuple[Job, int]] = {}
+    try:
+        while True:
+            while len(flying) < in_flight:
+                try:
+                    job = next(waiting)
+                except StopIteration:
+                    break
+                flying[submit(job)] = (job, 1)
+            if not flying and suspects:
+                job = suspects.pop(0)
+                log.info("%s: tried once more, alone", job)
+                flying[submit(job)] = (job, 2)
+            if not flying:
+                return
+            for future in cluster.wait_any(set(flying)):
+                job, attempt = flying.pop(future)
+                result, error, trace = cluster.outcome(future)
+                if error is None:
+                    yield Outcome(job, result, attempt)
+                elif isinstance(error, (ModelError, ClusterError)):
+                    raise error
+                elif isinstance(error, OSError) and error.errno in _FULL:
+                    raise ClusterError(
+                        f"{job}: cannot be written ({error}); make room for products and for temporary files (TMPDIR),"
+                        " or mend the file system, and run the same command again: it goes on from here"
+                    )
+                elif isinstance(error, (TaskKilledError, TaskTimeoutError)) and attempt < ATTEMPTS:
+                    suspects.append(job)
+                elif isinstance(error, SgClassifyError) or attempt >= ATTEMPTS:
+                    yield Outcome(job, Failure.from_error(error, trace), attempt)
+                else:
+                    log.info("%s: %r, tried again", job, error)
+                    flying[submit(job)] = (job, attempt + 1)
+    finally:
+        for future in flying:
+            future.cancel()

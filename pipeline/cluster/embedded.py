@@ -1,0 +1,240 @@
+"""The Dask cluster that a run starts on this machine for itself, whatever it finds around it."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, Final
+
+import dask
+from dask.system import cpu_count
+from distributed import Nanny, Scheduler, SpecCluster
+from distributed.system import MEMORY_LIMIT
+
+from sgclassify.pipeline.cluster.worker import CPU, CRASH_DIR, GPU
+from sgclassify.stages.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+CRASHES: Final = "crashes"
+"""Folder below that of the workers for what they leave when they crash."""
+
+STARTS: Final = 3
+"""Times that the cluster is started before the run gives up."""
+
+HOST: Final = "127.0.0.1"
+_ANSWER_S: Final = 5.0
+_PROBE_S: Final = 60.0
+
+# Pausing a worker for memory can stall a run for ever; a worker that is really too large is ended by its
+# nanny. Its task fails at once: the dispatcher tries it again by itself, so that no innocent one dies with it.
+SETTINGS: Final[dict[str, object]] = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.worker.daemon": True,
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.comm.timeouts.connect": "30s",
+}
+"""What differs from Dask's own defaults."""
+
+_PROBE: Final = "import distributed.nanny, sgclassify.pipeline.cluster.worker"
+"""What a worker process imports before it can tell of anything."""
+
+
+@contextmanager
+def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
+    """A cluster of processes on this machine that listens on the loopback interface only.
+
+    Parameters
+    ----------
+    n_cpu, n_gpu : int
+        Workers for CPU tasks, and workers that each have a GPU.
+    scratch : Path
+        Folder for the files of the workers.
+
+    Raises
+    ------
+    ClusterError
+        If it does not start; says why.
+    """
+    _check_loopback()
+    _check_temporary()
+    with _own_surroundings():
+        _start_tracker()
+        cluster = _started(n_cpu, n_gpu, scratch)
+        try:
+            yield cluster
+        finally:
+            cluster.close(timeout=30)
+
+
+def default_workers() -> int:
+    """One worker per core that this process may use, by its affinity and by the quota of its control group."""
+    return max(1, cpu_count())
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use on this machine."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@contextmanager
+def _own_surroundings() -> Iterator[None]:
+    """Dask's own defaults and `SETTINGS`, here and in the processes that start while the context is open.
+
+    What the user has configured is meant for clusters of others. A new process reads it again, from files and from
+    the environment: what Dask inherits by its variable has precedence over both.
+    """
+    ours: dict[str, Any] = {}
+    dask.config.refresh(config=ours, paths=[], env={})
+    dask.config.set(SETTINGS, config=ours)
+    config, before = dask.config.config, copy.deepcopy(dask.config.config)
+    given = {
+        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(ours),
+        # new processes would look for modules in the working folder first, which holds data
+        "PYTHONSAFEPATH": "1",
+    }
+    earlier = _taken_out(given)
+    os.environ.update(given)
+    config.clear()
+    config.update(ours)
+    try:
+        yield
+    finally:
+        config.clear()
+        config.update(before)
+        _taken_out(given)
+        os.environ.update(earlier)
+
+
+def _taken_out(names: Iterable[str]) -> dict[str, str]:
+    """Take these variables, and all that are Dask's, out of the environment; returns their values."""
+    found = [name for name in os.environ if name.startswith("DASK_") or name in names]
+    return {name: os.environ.pop(name) for name in found}
+
+
+def _start_tracker() -> None:
+    """Start the process in which Python keeps account of semaphores, so that a terminal that closes does not end it.
+
+    The driver needs it while it ends in order; Python itself protects it from the other signals.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_loopback() -> None:
+    """Workers that cannot reach the scheduler would try for minutes, and not say why."""
+    try:
+        with socket.create_server((HOST, 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"the workers of this machine cannot start: its loopback interface does not work ({HOST}: "
+            f"{error.strerror or error}); bring it up, say with `ip link set lo up`"
+        ) from error
+
+
+def _check_temporary() -> None:
+    """Workers put compressed images into temporary files, and libraries what they like."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise ClusterError(
+            f"the workers of this machine cannot start: temporary files cannot be written ({error.strerror or error}); "
+            "make room there, or name another folder in TMPDIR"
+        ) from error
+
+
+def _started(n_cpu: int, n_gpu: int, scratch: Path) -> SpecCluster:
+    """The cluster, tried again where a worker process ends while it starts."""
+    cpu = {f"cpu-{k}": _worker(scratch, {CPU: 1}, {"CUDA_VISIBLE_DEVICES": ""}) for k in range(n_cpu)}
+    gpu = {f"gpu-{k}": _worker(scratch, {GPU: 1}, {"CUDA_VISIBLE_DEVICES": _gpu(k)}) for k in range(n_gpu)}
+    # port 0 also for the HTTP server that a scheduler always has: a fixed one may be taken
+    listening = {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": f"{HOST}:0"}
+    for attempt in range(1, STARTS + 1):
+        try:
+            return SpecCluster(  # type: ignore[no-untyped-call]
+                scheduler={"cls": Scheduler, "options": listening},
+                workers={**cpu, **gpu},
+                silence_logs=logging.CRITICAL,
+            )
+        except (RuntimeError, OSError) as error:
+            if reason := _cause(error) or _probed():
+                raise ClusterError(f"the workers of this machine do not start: {reason}") from error
+            fault = error
+            log.warning("the workers of this machine did not start (%s), attempt %d", error, attempt)
+    raise ClusterError(
+        f"the workers of this machine do not start ({fault}); is there memory and room for {n_cpu + n_gpu} "
+        "processes? --workers N starts fewer"
+    ) from fault
+
+
+def _cause(error: BaseException) -> str:
+    """What the system refuses, below Dask's own errors; empty where nothing says, or another attempt may help."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if not isinstance(error, OSError) or error.errno in (None, errno.EAGAIN, errno.ENOMEM):
+        return ""
+    return "" if isinstance(error, ConnectionError | TimeoutError) else str(error)
+
+
+def _probed() -> str:
+    """Why a new process cannot even import what a worker needs, by its last line; empty where it can."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, text=True, errors="replace", timeout=_PROBE_S,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"a new process has not imported the software within {_PROBE_S:g} s; look after the disk it lies on"
+    except OSError as error:
+        return f"the system starts no new process ({error.strerror}); --workers N starts fewer"
+    if done.returncode == 0:
+        return ""
+    if done.returncode < 0:
+        return f"a new process was ended by signal {-done.returncode} while it imported the software"
+    lines = done.stderr.strip().splitlines()
+    return f"a new process cannot import the software: {lines[-1] if lines else done.returncode}"
+
+
+def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> dict[str, Any]:
+    return {
+        "cls": Nanny,
+        "options": {
+            "host": HOST,
+            "nthreads": 1,
+            "dashboard": False,
+            "resources": resources,
+            "env": {**env, CRASH_DIR: str(scratch / CRASHES)},
+            "local_directory": str(scratch),
+            # the whole machine's, so that one large tile may use what is free
+            "memory_limit": int(MEMORY_LIMIT),
+            "silence_logs": logging.CRITICAL,
+            "preload": ["sgclassify.pipeline.cluster.worker"],
+        },
+    }
+
+
+def _gpu(number: int) -> str:
+    """What CUDA_VISIBLE_DEVICES must say for the GPU that is number `number` among the visible ones."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return visible[number] if number < len(visible) else str(number)

@@ -1,0 +1,1 @@
+"""What a run leaves: products, receipts, record, report, state."""

@@ -1,0 +1,1 @@
+"""Writing: atomic files and the two products."""
