@@ -52,7 +52,7 @@ from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageErr
 from sgclassify.stages.read.exposure_list import ExposureList
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import TilePlan, footprint_tiles, plan_tiles
+from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of
 from sgclassify.stages.write.publish import partition_path
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def plan(request: Request, reporter: Reporter) -> str:
                 f"exposure {exposure.id}: {'known' if exposure.id in inventory.good else 'to be prepared'}"
             )
     n_known = 0
-    tiles = plan_tiles(footprints, setup.config.tile_order)
+    tiles = tiles_of(footprints, setup.config.tile_order)
     for tile in tiles:
         known = all(name in inventory.good for name in tile.exposures)
         complete = known and inventory.published(tile, folder.objects) is not None
@@ -332,20 +332,20 @@ class Inventory:
             extra={"exposure": exposure.id, "outcome": outcome, "file": failure.file, "fault": failure.fault},
         )
 
-    def plan(self) -> list[TilePlan]:
+    def plan(self) -> list[Tile]:
         """The tiles of the good exposures, in the order in which they are computed."""
         footprints = ((name, np.asarray(r.tiles, dtype=np.int64)) for name, r in self.good.items())
-        order = plan_tiles(footprints, self.config.tile_order)
+        order = tiles_of(footprints, self.config.tile_order)
         if self.config.tile_shuffle_seed:
             random.Random(self.config.tile_shuffle_seed).shuffle(order)
         return order
 
-    def key_of(self, tile: TilePlan) -> str:
+    def key_of(self, tile: Tile) -> str:
         """What decides about the objects of a tile."""
         members = ((name, self.good[name].digest) for name in tile.exposures)
         return tile_key(self.settings, tile.order, tile.pixel, members)
 
-    def published(self, tile: TilePlan, objects: Path) -> TileReceipt | None:
+    def published(self, tile: Tile, objects: Path) -> TileReceipt | None:
         """The receipt of a tile that needs not be computed again; None for one that does."""
         receipt = TileReceipt.read(self.receipts.members_path(tile.order, tile.pixel))
         if receipt is None or receipt.key != self.key_of(tile):
@@ -381,7 +381,7 @@ class _Driver:
         self.record = record
         self.inventory = Inventory(options, setup, folder.receipts, record)
         self.sample = SkySample()
-        self._tiles: dict[TilePlan, TileRecord] = {}
+        self._tiles: dict[Tile, TileRecord] = {}
         self._opened = False
         self._complete = False
         receipts = folder.receipts
@@ -524,7 +524,7 @@ class _Driver:
             return Failure.from_error(TaskTimeoutError(what, self.places.limit_s))
         return failure
 
-    def _plan(self, cluster: Cluster) -> tuple[list[TilePlan], dict[str, dict[int, str]]]:
+    def _plan(self, cluster: Cluster) -> tuple[list[Tile], dict[str, dict[int, str]]]:
         """Tiles to compute, and pixel and key of the complete ones of every good exposure; all are recorded.
 
         What is needed for the rest is prepared: the prepared files of a run that was completed are gone, so that what
@@ -536,7 +536,7 @@ class _Driver:
             self._tiles = {tile: TileRecord(tile.order, tile.pixel, list(tile.exposures)) for tile in tiles}
             self.record.tiles = list(self._tiles.values())
             self.sample = SkySample()
-            todo: list[TilePlan] = []
+            todo: list[Tile] = []
             published: dict[str, dict[int, str]] = {name: {} for name in inventory.good}
             for tile in tiles:
                 receipt = inventory.published(tile, self.folder.objects)
@@ -568,7 +568,7 @@ class _Driver:
         about = self._metadata
         level = level_for(sum(receipt.usable for receipt in inventory.good.values()))
 
-        def submit(tile: TilePlan) -> Any:
+        def submit(tile: Tile) -> Any:
             self._new_try(str(tile))
             stamps = cluster.submit(
                 tasks.extract,
@@ -611,7 +611,7 @@ class _Driver:
         return published
 
     def _take(
-        self, tile: TilePlan, receipt: TileReceipt, attempts: int, published: dict[str, dict[int, str]]
+        self, tile: Tile, receipt: TileReceipt, attempts: int, published: dict[str, dict[int, str]]
     ) -> None:
         """Take a published tile into the record, the report, and what is published of its exposures."""
         one = self._tiles[tile]
@@ -624,7 +624,7 @@ class _Driver:
         for name in tile.exposures:
             published[name][tile.pixel] = receipt.key
 
-    def _set_tile_aside(self, tile: TilePlan, failure: Failure, attempts: int) -> None:
+    def _set_tile_aside(self, tile: Tile, failure: Failure, attempts: int) -> None:
         one = self._tiles[tile]
         one.attempts = attempts
         one.set_aside(failure)

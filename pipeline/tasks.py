@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,6 +38,7 @@ from sgclassify.pipeline.record.receipts import (
     write_receipt,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
+from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
@@ -48,7 +48,7 @@ from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
 from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import TilePlan, footprint_tiles
+from sgclassify.stages.tiling import Tile, footprint_tiles
 from sgclassify.stages.write.atomic import write_atomic
 from sgclassify.stages.write.publish import (
     finish_hats,
@@ -60,8 +60,6 @@ from sgclassify.stages.write.publish import (
 if TYPE_CHECKING:
     from sgclassify.model.serve.runtime import Classifier
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -323,7 +321,7 @@ def tile_pad_arcsec(config: StageConfig) -> float:
 
 
 @bordered
-def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
+def extract(tile: Tile, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
     """Stamps and measurements of one tile."""
     start = time.monotonic()
     with places.limited(str(tile)):
@@ -333,7 +331,7 @@ def extract(tile: TilePlan, places: Places, stamp_size: int, config: StageConfig
 
 
 @bordered
-def infer(tile: TilePlan, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
+def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile."""
     if len(extracted.stamps):
         # the first tile of a worker waits for the model, which is no fault of that tile
@@ -416,7 +414,7 @@ def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
 
 @bordered
 def publish(
-    tile: TilePlan,
+    tile: Tile,
     key: str,
     scored: ScoredTile,
     places: Places,
@@ -433,7 +431,7 @@ def publish(
 
 
 def _publish(
-    tile: TilePlan,
+    tile: Tile,
     key: str,
     scored: ScoredTile,
     places: Places,

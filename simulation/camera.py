@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import DETECTOR_FILTER, PIXEL_SCALE
-
-Array = npt.NDArray[np.float64]
 
 REAL_SHAPE: Final = (9232, 9216)
 """(ny, nx) of a detector of the camera (FORMATS, section 1)."""
@@ -148,7 +146,7 @@ def shifted(header: fits.Header, east_arcsec: float, north_arcsec: float) -> fit
     return moved
 
 
-def jacobian(wcs: WCS, shape: tuple[int, int]) -> Array:
+def jacobian(wcs: WCS, shape: tuple[int, int]) -> F64:
     """Pixels a arcsec at the middle of a detector.
 
     Parameters

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sgclassify.simulation.filters import PSF_FAMILIES
 from sgclassify.stages.bands import BANDS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @click.command(name="simulate", context_settings={"show_default": True})
@@ -81,7 +81,7 @@ def simulate(
             bar.advance(task)
             if not console.is_terminal:
                 verb = "made" if result.made else "kept"
-                logger.info("%s field %d: %d sources", verb, result.index, result.n_sources)
+                log.info("%s field %d: %d sources", verb, result.index, result.n_sources)
 
         try:
             results = run(config, output, processes, advance)

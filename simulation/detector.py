@@ -15,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
+from sgclassify.stages.arrays import F32, U16
 from sgclassify.stages.flags import InputFlag
-
-FloatImage = npt.NDArray[np.float32]
-FlagImage = npt.NDArray[np.uint16]
 
 PIXEL_CM: Final = 1e-3
 """Side of a pixel, cm (10 um)."""
@@ -105,13 +103,13 @@ class Level1:
         Hits that the flag image knows.
     """
 
-    image: FloatImage
-    weight: FloatImage
-    flags: FlagImage
+    image: F32
+    weight: F32
+    flags: U16
     cosmic_rays: int
 
 
-def expose(rate: FloatImage, sky: float, model: DetectorModel, rng: np.random.Generator) -> Level1:
+def expose(rate: F32, sky: float, model: DetectorModel, rng: np.random.Generator) -> Level1:
     """Expose, read out and calibrate.
 
     Parameters
@@ -171,12 +169,12 @@ def expose(rate: FloatImage, sky: float, model: DetectorModel, rng: np.random.Ge
     return Level1(electrons, weight, flags, cosmic_rays)
 
 
-def _smooth_residual(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> FloatImage:
+def _smooth_residual(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> F32:
     # Large-scale errors of the flat field, on a coarse mesh.
     return (1 + rng.normal(0.0, sigma, (6, 6))).astype(np.float32)
 
 
-def zoomed_rows(mesh: FloatImage, shape: tuple[int, ...], rows: slice) -> FloatImage:
+def zoomed_rows(mesh: F32, shape: tuple[int, ...], rows: slice) -> F32:
     """Rows of a coarse mesh interpolated to the detector, linearly, without building the whole."""
     y = np.linspace(0, mesh.shape[0] - 1, shape[0], dtype=np.float32)[rows]
     low = np.minimum(y.astype(int), mesh.shape[0] - 2)
@@ -186,19 +184,17 @@ def zoomed_rows(mesh: FloatImage, shape: tuple[int, ...], rows: slice) -> FloatI
     return np.asarray(wide[low] * (1 - part) + wide[low + 1] * part, dtype=np.float32)
 
 
-def _output_gains(sigma: float, rng: np.random.Generator) -> FloatImage:
+def _output_gains(sigma: float, rng: np.random.Generator) -> F32:
     return (1 + rng.normal(0.0, sigma, OUTPUTS)).astype(np.float32)
 
 
-def _gain_rows(gains: FloatImage, shape: tuple[int, ...], rows: slice) -> FloatImage:
+def _gain_rows(gains: F32, shape: tuple[int, ...], rows: slice) -> F32:
     y = np.arange(shape[0])[rows] * OUTPUTS[0] // shape[0]
     x = np.arange(shape[1]) * OUTPUTS[1] // shape[1]
     return gains[y][:, x]
 
 
-def _add_hot_pixels(
-    electrons: FloatImage, flags: FlagImage, model: DetectorModel, rng: np.random.Generator
-) -> None:
+def _add_hot_pixels(electrons: F32, flags: U16, model: DetectorModel, rng: np.random.Generator) -> None:
     kinds = (
         (model.hot_share, InputFlag.HOT, (1.0, 100.0)),
         (model.warm_share, InputFlag.WARM, (0.1, 1.0)),
@@ -212,9 +208,7 @@ def _add_hot_pixels(
         flags.ravel()[known] |= np.uint16(flag)
 
 
-def _add_cosmic_rays(
-    electrons: FloatImage, flags: FlagImage, model: DetectorModel, rng: np.random.Generator
-) -> int:
+def _add_cosmic_rays(electrons: F32, flags: U16, model: DetectorModel, rng: np.random.Generator) -> int:
     ny, nx = electrons.shape
     n = rng.poisson(model.cosmic_rays * electrons.size * PIXEL_CM**2 * model.exposure_time)
     length = np.minimum(1 + rng.exponential(6.0, n), 60.0)
@@ -253,7 +247,7 @@ def _diffuse(track: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return spread
 
 
-def _add_satellite(electrons: FloatImage, flags: FlagImage, sky: float, rng: np.random.Generator) -> None:
+def _add_satellite(electrons: F32, flags: U16, sky: float, rng: np.random.Generator) -> None:
     ny, nx = electrons.shape
     angle = rng.uniform(0.0, np.pi)
     offset = rng.uniform(-0.4, 0.4) * min(ny, nx)
@@ -269,7 +263,7 @@ def _add_satellite(electrons: FloatImage, flags: FlagImage, sky: float, rng: np.
         flags[rows][distance < 3 * width] |= np.uint16(InputFlag.SATELLITE)
 
 
-def _bleed(electrons: FloatImage, full_well: float) -> None:
+def _bleed(electrons: F32, full_well: float) -> None:
     """Clip at the full well and pour the excess into the pixels above and below, as far as it goes."""
     ny = electrons.shape[0]
     for x in np.flatnonzero((electrons > full_well).any(axis=0)):
@@ -290,16 +284,14 @@ def _bleed(electrons: FloatImage, full_well: float) -> None:
         electrons[:, x] = column
 
 
-def _flag_saturated(electrons: FloatImage, flags: FlagImage, level: float) -> None:
+def _flag_saturated(electrons: F32, flags: U16, level: float) -> None:
     full = electrons >= np.float32(level)
     if full.any():
         # The neighbours of a full pixel are not trusted either.
         flags[binary_dilation(full)] |= np.uint16(InputFlag.SATURATED)
 
 
-def _kill_columns(
-    electrons: FloatImage, flags: FlagImage, model: DetectorModel, rng: np.random.Generator
-) -> None:
+def _kill_columns(electrons: F32, flags: U16, model: DetectorModel, rng: np.random.Generator) -> None:
     ny, nx = electrons.shape
     for _ in range(rng.poisson(model.bad_columns * nx / 1024)):
         x, width = rng.integers(0, nx), rng.choice([1, 1, 1, 2])

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sgclassify.simulation.filters import register_speclite
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BAND_INDEX
-
-Array = npt.NDArray[np.float64]
 
 POOL_SEED: Final = 20_170_835
 """Seed of the pool: the pool is a constant of the program, so that a field depends on its own seed alone."""
@@ -80,10 +78,10 @@ class Pool:
         AB magnitudes in the order of ``BANDS``; rows sorted by the i band.
     """
 
-    redshift: Array
-    mags: Array
+    redshift: F64
+    mags: F64
 
-    def draw(self, mag_i: Array, rng: np.random.Generator, window: int = 60) -> tuple[Array, Array]:
+    def draw(self, mag_i: F64, rng: np.random.Generator, window: int = 60) -> tuple[F64, F64]:
         """Draw an entry of about the wanted i magnitude for each source, and shift it to that magnitude.
 
         Parameters
@@ -108,7 +106,7 @@ class Pool:
         return self.redshift[rank], self.mags[rank] + (mag_i - own_i[rank])[:, None]
 
 
-def igm_dimming(redshift: Array, wavelength_a: Array) -> Array:
+def igm_dimming(redshift: F64, wavelength_a: F64) -> F64:
     """Dimming of a source by the Lyman-alpha forest between it and us.
 
     Parameters
@@ -194,14 +192,14 @@ def galaxy_pool() -> Pool:
     return _sorted_pool(np.concatenate(redshifts), np.concatenate(mags))
 
 
-def _at(table: Array, grid: Array, z: Array) -> Array:
+def _at(table: F64, grid: F64, z: F64) -> F64:
     place = np.interp(z, grid, np.arange(len(grid), dtype=np.float64))
     low = np.minimum(place.astype(int), len(grid) - 2)
     part = (place - low).reshape(-1, *[1] * (table.ndim - 1))
     return np.asarray(table[low] * (1 - part) + table[low + 1] * part)
 
 
-def _sorted_pool(redshift: Array, mags: Array) -> Pool:
+def _sorted_pool(redshift: F64, mags: F64) -> Pool:
     from sgclassify.simulation.filters import FILTERS
 
     pivots = np.array([spec.pivot_a for spec in FILTERS.values()])

@@ -19,9 +19,8 @@ from sgclassify.simulation.camera import jacobian
 from sgclassify.simulation.render import Scene, draw_stamp, scene
 from sgclassify.simulation.simulate import Conditions, SimulationConfig, replay
 from sgclassify.simulation.sky import SkyModel, Sources, galaxy_shapes
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS
-
-Array = npt.NDArray[np.float64]
 
 SIZE: Final = 32
 """Side of the stamps, pixels."""
@@ -31,9 +30,7 @@ COMPACT: Final = 96
 """Galaxies that a source is compared with: of the population, and of its compact tail alone, which matters most."""
 
 
-def log_ratios(
-    config: SimulationConfig, field_index: int, mag_i: Array, used: npt.NDArray[np.bool_]
-) -> Array:
+def log_ratios(config: SimulationConfig, field_index: int, mag_i: F64, used: npt.NDArray[np.bool_]) -> F64:
     """Logarithm of the likelihood of a star over that of a galaxy, of some sources of a field.
 
     The flux in each band is free under either hypothesis, with a flat prior.
@@ -76,14 +73,12 @@ def log_ratios(
     return result
 
 
-def _placed(sources: Sources, taken: Conditions, scale: Array) -> Scene:
+def _placed(sources: Sources, taken: Conditions, scale: F64) -> Scene:
     x, y = WCS(taken.true_header).all_world2pix(sources.ra, sources.dec, 0)
     return scene(sources, taken.band, np.asarray(x), np.asarray(y), taken.zero_point, scale)
 
 
-def _templates(
-    sources: Sources, row: int, model: SkyModel, rng: np.random.Generator
-) -> tuple[Sources, Array]:
+def _templates(sources: Sources, row: int, model: SkyModel, rng: np.random.Generator) -> tuple[Sources, F64]:
     """A point and galaxies at the place of a source, and logarithms of the galaxies' weights, which sum to 1."""
     n = 1 + ORDINARY + COMPACT
     here = np.full(n, row)
@@ -110,8 +105,8 @@ def _templates(
 
 
 def _evidence(
-    sky: Scene, row: int, templates: Sources, taken: Conditions, scale: Array, rng: np.random.Generator
-) -> Array:
+    sky: Scene, row: int, templates: Sources, taken: Conditions, scale: F64, rng: np.random.Generator
+) -> F64:
     """Logarithm of the likelihood of each template for one new exposure of a source, the flux integrated out."""
     x, y = sky.x[row], sky.y[row]
     node = int(taken.psf.node_at(np.array([x]), np.array([y]))[0])

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import scipy.fft
 
 from sgclassify.simulation.filters import FILTERS, SHIFTED_PSF_FAMILY
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import PIXEL_SCALE
-
-Array = npt.NDArray[np.float64]
 
 MOFFAT_BETAS: Final = (2.5, 3.5)
 """Exponents of the Moffat function, either side of the 3 that stands in for this telescope: their transforms
@@ -77,8 +76,8 @@ class PsfModel:
     jitter_arcsec: float
     moffat_fwhm_arcsec: float
     moffat_beta: float
-    aberrations: Array
-    shear: Array
+    aberrations: F64
+    shear: F64
     nodes: int
     trail: float = 0.0
 
@@ -166,7 +165,7 @@ class PsfField:
         self._centroids: dict[int, tuple[float, float]] = {}
         self._fourier: dict[tuple[int, int], npt.NDArray[np.complex64]] = {}
 
-    def node_at(self, x: Array, y: Array) -> npt.NDArray[np.int64]:
+    def node_at(self, x: F64, y: F64) -> npt.NDArray[np.int64]:
         """Number of the node next to each position (0-based pixels; outside positions take the border's)."""
         n = self.model.nodes
         column = np.clip(np.nan_to_num((x + 0.5) * n / self.shape[1]), 0, n - 1).astype(np.int64)

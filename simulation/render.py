@@ -22,9 +22,8 @@ from scipy.special import gamma, gammaincinv
 
 from sgclassify.simulation.psf import OVERSAMPLING, PsfField, waves
 from sgclassify.simulation.sky import I_BAND, SERSIC_GRID, Sources
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BAND_INDEX
-
-Array = npt.NDArray[np.float64]
 
 SIZES: Final = (16, 32, 64, 128, 256, 512)
 """Sides of the stamps, pixels."""
@@ -68,18 +67,18 @@ class Scene:
         Seed of the places of the clumps.
     """
 
-    x: Array
-    y: Array
-    flux: Array
+    x: F64
+    y: F64
+    flux: F64
     point: npt.NDArray[np.bool_]
-    sersic_n: Array
-    bulge_fraction: Array
-    shape: Array
-    clumpiness: Array
+    sersic_n: F64
+    bulge_fraction: F64
+    shape: F64
+    clumpiness: F64
     texture: npt.NDArray[np.int64]
 
 
-def scene(sources: Sources, band: str, x: Array, y: Array, zero_point: float, jacobian: Array) -> Scene:
+def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobian: F64) -> Scene:
     """Put the sources of a field on a detector.
 
     Parameters
@@ -196,7 +195,7 @@ def draw_stamp(
     return np.asarray(fine[::OVERSAMPLING, ::OVERSAMPLING] * np.float32(sky.flux[index] * OVERSAMPLING**2))
 
 
-def _half_sizes(sky: Scene, noise: float) -> Array:
+def _half_sizes(sky: Scene, noise: float) -> F64:
     threshold = EDGE_LEVEL * noise
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         # The wings of a diffraction-limited PSF fall with the third power of the radius from 0.04 at 2.2
@@ -218,7 +217,7 @@ def _phase(size: int, x: float, y: float) -> npt.NDArray[np.complex64]:
     return np.asarray(np.exp(-1j * np.float32(y) * rows) * np.exp(-1j * np.float32(x) * columns))
 
 
-def _galaxy_transform(size: int, shape: Array, sersic_n: float, bulge: float) -> npt.NDArray[np.float32]:
+def _galaxy_transform(size: int, shape: F64, sersic_n: float, bulge: float) -> npt.NDArray[np.float32]:
     rows, columns = waves(size)
     (a, b), (c, d) = shape.astype(np.float32)
     # |shape^T k|^2 for k = (columns, rows).
@@ -235,7 +234,7 @@ def _galaxy_transform(size: int, shape: Array, sersic_n: float, bulge: float) ->
     ) * _sersic_transform(square * outer, _EXPONENTIAL)
 
 
-def clumps(texture: int) -> tuple[Array, Array, Array]:
+def clumps(texture: int) -> tuple[F64, F64, F64]:
     """Places, sizes and shares of the clumps of a galaxy.
 
     Parameters
@@ -262,7 +261,7 @@ def clumps(texture: int) -> tuple[Array, Array, Array]:
     return places, rng.uniform(0.05, 0.25, m), rng.dirichlet(np.ones(m))
 
 
-def _clump_transform(size: int, shape: Array, texture: int) -> npt.NDArray[np.complex64]:
+def _clump_transform(size: int, shape: F64, texture: int) -> npt.NDArray[np.complex64]:
     rows, columns = waves(size)
     places, widths, shares = clumps(texture)
     x, y = (shape @ places.T).astype(np.float32)

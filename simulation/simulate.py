@@ -32,7 +32,7 @@ from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.write.atomic import write_atomic_text
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Span = tuple[float, float]
 
@@ -289,7 +289,7 @@ def simulate(
 
     def finished(result: FieldResult) -> None:
         results.append(result)
-        logger.debug("field %d: %d sources, %d exposures", result.index, result.n_sources, len(result.images))
+        log.debug("field %d: %d sources, %d exposures", result.index, result.n_sources, len(result.images))
         if progress is not None:
             progress(result)
 

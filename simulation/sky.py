@@ -15,9 +15,9 @@ from scipy.spatial import cKDTree
 
 from sgclassify.simulation.filters import EXTINCTION
 from sgclassify.simulation.galaxy_pool import galaxy_pool, quasar_pool
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 
-Array = npt.NDArray[np.float64]
 I_BAND: Final = BAND_INDEX["i"]
 
 GALAXY_COUNTS: Final = (46.0, 0.31, 25.0)
@@ -144,20 +144,20 @@ class Sources:
         Separation of the binary, arcsec, else NaN.
     """
 
-    ra: Array
-    dec: Array
+    ra: F64
+    dec: F64
     kind: npt.NDArray[np.str_]
-    mags: Array
-    redshift: Array
-    r50: Array
-    sersic_n: Array
-    axis_ratio: Array
-    position_angle: Array
-    bulge_fraction: Array
-    clumpiness: Array
+    mags: F64
+    redshift: F64
+    r50: F64
+    sersic_n: F64
+    axis_ratio: F64
+    position_angle: F64
+    bulge_fraction: F64
+    clumpiness: F64
     texture: npt.NDArray[np.int64]
     system: npt.NDArray[np.int64]
-    separation: Array
+    separation: F64
 
     def __len__(self) -> int:
         return len(self.ra)
@@ -234,13 +234,13 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     )  # fmt: skip
 
 
-def _galaxy_magnitudes(n: int, limit: float, rng: np.random.Generator) -> Array:
+def _galaxy_magnitudes(n: int, limit: float, rng: np.random.Generator) -> F64:
     slope = GALAXY_COUNTS[1]
     low, high = 10 ** (slope * GALAXY_BRIGHTEST_I), 10 ** (slope * limit)
     return np.asarray(np.log10(rng.uniform(low, high, n)) / slope)
 
 
-def _star_magnitudes(n_classified: float, limit: float, rng: np.random.Generator) -> Array:
+def _star_magnitudes(n_classified: float, limit: float, rng: np.random.Generator) -> F64:
     log_n = np.log10(STAR_COUNT_N)
     to_limit = 10 ** np.interp(limit, STAR_COUNT_I, log_n)
     per_classified = to_limit / 10 ** np.interp(CLASSIFIED_I, STAR_COUNT_I, log_n)
@@ -248,14 +248,14 @@ def _star_magnitudes(n_classified: float, limit: float, rng: np.random.Generator
     return np.asarray(np.interp(np.log10(rng.uniform(STAR_COUNT_N[0], to_limit, n)), log_n, STAR_COUNT_I))
 
 
-def _quasar_magnitudes(n: int, rng: np.random.Generator) -> Array:
+def _quasar_magnitudes(n: int, rng: np.random.Generator) -> F64:
     # Counts rise by 0.3 dex a magnitude to i = 20 and much less below; a flat slope of 0.15 from 18 serves
     # both.
     slope = 0.15
     return np.asarray(np.log10(rng.uniform(10 ** (slope * 18.0), 10 ** (slope * CLASSIFIED_I), n)) / slope)
 
 
-def _star_colors(mag_i: Array, rng: np.random.Generator) -> Array:
+def _star_colors(mag_i: F64, rng: np.random.Generator) -> F64:
     n = len(mag_i)
     # M dwarfs outnumber the others ever more towards the faint end; the rest there are halo turn-off stars.
     is_dwarf = rng.random(n) < np.interp(mag_i, [16.0, 20.0, 24.0], [0.30, 0.50, 0.65])
@@ -270,7 +270,7 @@ def _star_colors(mag_i: Array, rng: np.random.Generator) -> Array:
     return _from_colors(mag_i, colors)
 
 
-def _from_colors(mag_i: Array, colors: Array) -> Array:
+def _from_colors(mag_i: F64, colors: F64) -> F64:
     # A color is the bluer band less the redder one: add them up from the i band outwards.
     mags = np.empty((len(mag_i), len(BANDS)))
     mags[:, I_BAND] = mag_i
@@ -281,7 +281,7 @@ def _from_colors(mag_i: Array, colors: Array) -> Array:
     return mags
 
 
-def _companions(primary_mags: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+def _companions(primary_mags: F64, rng: np.random.Generator) -> tuple[F64, F64]:
     n = len(primary_mags)
     mag_i = primary_mags[:, I_BAND] + np.minimum(np.abs(rng.normal(0.0, 1.5, n)), 4.0)
     separation = 10 ** rng.uniform(np.log10(0.05), np.log10(0.3), n)
@@ -289,8 +289,8 @@ def _companions(primary_mags: Array, rng: np.random.Generator) -> tuple[Array, A
 
 
 def galaxy_shapes(
-    mag_i: Array, compact_share: tuple[float, float], rng: np.random.Generator
-) -> tuple[Array, ...]:
+    mag_i: F64, compact_share: tuple[float, float], rng: np.random.Generator
+) -> tuple[F64, ...]:
     """Shapes of galaxies by their magnitude.
 
     Parameters
@@ -319,12 +319,12 @@ def galaxy_shapes(
     return r50, sersic_n, axis_ratio, position_angle, bulge
 
 
-def _positions(n: int, radius: float, rng: np.random.Generator) -> tuple[Array, Array]:
+def _positions(n: int, radius: float, rng: np.random.Generator) -> tuple[F64, F64]:
     r, angle = radius * np.sqrt(rng.random(n)), rng.uniform(0.0, 2 * np.pi, n)
     return r * np.cos(angle), r * np.sin(angle)
 
 
-def _offset(ra0: float, dec0: float, east: Array, north: Array) -> tuple[Array, Array]:
+def _offset(ra0: float, dec0: float, east: F64, north: F64) -> tuple[F64, F64]:
     # Inverse gnomonic projection of offsets in arcsec about the centre of the field.
     x, y = np.radians(east / 3600.0), np.radians(north / 3600.0)
     sin0, cos0 = np.sin(np.radians(dec0)), np.cos(np.radians(dec0))

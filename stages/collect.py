@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import InputFlag, SgFlag
@@ -15,11 +16,6 @@ from sgclassify.stages.measure import FEATURES, PSF_MEASURES, feature_table, mea
 from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.stamps import cut_stamps
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 CORE_BITS = (
     (InputFlag.SATURATED, SgFlag.SATURATED),

@@ -6,19 +6,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import find_objects, maximum_filter
 
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
+from sgclassify.stages.arrays import F32, I32
 
 
 def deblend(
-    smoothed: Float32,
-    noise: Float32,
-    labels: Int32,
+    smoothed: F32,
+    noise: F32,
+    labels: I32,
     *,
     contrast: float,
     min_px: int,
     prominence_sigma: float,
-) -> Int32:
+) -> I32:
     """Split segments into one for each significant peak.
 
     The criterion is that of SExtractor's multi-threshold deblending (Bertin & Arnouts 1996), in the limit of
@@ -70,8 +69,8 @@ def deblend(
 
 
 def _basins(
-    values: Float32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float
-) -> Int32:
+    values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float
+) -> I32:
     """Number the sources of one segment: 0 for the first and for pixels outside, then 1, 2, ...
 
     A flood from the brightest pixel down. A *basin* is a peak and the pixels that slope up to it; basins
@@ -147,5 +146,5 @@ def _basins(
     numbers = np.zeros(len(alias), dtype=np.int32)
     used = np.unique(final[1:])
     numbers[used] = np.arange(used.size)
-    result: Int32 = numbers[final][np.array(basin_of)].reshape(height + 2, stride)[1:-1, 1:-1]
+    result: I32 = numbers[final][np.array(basin_of)].reshape(height + 2, stride)[1:-1, 1:-1]
     return result

@@ -16,6 +16,7 @@ from photutils.utils.exceptions import NoDetectionsWarning
 from scipy.ndimage import correlate1d
 from scipy.spatial import KDTree
 
+from sgclassify.stages.arrays import F32, F64, I32, U16, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
@@ -28,13 +29,9 @@ from sgclassify.stages.photometry import (
     measure_segments,
 )
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
-Int32 = npt.NDArray[np.int32]
-ReadStrip = Callable[[int, int], tuple[Float32, Bool, "Float32 | float", "npt.NDArray[np.uint16] | None"]]
+ReadStrip = Callable[[int, int], tuple[F32, Bool, F32 | float, U16 | None]]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Bits of the catalogue's Flag column, as SExtractor's FLAGS.
 FLAG_BIASED, FLAG_BLENDED, FLAG_SATURATED, FLAG_TRUNCATED = 1, 2, 4, 8
@@ -47,9 +44,9 @@ _STRIP_ROWS = 2048
 
 
 def detect_sources(
-    image: Float32,
+    image: F32,
     valid: Bool,
-    sigma: Float32 | float,
+    sigma: F32 | float,
     *,
     wcs: Any,
     zero_point: float,
@@ -144,8 +141,8 @@ def detect_in_strips(
     """
     if strip_rows < 1 or margin_rows < 1:
         raise ValueError(f"strips of {strip_rows} rows with a margin of {margin_rows} rows")
-    found: list[tuple[Photometry, Int32]] = []
-    before: Float64 = np.empty((0, 2))
+    found: list[tuple[Photometry, I32]] = []
+    before: F64 = np.empty((0, 2))
     for y0 in range(0, shape[0], strip_rows):
         y1 = min(y0 + strip_rows, shape[0])
         low, high = max(y0 - margin_rows, 0), min(y1 + margin_rows, shape[0])
@@ -163,21 +160,21 @@ def detect_in_strips(
             own &= ~np.isfinite(KDTree(before).query(place, distance_upper_bound=1.0)[0])
         found.append((photometry.take(own), flag[own]))
         before = place[own & (photometry.y > y1 - 3)]
-        logger.debug("rows %d to %d: %d sources", y0, y1, int(own.sum()))
+        log.debug("rows %d to %d: %d sources", y0, y1, int(own.sum()))
     photometry = Photometry.concatenate([part for part, _ in found])
     return _table(photometry, np.concatenate([flag for _, flag in found]), wcs, zero_point)
 
 
 def _detect(
-    image: Float32,
+    image: F32,
     valid: Bool,
-    sigma: Float32 | float,
+    sigma: F32 | float,
     flags: npt.NDArray[np.uint16] | None,
     config: StageConfig,
     fwhm_px: float,
     electrons: float,
     ends: tuple[bool, bool],
-) -> tuple[Photometry, Int32]:
+) -> tuple[Photometry, I32]:
     """Photometry and Flag of the sources of a strip; ``ends``: its first, last row is the detector's."""
     if image.shape != valid.shape or (flags is not None and flags.shape != image.shape):
         raise ValueError("image, mask and flags differ in shape")
@@ -210,7 +207,7 @@ def _detect(
     return photometry, flag
 
 
-def _smooth(image: Float32, variance: Float32, usable: Bool, fwhm_px: float) -> tuple[Float32, Float32]:
+def _smooth(image: F32, variance: F32, usable: Bool, fwhm_px: float) -> tuple[F32, F32]:
     """Image smoothed with a Gaussian of the PSF's width, and its significance in sigma of its own noise.
 
     Pixels without data get no weight, so that gaps of a few pixels are bridged; where the noise is uneven,
@@ -221,7 +218,7 @@ def _smooth(image: Float32, variance: Float32, usable: Bool, fwhm_px: float) -> 
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)
     kernel /= kernel.sum()
 
-    def convolve(array: Float32, weights: Float64) -> Float32:
+    def convolve(array: F32, weights: F64) -> F32:
         for axis in (0, 1):
             array = correlate1d(array, weights, axis=axis, mode="constant")
         return array
@@ -238,9 +235,7 @@ def _smooth(image: Float32, variance: Float32, usable: Bool, fwhm_px: float) -> 
     return smoothed, significance
 
 
-def _segment(
-    smoothed: Float32, significance: Float32, usable: Bool, config: StageConfig
-) -> tuple[Int32, Int32]:
+def _segment(smoothed: F32, significance: F32, usable: Bool, config: StageConfig) -> tuple[I32, I32]:
     """Deblended segments, numbered 1 to n, and the connected segments that they come from."""
     with warnings.catch_warnings():
         # An empty field is no fault.
@@ -267,7 +262,7 @@ def _segment(
     return labels, parents
 
 
-def _touched(labels: Int32, n: int) -> Int32:
+def _touched(labels: I32, n: int) -> I32:
     """1 for each of the segments 1 to n that is among the labels, else 0."""
     return (np.bincount(labels, minlength=n + 1)[1:] > 0).astype(np.int32)
 
@@ -288,18 +283,18 @@ pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from north to 
 null where there is no value."""
 
 
-def _position_angle(photometry: Photometry, wcs: Any, ra: Float64, dec: Float64) -> Float64:
+def _position_angle(photometry: Photometry, wcs: Any, ra: F64, dec: F64) -> F64:
     """Angle of the major axes from north to east, degrees in [-90, 90), as upstream catalogues have it."""
     if not photometry.x.size:
         return photometry.theta
     angle = np.radians(photometry.theta)
     end_ra, end_dec = wcs.all_pix2world(photometry.x + np.cos(angle), photometry.y + np.sin(angle), 0)
     east = ((end_ra - ra + 180) % 360 - 180) * np.cos(np.radians(dec))
-    result: Float64 = (np.degrees(np.arctan2(east, end_dec - dec)) + 90) % 180 - 90
+    result: F64 = (np.degrees(np.arctan2(east, end_dec - dec)) + 90) % 180 - 90
     return result
 
 
-def _table(photometry: Photometry, flag: Int32, wcs: Any, zero_point: float) -> pa.Table:
+def _table(photometry: Photometry, flag: I32, wcs: Any, zero_point: float) -> pa.Table:
     order = np.lexsort((photometry.x, photometry.y))
     p, flag = photometry.take(order), flag[order]
     ra, dec = wcs.all_pix2world(p.x, p.y, 0) if p.x.size else (p.x, p.y)

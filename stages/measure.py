@@ -14,9 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from sgclassify.stages.arrays import F32, F64, Bool
 
 REFERENCE_SIGMA: Final = 1.2
 """Sigma (pixels) of the reference weight: near the matched filter of a PSF of 2.0-2.3 px FWHM plus pixel."""

@@ -13,12 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.stamps import cut_stamps, stamp_origin
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
-Int64 = npt.NDArray[np.int64]
 
 APERTURE_RADII: Final[tuple[float, ...]] = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40)
 """Radii of Flux_Aper1..12, pixels (source: csst-dfs-commons, Level2CatalogRecord)."""
@@ -75,18 +71,18 @@ class Photometry:
         Over a tenth of the Kron ellipse belongs to neighbours or holds no data.
     """
 
-    x: Float64
-    y: Float64
-    a: Float64
-    b: Float64
-    theta: Float64
-    fwhm: Float64
-    kron_radius: Float64
-    flux_kron: Float64
-    error_kron: Float64
-    flux_aperture: Float64
-    error_aperture: Float64
-    radius: Float64
+    x: F64
+    y: F64
+    a: F64
+    b: F64
+    theta: F64
+    fwhm: F64
+    kron_radius: F64
+    flux_kron: F64
+    error_kron: F64
+    flux_aperture: F64
+    error_aperture: F64
+    radius: F64
     biased: Bool
 
     def take(self, index: npt.NDArray[np.int64] | Bool) -> Photometry:
@@ -105,10 +101,10 @@ class Photometry:
 
 
 def measure_segments(
-    image: Float32,
-    variance: Float32,
+    image: F32,
+    variance: F32,
     usable: Bool,
-    smoothed: Float32,
+    smoothed: F32,
     labels: npt.NDArray[np.int32],
     fwhm_px: float,
 ) -> Photometry:
@@ -171,9 +167,7 @@ def measure_segments(
     return result
 
 
-def _isophotes(
-    smoothed: Float32, labels: npt.NDArray[np.int32]
-) -> tuple[Float64, Float64, Float64, Float64, Float64, Float64, Float64]:
+def _isophotes(smoothed: F32, labels: npt.NDArray[np.int32]) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
     """Barycentre, brightest pixel, RMS axes and angle of each segment."""
     y, x = np.nonzero(labels)
     label = labels[y, x] - 1
@@ -181,7 +175,7 @@ def _isophotes(
     light = np.maximum(smoothed[y, x].astype(np.float64), 0)
     total = np.bincount(label, light, n)
 
-    def mean(values: npt.NDArray[Any]) -> Float64:
+    def mean(values: npt.NDArray[Any]) -> F64:
         return np.bincount(label, light * values, n) / total
 
     centre_x, centre_y = mean(x), mean(y)
@@ -198,9 +192,9 @@ def _isophotes(
 
 
 def _clean_stamps(
-    arrays: tuple[Float32, ...], usable: Bool, labels: npt.NDArray[np.int32], index: Int64, x: Float64,
-    y: Float64, size: int,
-) -> tuple[list[Float32], Bool]:  # fmt: skip
+    arrays: tuple[F32, ...], usable: Bool, labels: npt.NDArray[np.int32], index: I64, x: F64,
+    y: F64, size: int,
+) -> tuple[list[F32], Bool]:  # fmt: skip
     """Stamps of a source alone, and the pixels that had to be replaced."""
     segment, _ = cut_stamps(labels, x, y, size)
     free, _ = cut_stamps(usable, x, y, size, fill=False)
@@ -214,13 +208,13 @@ def _clean_stamps(
 
 
 def _windowed(
-    image: Float32,
+    image: F32,
     usable: Bool,
     labels: npt.NDArray[np.int32],
-    x: Float64,
-    y: Float64,
-    window: Float64,
-) -> tuple[Float64, Float64, Float64]:
+    x: F64,
+    y: F64,
+    window: F64,
+) -> tuple[F64, F64, F64]:
     """Centroids under a Gaussian window that follows them, and the FWHM by the window's second moment.
 
     As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias. NaN
@@ -261,11 +255,11 @@ def _windowed(
 
 
 def _photometry(
-    image: Float32,
-    variance: Float32,
+    image: F32,
+    variance: F32,
     usable: Bool,
     labels: npt.NDArray[np.int32],
-    index: Int64,
+    index: I64,
     stamp_radius: int,
     result: Photometry,
 ) -> None:
@@ -316,14 +310,14 @@ def _photometry(
     result.radius[index] = _light_radii(growth, result.flux_kron[index])
 
 
-def _growth(light: Float32, distance: Float32, x: Float64, y: Float64, stamp_radius: int) -> Float64:
+def _growth(light: F32, distance: F32, x: F64, y: F64, stamp_radius: int) -> F64:
     """Flux within circles of radius 0, 1, 2, ... times the ring width, shape (n, rings + 1)."""
     n = light.shape[0]
     n_rings = round(stamp_radius / _RING)
     base = (np.arange(n) * (n_rings + 1))[:, None, None]
     rings = np.zeros(n * (n_rings + 1))
 
-    def deposit(radius: Float32, flux: Float32) -> None:
+    def deposit(radius: F32, flux: F32) -> None:
         ring = np.minimum((radius * np.float32(1 / _RING)).astype(np.int64), n_rings) + base
         rings[:] += np.bincount(ring.ravel(), flux.ravel(), rings.size)
 
@@ -344,7 +338,7 @@ def _growth(light: Float32, distance: Float32, x: Float64, y: Float64, stamp_rad
     return growth
 
 
-def _light_radii(growth: Float64, total: Float64) -> Float64:
+def _light_radii(growth: F64, total: F64) -> F64:
     """Radii at which the growth curve first reaches the fractions of the total, NaN if it never does."""
     radii = np.full((total.size, len(_FRACTIONS)), np.nan)
     for k, fraction in enumerate(_FRACTIONS):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sgclassify.stages.arrays import F32, F64, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -41,10 +42,6 @@ from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_stamps
 from sgclassify.stages.tangent import offsets
 from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 
 FWHM_RATIOS = (0.85, 1.25)
 """Widths of the point sources, relative to the FWHM in the header, that need no note: where it is right they are 0.96

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
@@ -20,8 +21,6 @@ from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
 if TYPE_CHECKING:
     from sgclassify.stages.tile import TileStamps
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
 """Where the magnitude of a table's prior is taken from: the first of these bands that was used and has a flux."""

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from sgclassify.stages.arrays import F32, F64, Bool
 
 ORDER: Final = 6
 """Highest order p + q of the Gauss-Hermite functions."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
-ReadRows = Callable[[int, int], tuple[Float32, Bool]]
+from sgclassify.stages.arrays import F32, Bool
+
+ReadRows = Callable[[int, int], tuple[F32, Bool]]
 
 # Sources are cut off at this many sigma on either side of the median, as SExtractor does.
 _CLIP_SIGMA = 3.0
@@ -50,12 +50,12 @@ class SkyMesh:
         Shape of the detector (ny, nx), pixels.
     """
 
-    level: Float32
-    sigma: Float32
+    level: F32
+    sigma: F32
     box: int
     shape: tuple[int, int]
 
-    def at(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Float32, Float32]:
+    def at(self, y0: int, y1: int, x0: int, x1: int) -> tuple[F32, F32]:
         """Level and noise of each pixel of a window.
 
         Bilinear between the centres of the boxes, constant outside the outermost centres. The value of a
@@ -77,9 +77,9 @@ class SkyMesh:
 
         rest_y, rest_x = np.float32(1) - part_y, np.float32(1) - part_x
 
-        def interpolate(mesh: Float32) -> Float32:
+        def interpolate(mesh: F32) -> F32:
             along_x = mesh[:, low_x] * rest_x + mesh[:, high_x] * part_x
-            pixels: Float32 = along_x[low_y]
+            pixels: F32 = along_x[low_y]
             pixels *= rest_y[:, None]
             pixels += along_x[high_y] * part_y[:, None]
             return pixels
@@ -87,7 +87,7 @@ class SkyMesh:
         return interpolate(self.level), interpolate(self.sigma)
 
 
-def measure_sky(image: Float32, valid: Bool, box: int) -> SkyMesh:
+def measure_sky(image: F32, valid: Bool, box: int) -> SkyMesh:
     """Measure the sky of an image held in memory.
 
     Parameters
@@ -165,7 +165,7 @@ def _edges(n: int, box: int) -> npt.NDArray[np.int64]:
 
 def _weights(
     start: int, stop: int, edges: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float32]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]:
     """Lower box, upper box and the upper one's weight, for each pixel of one axis of a window."""
     centres = (edges[:-1] + edges[1:] - 1) / 2
     position = np.clip(np.arange(start, stop, dtype=np.float64), centres[0], centres[-1])
@@ -175,7 +175,7 @@ def _weights(
     return low, high, ((position - centres[low]) / span).astype(np.float32)
 
 
-def _box_statistics(samples: Float32) -> tuple[Float32, Float32]:
+def _box_statistics(samples: F32) -> tuple[F32, F32]:
     """Sky level and noise of boxes, NaN where too few samples are valid.
 
     Each row of ``samples`` (n_boxes, n_pixels) is a box, NaN where masked. A row is sorted once; what a round
@@ -237,14 +237,14 @@ def _box_statistics(samples: Float32) -> tuple[Float32, Float32]:
     return level, noise
 
 
-def _neighbourhood(mesh: Float32) -> Float32:
+def _neighbourhood(mesh: F32) -> F32:
     """The 3x3 boxes around each box, NaN outside the mesh, shape (9, my, mx)."""
     my, mx = mesh.shape
     padded = np.pad(mesh, 1, constant_values=np.nan)
     return np.stack([padded[dy : dy + my, dx : dx + mx] for dy in range(3) for dx in range(3)])
 
 
-def _fill(mesh: Float32) -> Float32:
+def _fill(mesh: F32) -> F32:
     """Give boxes without a value the mean of their neighbours that have one, ring after ring."""
     missing = np.isnan(mesh)
     if missing.all():
@@ -260,12 +260,12 @@ def _fill(mesh: Float32) -> Float32:
     return mesh
 
 
-def _median_3x3(mesh: Float32) -> Float32:
+def _median_3x3(mesh: F32) -> F32:
     """Median over the 3x3 boxes around each box, of those that are on the mesh.
 
     Takes out single boxes raised by a bright star or a large galaxy.
     """
     if np.isnan(mesh).all():
         return mesh
-    result: Float32 = np.nanmedian(_neighbourhood(mesh), axis=0).astype(np.float32)
+    result: F32 = np.nanmedian(_neighbourhood(mesh), axis=0).astype(np.float32)
     return result

@@ -6,11 +6,10 @@ Differences of right ascension, even times cos(Dec), change over a field near a 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.healpix import unit_vectors
 
-F64 = npt.NDArray[np.float64]
 Position = tuple[float, float]
 """Right ascension and declination, degrees."""
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
+from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.associate import SkyPositions, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
@@ -22,11 +23,6 @@ from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
 from sgclassify.stages.tangent import moved_back
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""

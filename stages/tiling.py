@@ -19,7 +19,7 @@ SAMPLES: Final = 16
 
 
 @dataclass(frozen=True)
-class TilePlan:
+class Tile:
     """One unit of work.
 
     Attributes
@@ -38,7 +38,7 @@ class TilePlan:
         return f"tile {self.order}/{self.pixel}"
 
 
-def make_plan(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: float) -> list[TilePlan]:
+def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: float) -> list[Tile]:
     """Distribute exposures over sky tiles.
 
     Parameters
@@ -53,7 +53,7 @@ def make_plan(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: fl
 
     Returns
     -------
-    list of TilePlan
+    list of Tile
         Every tile that holds a point of a padded detector (and a few that come close), sorted by pixel;
         independent of the order of `headers`.
 
@@ -64,12 +64,12 @@ def make_plan(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: fl
     ValueError
         If two headers share an `exposure_id`.
     """
-    return plan_tiles(
+    return tiles_of(
         ((h.exposure_id, footprint_tiles(h, tile_order, pad_arcsec)) for h in headers), tile_order
     )
 
 
-def plan_tiles(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: int) -> list[TilePlan]:
+def tiles_of(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: int) -> list[Tile]:
     """Turn the tiles of each exposure into the exposures of each tile.
 
     Parameters
@@ -81,7 +81,7 @@ def plan_tiles(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: 
 
     Returns
     -------
-    list of TilePlan
+    list of Tile
         Sorted by pixel.
 
     Raises
@@ -97,7 +97,7 @@ def plan_tiles(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: 
         seen.add(exposure_id)
         for pixel in pixels.tolist():
             exposures.setdefault(pixel, []).append(exposure_id)
-    return [TilePlan(tile_order, pixel, tuple(sorted(exposures[pixel]))) for pixel in sorted(exposures)]
+    return [Tile(tile_order, pixel, tuple(sorted(exposures[pixel]))) for pixel in sorted(exposures)]
 
 
 def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> NDArray[np.int64]:

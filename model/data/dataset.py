@@ -34,13 +34,13 @@ from sgclassify.stages.program import TRAINING_DATA, code_digest
 from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import make_plan
+from sgclassify.stages.tiling import tiles_of_headers
 from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
 
 if TYPE_CHECKING:
     from sgclassify.simulation.simulate import FieldResult
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MATCH_RADIUS_ARCSEC = 2 * PIXEL_SCALE
 TILE_ORDER = 10
@@ -187,9 +187,9 @@ def extract_field(
             prepared.append(prepare_exposure(read_header(files), work_dir, config))
         except UnusableInputError as error:
             # as in a run: an exposure that cannot be used costs only itself
-            logger.info("set aside: %s", error)
+            log.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
-    tiles = make_plan([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
+    tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
     return [
         extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted)
         for t in tiles
@@ -461,7 +461,7 @@ def make_dataset(
     lacking = [one for one in wanted if not shard_path(data_dir, *one).is_file()]
     known = len(wanted) - len(lacking)
     if known:
-        logger.info("%d of %d fields are there already", known, len(wanted))
+        log.info("%d of %d fields are there already", known, len(wanted))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(make_field, k, seed, data_dir, stamp_size, shifted) for k, shifted in lacking]
         try:

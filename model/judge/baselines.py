@@ -22,6 +22,7 @@ from sgclassify.model.data.dataset import CATALOG_COLUMNS, REAL, Sample, read_sh
 from sgclassify.model.judge.ceiling import MagnitudePrior, oracle_probabilities
 from sgclassify.model.judge.evaluate import MODEL, score_sample, shards_of
 from sgclassify.model.serve.runtime import load
+from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
@@ -29,8 +30,6 @@ from sgclassify.stages.measure import FEATURES
 
 log = logging.getLogger(__name__)
 
-Bool = npt.NDArray[np.bool_]
-F64 = npt.NDArray[np.float64]
 
 RAW: Final = "class_star_i_raw"
 """CLASS_STAR of the i band as it is, cut at 0.5."""

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgclassify.model.data.dataset import Sample
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.columns import CLASSES
-
-F64 = npt.NDArray[np.float64]
 
 BIN_WIDTH: Final = 0.5
 """Width (mag) of the bins in which the share of stars is counted."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -23,15 +22,13 @@ from sgclassify.model.data.dataset import MATCH_RADIUS_ARCSEC, PARTS, REAL, Samp
 from sgclassify.model.judge import metrics
 from sgclassify.model.judge.tables import read_table, read_truth
 from sgclassify.model.serve.runtime import Classifier, load
+from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import unit_vectors
 from sgclassify.stages.prior import reweighted
-
-Bool = npt.NDArray[np.bool_]
-F64 = npt.NDArray[np.float64]
 
 MODEL: Final = "model"
 """Name of the model itself among the methods."""

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, rankdata
 
-F64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from sgclassify.stages.arrays import F64, Bool
 
 ECE_BINS = 15
 """Bins of equal counts in the expected calibration error (Naeini et al. 2015; equal counts: Nguyen & O'Connor 2015)."""

@@ -23,7 +23,7 @@ from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.read.header import NO_VALUE
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ANGLES: Final = {"ra": u.deg, "dec": u.deg, "r50_arcsec": u.arcsec}
 """Columns that are angles, and the unit that they are wanted in, which is also theirs where a table states none."""
@@ -117,9 +117,7 @@ def read_truth(path: Path) -> pa.Table:
             " or state their unit in the table"
         )
     if not known.all():
-        logger.warning(
-            "%s: %d of %d rows have no position and are left out", path, (~known).sum(), len(known)
-        )
+        log.warning("%s: %d of %d rows have no position and are left out", path, (~known).sum(), len(known))
         table = table.filter(pa.array(known))
     return table
 

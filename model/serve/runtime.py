@@ -19,6 +19,7 @@ import torch
 
 from sgclassify.model.serve.archive import verified
 from sgclassify.model.serve.contract import INPUTS, ModelContract
+from sgclassify.stages.arrays import F32
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.tile import TileStamps
 
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 CONTRACT_FILE = "contract.json"
 REFERENCE_FILE = "reference.npz"
 DEFAULT_BATCH = 64
-
-F32 = npt.NDArray[np.float32]
 
 
 class Classifier:

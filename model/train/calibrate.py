@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sgclassify.model.train.network import Calibration, weighted
 from sgclassify.stages.errors import UsageError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CALIBRATION_FOLDS: Final = 5
 
@@ -87,7 +87,7 @@ def fit_calibration(
             fitted = _fitted(logits[outside], brightness[outside], label[outside], weight, free)
             out = fitted(logits[inside], brightness[inside])
             loss += float(nn.functional.cross_entropy(out, label[inside], weight=weight, reduction="sum"))
-        logger.info("calibration with %d and %d terms: loss %.5f", *free, loss / len(label))
+        log.info("calibration with %d and %d terms: loss %.5f", *free, loss / len(label))
         best = min(best, (loss, free))
     return _fitted(logits, brightness, label, weight, best[1])
 

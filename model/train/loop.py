@@ -41,7 +41,7 @@ from sgclassify.model.train.recipe import Recipe
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.write.atomic import write_atomic_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BATCH_NORM_SAMPLE: Final = 6_000
 """Objects that the statistics of the final weights are measured on; a third of them before each validation."""
@@ -309,7 +309,7 @@ class _Trainer:
             # all processes alike: their gradients are averaged
             self.precision = "fp32"
             if self.rank == 0:
-                logger.warning("this processor cannot train in bf16 (no AVX-512): training in fp32 instead")
+                log.warning("this processor cannot train in bf16 (no AVX-512): training in fp32 instead")
 
         def paths(part: str) -> list[Path]:
             return sorted((data_dir / part).glob("*.parquet"))
@@ -335,7 +335,7 @@ class _Trainer:
             self.calibration = read_rows(paths("calibration"))
             for part, rows in (("validation", self.validation), ("calibration", self.calibration)):
                 _with_both_classes(len(rows), int((rows.label == 0).sum()), data_dir / part)
-            logger.info(
+            log.info(
                 "training on %d objects, %d of them stars (%.1f GB in each process); validating on %d of %d",
                 self.n_rows,
                 self.n_stars,
@@ -412,12 +412,12 @@ class _Trainer:
             # channels were added behind those that were there
             new[:, : old.shape[1]] = old
             taken.append(FIRST_LAYER)
-            logger.info("the first layer has %d channels there, %d here", old.shape[1], new.shape[1])
+            log.info("the first layer has %d channels there, %d here", old.shape[1], new.shape[1])
         self.network.load_state_dict(own)
         # a stage without an epoch keeps it
         self.best = copy.deepcopy(own)
-        logger.info("took %d of %d tensors from %s", len(taken), len(own), path)
-        logger.info("not taken: %s", ", ".join(sorted(own.keys() - taken)) or "none")
+        log.info("took %d of %d tensors from %s", len(taken), len(own), path)
+        log.info("not taken: %s", ", ".join(sorted(own.keys() - taken)) or "none")
 
     @property
     def learns_sequence(self) -> bool:
@@ -519,7 +519,7 @@ class _Trainer:
             row[name] = figures(logits[HEADS.index(name)], self.validation.label, self.weight)
         state["history"].append(row)
         text = ", ".join(f"{name} {row[name]['loss']:.4f} ({row[name]['accuracy']:.4f})" for name in shown)
-        logger.info(
+        log.info(
             "%s epoch %.2f, %d px: training loss %.4f, validation loss (accuracy) %s",
             row["stage"], epoch, side, row["training_loss"], text,
         )  # fmt: skip
@@ -614,7 +614,7 @@ class _Trainer:
                     )
                 state["total"] += value * (1 if self.device.type == "cpu" else 20)
             if state["step"] % 100 == 0 and joint and self.rank == 0:
-                logger.info(
+                log.info(
                     "step %d, %d px, %.1f %% done: loss %.4f",
                     state["step"], side, 100 * progress, state["total"] / state["count"],
                 )  # fmt: skip
@@ -680,7 +680,7 @@ class _Trainer:
                 {"stage": "weighted", "seconds": round(self.state["spent"], 1), "fused": together}
             )
             self.write_history()
-            logger.info("weights of the heads: %s; together %s", weights["fused"].tolist(), together)
+            log.info("weights of the heads: %s; together %s", weights["fused"].tolist(), together)
         logits = answers(self.calibration)
         brightness = Calibration.brightness(self.calibration.features)
         prior = self.recipe.prior_star_fraction

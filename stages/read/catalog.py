@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sgclassify.stages.arrays import F64, I32, Bool
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.read.bintable import column_names, read_bintable, table_hdus
 from sgclassify.stages.read.header import NO_VALUE, ExposureHeader
 from sgclassify.stages.read.wcs import MAX_DECLINATION, MAX_RIGHT_ASCENSION, right_ascension
-
-F64 = npt.NDArray[np.float64]
-I32 = npt.NDArray[np.int32]
-Bool = npt.NDArray[np.bool_]
 
 ROW_BITS: Final = 21
 """Bits of ``object_id`` that hold the row of the catalogue; the other 42 hold the key of its exposure."""

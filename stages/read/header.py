@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import numpy.typing as npt
 from astropy.wcs import WCS
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, PIXEL_SCALE, SLITLESS
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import Value, as_number
 from sgclassify.stages.read.fitsfile import Hdu, first_image
 from sgclassify.stages.read.names import ExposureFiles, catalog_stem, exposure_stem, parse_name
 from sgclassify.stages.read.wcs import WCS_KEY, build_wcs, check_wcs, right_ascension, transform, wcs_cards
-
-F64 = npt.NDArray[np.float64]
 
 NO_VALUE: Final = -9999.0
 """What the CSST pipelines write for "no value" (FORMATS: CAT columns)."""

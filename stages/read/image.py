@@ -19,11 +19,10 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import as_number
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, copy_stream, first_image, open_stream
-
-F64 = npt.NDArray[np.float64]
 
 KEEP_FLOATS: Final = ("GZIP_1", "GZIP_2", "NOCOMPRESS")
 """Compressions (ZCMPTYPE) that take floats as they are; the others take integers only."""

@@ -12,15 +12,12 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.stages.arrays import F32, U16, Bool
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.read.fitsfile import RECOPY, verify
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.image import ImageReader, open_image
-
-F32 = npt.NDArray[np.float32]
-U16 = npt.NDArray[np.uint16]
-Bool = npt.NDArray[np.bool_]
 
 HARMLESS: Final = int(InputFlag.GHOST | InputFlag.SCATTERED)
 """Bits of FLG that leave a pixel valid: the light is real, if not the source's own."""

@@ -19,10 +19,9 @@ import numpy.typing as npt
 from astropy.io.fits import Header
 from astropy.wcs import WCS, WcsError
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import Value, as_number
-
-F64 = npt.NDArray[np.float64]
 
 PIXEL_SCALE_RANGE: Final = (0.01, 1.0)
 """Accepted pixel scales, arcsec. Beyond them CD is in another unit or wrong."""

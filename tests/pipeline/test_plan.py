@@ -15,7 +15,7 @@ from sgclassify.stages import healpix
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
-from sgclassify.stages.tiling import TilePlan, footprint_tiles, make_plan, plan_tiles
+from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of, tiles_of_headers
 
 SCALE = 0.074 / 3600.0
 FULL = (9232, 9216)
@@ -115,7 +115,7 @@ def test_no_tile_is_missed(seed: int, order: int, where: str) -> None:
     )
     exposure = header(ra, dec, rng.uniform(0, 2 * np.pi), shape, tuple(crpix), distortion)
     pad = rng.uniform(0.0, 20.0)
-    tiles = [plan.pixel for plan in make_plan([exposure], order, pad)]
+    tiles = [plan.pixel for plan in tiles_of_headers([exposure], order, pad)]
     # Local scales differ from the nominal one by no more than some per cent here.
     inside = healpix.tile_of_index(positions(exposure, 3000, rng, pad / 0.074), order)
     assert np.isin(inside, tiles).all()
@@ -129,16 +129,16 @@ def test_no_tile_is_missed(seed: int, order: int, where: str) -> None:
 
 def test_tiles_list_their_exposures_sorted() -> None:
     headers = [header(150.0, 2.0, name=name) for name in ("c", "a", "b")] + [header(150.15, 2.0, name="d")]
-    plan = make_plan(headers, 10, 5.0)
+    plan = tiles_of_headers(headers, 10, 5.0)
     assert [tile.pixel for tile in plan] == sorted({tile.pixel for tile in plan})
     assert {tile.exposures for tile in plan} == {("a", "b", "c"), ("a", "b", "c", "d"), ("d",)}
-    assert make_plan(headers[::-1], 10, 5.0) == plan
+    assert tiles_of_headers(headers[::-1], 10, 5.0) == plan
     assert all(tile.order == 10 for tile in plan)
 
 
 def test_separate_pointings_give_only_touched_tiles() -> None:
     spots = [(10.0, -60.0), (200.0, 45.0), (0.0, 0.0)]
-    plan = make_plan([header(*spot, shape=(64, 64), name=str(spot)) for spot in spots], 10, 1.0)
+    plan = tiles_of_headers([header(*spot, shape=(64, 64), name=str(spot)) for spot in spots], 10, 1.0)
     expected = {int(healpix.tile_of([ra], [dec], 10)[0]) for ra, dec in spots}
     assert expected <= {tile.pixel for tile in plan}
     assert len(plan) <= 6
@@ -146,14 +146,14 @@ def test_separate_pointings_give_only_touched_tiles() -> None:
 
 def test_the_same_exposure_twice_is_a_defect() -> None:
     with pytest.raises(ValueError, match="twice"):
-        make_plan([header(1.0, 1.0), header(1.0, 1.0)], 10, 1.0)
+        tiles_of_headers([header(1.0, 1.0), header(1.0, 1.0)], 10, 1.0)
 
 
 def test_no_exposures() -> None:
-    assert make_plan([], 10, 1.0) == []
-    assert plan_tiles([("a", np.array([5, 3])), ("b", np.array([3]))], 9) == [
-        TilePlan(9, 3, ("a", "b")),
-        TilePlan(9, 5, ("a",)),
+    assert tiles_of_headers([], 10, 1.0) == []
+    assert tiles_of([("a", np.array([5, 3])), ("b", np.array([3]))], 9) == [
+        Tile(9, 3, ("a", "b")),
+        Tile(9, 5, ("a",)),
     ]
 
 
@@ -189,5 +189,5 @@ def test_hundreds_of_headers_take_no_time() -> None:
         for k in range(300)
     ]
     start = time.process_time()
-    assert len(make_plan(headers, 10, 10.0)) > 1000
+    assert len(tiles_of_headers(headers, 10, 10.0)) > 1000
     assert time.process_time() - start < 5.0

@@ -37,7 +37,7 @@ from sgclassify.pipeline.run import plan, run
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
 from sgclassify.stages.read.header import SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import TilePlan
+from sgclassify.stages.tiling import Tile
 from sgclassify.stages.write.publish import partition_path
 
 
@@ -139,7 +139,7 @@ class Stages:
         write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}")
         return receipt
 
-    def extract(self, tile: TilePlan, places: tasks.Places, stamp_size: int, config: object) -> Any:
+    def extract(self, tile: Tile, places: tasks.Places, stamp_size: int, config: object) -> Any:
         for name in tile.exposures:
             assert (places.prepared / f"{name}{PREPARED}").is_file()
         if tile.pixel == self.end_at_tile:
@@ -152,13 +152,13 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, tile: TilePlan, extracted: Any, places: tasks.Places, model: tasks.ModelRef) -> Any:
+    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: tasks.ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 
     def publish(
         self,
-        tile: TilePlan,
+        tile: Tile,
         key: str,
         scored: Any,
         places: tasks.Places,

@@ -29,7 +29,7 @@ from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
-from sgclassify.stages.tiling import TilePlan
+from sgclassify.stages.tiling import Tile
 
 ORDER = 10
 METADATA = {"model_id": "test", "prior_star_fraction": "0.5"}
@@ -67,9 +67,9 @@ def _stamps(n: int = 5, size: int = 8) -> TileStamps:
     )
 
 
-def _tile() -> TilePlan:
+def _tile() -> Tile:
     (pixel,) = tile_of_index(index29([150.0], [2.0]), ORDER)
-    return TilePlan(ORDER, int(pixel), ("e1", "e2"))
+    return Tile(ORDER, int(pixel), ("e1", "e2"))
 
 
 P_STAR = np.array([0.9, 0.2, np.nan, 0.7, 0.5], dtype=np.float32)
