@@ -30,6 +30,7 @@ from sgclassify.simulation.sky import COMPACT_SHARE, SkyModel, Sources, draw_sou
 from sgclassify.simulation.write import ExposureLabels, start_of, write_exposure, write_table
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.detect import Calibration
 from sgclassify.stages.write.atomic import write_atomic_text
 
 log = logging.getLogger(__name__)
@@ -459,10 +460,8 @@ class _Exposure:
             write_table(folder / f"{stem}.sextractor.parquet", extracted)
         catalog = extracted if config.catalogs and config.catalog_program == "sextractor" else None
         if config.catalogs and catalog is None:
-            catalog = make_catalog(
-                level1, WCS(header), zero_point=claimed_zero_point, fwhm_px=fwhm_px,
-                exposure_time=detector.exposure_time, config=StageConfig(detect_threshold_sigma=threshold),
-            )  # fmt: skip
+            calibration = Calibration(WCS(header), claimed_zero_point, fwhm_px, detector.exposure_time)
+            catalog = make_catalog(level1, calibration, StageConfig(detect_threshold_sigma=threshold))
         return write_exposure(folder, labels, level1, catalog, header, detector)
 
     def _pointing(self, model: SkyModel) -> Pointing:

@@ -254,22 +254,15 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
     # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
-    from sgclassify.stages.detect import detect_in_strips
+    from sgclassify.stages.detect import Calibration, detect_in_strips
 
     def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
         window = pixels.window(y0, y1, 0, header.shape[1])
         level, sigma = sky.at(y0, y1, 0, header.shape[1])
         return window.image - level, window.valid, sigma, window.flags
 
-    return detect_in_strips(
-        strip,
-        header.shape,
-        wcs=header.wcs(),
-        zero_point=header.zero_point,
-        config=config,
-        fwhm_px=_expected_fwhm(header),
-        exposure_time=header.exposure_time,
-    )
+    calibration = Calibration(header.wcs(), header.zero_point, _expected_fwhm(header), header.exposure_time)
+    return detect_in_strips(strip, header.shape, calibration, config)
 
 
 def _weight_notes(check: ExposureCheck, header: ExposureHeader) -> list[str]:
