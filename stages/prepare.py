@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from sgclassify.stages.arrays import F32, F64, Bool
+from sgclassify.stages.arrays import F32, U16, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import (
+from sgclassify.stages.locus import (
     FEW_STARS,
     GAUSSIAN_FWHM,
-    Measured,
+    MIN_SNR,
     PointSources,
     fwhm_ratio,
     gaussian_width,
-    measure_stamps,
     point_source_members,
     point_sources,
 )
-from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
+from sgclassify.stages.measure import Measured, measure_stamps
+from sgclassify.stages.psf import PsfModel, Stars, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, column_notes, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
@@ -58,7 +57,6 @@ STRIP_ROWS = 1024
 OFFSET_ARCSEC = 0.05
 """Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than calibration leaves."""
 
-PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
 """Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
 
@@ -72,14 +70,10 @@ class PreparedExposure:
     header : ExposureHeader
     work_dir : Path
         Folder that holds the exposure's prepared files.
-    catalog_made : bool
-        Whether the detections are the stage's own, its CAT being missing.
     n_rows, n_usable : int
         Rows of the catalogue, and those with a usable position.
     sha256 : dict of str to str
         Checksum of each input file, by path.
-    sky_level, sky_sigma : float
-        Median sky and its noise, e-/s per pixel.
     offset_deg : tuple of float
         Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north at
         the centre of the image (see `sgclassify.stages.tangent`).
@@ -93,12 +87,9 @@ class PreparedExposure:
 
     header: ExposureHeader
     work_dir: Path
-    catalog_made: bool
     n_rows: int
     n_usable: int
     sha256: dict[str, str]
-    sky_level: float
-    sky_sigma: float
     offset_deg: tuple[float, float]
     psf: PointSources
     psf_model: PsfModel
@@ -228,12 +219,9 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     prepared = PreparedExposure(
         header=header,
         work_dir=work_dir,
-        catalog_made=made,
         n_rows=table.num_rows,
         n_usable=int(detections.usable.sum()),
         sha256=check.sha256,
-        sky_level=float(np.median(sky.level)),
-        sky_sigma=float(np.median(sky.sigma)),
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
@@ -256,7 +244,7 @@ def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config
     # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
     from sgclassify.stages.detect import Calibration, detect_in_strips
 
-    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
+    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, U16]:
         window = pixels.window(y0, y1, 0, header.shape[1])
         level, sigma = sky.at(y0, y1, 0, header.shape[1])
         return window.image - level, window.valid, sigma, window.flags
@@ -355,8 +343,8 @@ def _point_sources(
         index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
     ny, nx = header.shape
     parts: list[Measured] = []
-    # stamps of what is bright enough to be a star of the PSF; a few thousand at most
-    stamps: list[tuple[F32, Bool, F32, F64, F64]] = []
+    # what is bright enough to be a star of the PSF; a few thousand at most
+    stars: list[Stars] = []
     for y0 in range(0, ny, STRIP_ROWS):
         y = detections.y[index]
         # rows just outside the detector belong to the first and the last strip
@@ -377,34 +365,30 @@ def _point_sources(
         measured = measure_stamps(
             image, valid, saturated, sigma, x - first_x, y - first_y, config.core_radius_px
         )
-        bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
-        parts.append(measured.take(bright))
-        stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
-    found = Measured.concatenate(parts) if parts else None
-    members = np.zeros(0, np.int64)
+        bright = np.flatnonzero(measured.snr >= MIN_SNR)
+        measured = measured.take(bright)
+        parts.append(measured)
+        stars.append(
+            Stars(
+                image[bright],
+                valid[bright],
+                sigma[bright],
+                measured.reference_flux,
+                measured.x,
+                measured.y,
+                first_x[bright] + measured.x,
+                first_y[bright] + low + measured.y,
+            )
+        )
     fwhm = _expected_fwhm(header)
-    if found is not None:
-        members = point_source_members(found, fwhm)
+    found = Measured.concatenate(parts) if parts else None
+    members = np.zeros(0, np.int64) if found is None else point_source_members(found, fwhm)
     if found is None or not members.size:
         model = round_psf(fwhm / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
     psf = point_sources(found, members)
-    image, valid, sigma, first_x, first_y = (
-        np.concatenate(column)[members] for column in zip(*stamps, strict=True)
-    )
-    x, y = found.x[members], found.y[members]
-    return psf, fit_psf(
-        image,
-        valid,
-        sigma,
-        found.reference_flux[members],
-        x,
-        y,
-        first_x + x,
-        first_y + y,
-        header.shape,
-        gaussian_width(psf.measures["size"]),
-    )
+    width = gaussian_width(psf.measures["size"])
+    return psf, fit_psf(Stars.concatenate(stars).take(members), header.shape, width)
 
 
 def _expected_fwhm(header: ExposureHeader) -> float:
