@@ -12,7 +12,7 @@ from sgclassify.stages.detect import Calibration, Strip, detect_in_strips
 from sgclassify.stages.sky import measure_sky
 
 NO_VALUE = -9999
-"""What the CSST catalogues write where there is no value."""
+"""CSST catalogues write this where there is no value."""
 
 
 def make_catalog(data: Level1, calibration: Calibration, config: StageConfig) -> pa.Table:
