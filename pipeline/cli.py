@@ -19,7 +19,7 @@ import click
 from sgclassify.pipeline import surroundings
 from sgclassify.pipeline.config import DEVICES
 from sgclassify.pipeline.streams import lenient
-from sgclassify.stages.errors import SgClassifyError
+from sgclassify.stages.errors import ExitCode, SgClassifyError
 
 if TYPE_CHECKING:
     from sgclassify.pipeline.record.record import RunRecord
@@ -102,7 +102,7 @@ def main() -> None:
     """Star/galaxy classification of CSST survey exposures."""
 
 
-@main.command()
+@main.command(epilog="Exit status: " + "; ".join(f"{code} {code.meaning}" for code in ExitCode) + ".")
 @click.option(
     "--exposure-list",
     required=True,
@@ -176,10 +176,6 @@ def run(
 
     The same command again goes on from what is complete; exposures that were appended to the list add what they
     touch.
-
-    Exit status: 0 all done; 1 a defect in the program; 2 usage or configuration; 3 finished, but some
-    exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
-    the work.
     """
     from sgclassify.pipeline.progress import reporting
     from sgclassify.pipeline.request import Options, check
@@ -219,10 +215,10 @@ def run(
             sys.exit(error.exit_code)
         except OSError as error:
             log.exception("the system refused: %s", error)
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
     click.echo(summary(record))
     sys.exit(record.exit_code)
 
