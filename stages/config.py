@@ -27,7 +27,7 @@ class StageConfig:
         unit="arcsec",
     )
     position_margin_px: float = setting(
-        2.0, "How far outside the detector the pixel position of a catalogue row may lie.", unit="pixel"
+        2.0, "How far outside the detector the pixel position of a catalogue row may lie.", unit="px"
     )
     max_bad_rows: float = setting(
         0.5, "Share of rows without a usable position above which the whole catalogue is refused.", high=1
@@ -36,7 +36,7 @@ class StageConfig:
         16.0,
         "Detector pixels per catalogue row below which the catalogue cannot be real.",
         "A PSF covers about 5 pixels.",
-        unit="pixel",
+        unit="px",
     )
     detect_threshold_sigma: float = setting(
         3.3,
@@ -46,9 +46,7 @@ class StageConfig:
         low=0.1,
         high=1000,
     )
-    detect_min_px: int = setting(
-        5, "Connected pixels that make a detection.", unit="pixel", low=1, high=10000
-    )
+    detect_min_px: int = setting(5, "Connected pixels that make a detection.", unit="px", low=1, high=10000)
     deblend_contrast: float = setting(
         0.005, "Smallest share of the flux that a deblended peak must hold.", high=1
     )
@@ -58,7 +56,7 @@ class StageConfig:
         " of the smoothed image.",
         unit="sigma",
     )
-    sky_box_px: int = setting(128, "Side of the boxes of the sky mesh.", unit="pixel", low=8, high=4096)
+    sky_box_px: int = setting(128, "Side of the boxes of the sky mesh.", unit="px", low=8, high=4096)
     blend_radius_arcsec: float = setting(
         1.0, "Another object within this distance sets the BLENDED flag.", unit="arcsec", high=5
     )
@@ -68,7 +66,7 @@ class StageConfig:
     core_radius_px: float = setting(
         4.0,
         "Radius of the core, for `min_valid_core` and for the quality flags.",
-        unit="pixel",
+        unit="px",
         low=1,
         high=64,
     )

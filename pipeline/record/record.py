@@ -87,12 +87,14 @@ class ExposureRecord:
     file: Annotated[str, "file at fault, where set aside or skipped"] = ""
     fault: Annotated[str, "what is wrong, where set aside or skipped"] = ""
     advice: Annotated[str, "what to do about it, where set aside or skipped"] = ""
-    traceback: Annotated[str, "where the error was unexpected"] = ""
+    traceback: Annotated[str, "traceback of an unexpected error"] = ""
     notes: Annotated[list[str], "remarks on the exposure"] = field(default_factory=list)
     rows: Annotated[int, "rows of its catalogue"] = 0
     usable: Annotated[int, "of these, rows with a usable position"] = 0
     scored: Annotated[int, "of these, rows with a probability"] = 0
-    attempts: Annotated[int, "how often this run tried to prepare it; 0: an earlier run had prepared it"] = 0
+    attempts: Annotated[
+        int, "tries of this run to prepare it; 0 where an earlier run had, or where none was made"
+    ] = 0
     seconds: Annotated[float, "time of its preparation, s"] = 0.0
     worker: Annotated[str, "worker that prepared it"] = ""
     peak_mib: Annotated[float, "largest memory of that worker so far, MiB"] = 0.0
@@ -117,14 +119,16 @@ class TileRecord:
     n_galaxies: Annotated[int, "of these, galaxies"] = 0
     n_not_scored: Annotated[int, "of these, objects without a probability"] = 0
     seconds: Annotated[float, "time of the try that published it, s"] = 0.0
-    attempts: Annotated[int, "how often this run tried it; 0: an earlier run had published it"] = 0
+    attempts: Annotated[
+        int, "tries of this run; 0 where an earlier run had published it, or where none was made"
+    ] = 0
     worker: Annotated[str, "worker of that try"] = ""
     device: Annotated[str, "device of the model in that try"] = ""
     peak_mib: Annotated[float, "largest memory so far of the processes that worked on it, MiB"] = 0.0
     file: Annotated[str, "file at fault, where set aside"] = ""
     fault: Annotated[str, "what is wrong, where set aside"] = ""
     advice: Annotated[str, "what to do about it, where set aside"] = ""
-    traceback: Annotated[str, "where the error was unexpected"] = ""
+    traceback: Annotated[str, "traceback of an unexpected error"] = ""
 
     def set_aside(self, failure: Failure) -> None:
         """Set the tile aside for a reason."""
@@ -197,7 +201,7 @@ MODEL_KEYS: Final = {
     "prior_star_fraction": "share of stars that the probabilities assume, or a table of it by magnitude",
     "model_prior_star_fraction": "the model's own share",
     "path": "path of the archive; `default` for the shipped one",
-    "device": "where the model ran: `cpu` or `gpu`",
+    "device": "where the model ran: `cpu` or `cuda`",
 }
 """Keys of ``model`` in run.json."""
 
@@ -209,7 +213,7 @@ COUNTS: Final[Mapping[str, tuple[str, Callable[[RunRecord], int]]]] = {
     "exposures_pending": ("not reached", _exposures(PENDING)),
     "tiles": ("planned tiles", lambda r: len(r.tiles)),
     "tiles_done": ("published", _tiles(DONE)),
-    "tiles_set_aside": ("failed", _tiles(SET_ASIDE)),
+    "tiles_set_aside": ("not published for a fault of their own", _tiles(SET_ASIDE)),
     "tiles_pending": ("not reached", _tiles(PENDING)),
     "tiles_reused": (
         "published by an earlier run",
