@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import typing
@@ -93,7 +94,7 @@ def _keys(meanings: Iterable[tuple[str, str]]) -> str:
 
 def _fields(kind: type) -> str:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return _keys((name, hint.__metadata__[0]) for name, hint in hints.items())
+    return _keys((f.name, hints[f.name].__metadata__[0]) for f in dataclasses.fields(kind))
 
 
 TABLES: Final[dict[str, Callable[[], str]]] = {

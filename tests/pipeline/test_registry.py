@@ -22,7 +22,6 @@ from sgclassify.pipeline.record.record import (
     MODEL_KEYS,
     SET_ASIDE,
     ExposureRecord,
-    Failure,
     RunRecord,
     TileRecord,
 )
@@ -157,8 +156,7 @@ def test_columns_of_the_products(tmp_path: Path) -> None:
 
 def test_exit_codes() -> None:
     assert {code.name: code.value for code in ExitCode} == EXIT_CODES
-    own = {name: kind for name, kind in vars(errors).items() if hasattr(kind, "exit_code")}
-    assert {name: kind.exit_code for name, kind in own.items()} == ERRORS
+    assert {name: getattr(errors, name).exit_code for name in ERRORS} == ERRORS
 
 
 def test_layout_of_the_model_archive() -> None:
@@ -180,10 +178,9 @@ def test_layout_of_the_model_archive() -> None:
 
 def test_keys_of_run_json(tmp_path: Path) -> None:
     record = RunRecord([], {}, {}, tmp_path)
-    record.exposures = [ExposureRecord("a", {}, outcome=DONE), ExposureRecord("b", {})]
-    record.exposures[1].close(SET_ASIDE, Failure("f", "fault", "advice", "Traceback"))
-    record.tiles = [TileRecord(5, 1, ["a"]), TileRecord(5, 2, ["a"])]
-    record.tiles[1].set_aside(Failure("f", "fault", "advice", "Traceback"))
+    bad = {"outcome": SET_ASIDE, "file": "f", "fault": "fault", "advice": "advice", "traceback": "Traceback"}
+    record.exposures = [ExposureRecord("a", {}, outcome=DONE), ExposureRecord("b", {}, **bad)]
+    record.tiles = [TileRecord(5, 1, ["a"], outcome=DONE), TileRecord(5, 2, ["a"], **bad)]
     record.write(tmp_path / "run.json")
     content = json.loads((tmp_path / "run.json").read_text())
     assert content["record_version"] == 3
@@ -191,9 +188,9 @@ def test_keys_of_run_json(tmp_path: Path) -> None:
     assert list(content["software"]) == SOFTWARE
     assert list(content["counts"]) == COUNTS
     for kind, keys in (("inputs", INPUT), ("tiles", TILE)):
-        good, bad = content[kind]
-        assert list(good) == [key for key in keys if key not in REASONS]
-        assert list(bad) == keys
+        done, aside = content[kind]
+        assert list(done) == [key for key in keys if key not in REASONS]
+        assert list(aside) == keys
     assert list(MODEL_KEYS) == MODEL
 
 
