@@ -64,9 +64,5 @@ class StageConfig:
         0.3, "Share of valid pixels within the core radius below which a band is not used.", high=1
     )
     core_radius_px: float = setting(
-        4.0,
-        "Radius of the core, for `min_valid_core` and for the quality flags.",
-        unit="px",
-        low=1,
-        high=64,
+        4.0, "Radius of the core, for `min_valid_core` and for the quality flags.", unit="px", low=1, high=64
     )
