@@ -39,7 +39,6 @@ from sgclassify.pipeline.record.receipts import (
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
 from sgclassify.stages.arrays import F32, F64
-from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
@@ -47,8 +46,8 @@ from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
 from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import Tile, footprint_tiles
+from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec
 from sgclassify.stages.write.atomic import write_atomic
 from sgclassify.stages.write.publish import (
     finish_hats,
@@ -307,17 +306,6 @@ def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
     """The prepared exposure that an earlier task left."""
     values = json.loads((places.prepared / f"{exposure_id}{PREPARED}").read_text(encoding="utf-8"))
     return PreparedExposure.from_dict(values["prepared"], places.prepared)
-
-
-def tile_pad_arcsec(config: StageConfig) -> float:
-    """How far beyond its detector an exposure still counts for a tile.
-
-    Catalogue positions may lie off the detector by the tolerances. The rest is for association: what the
-    objects of a tile depend on reaches over its border by chains of neighbours within the match radius;
-    sources would have to stand side by side without a gap for a chain as long as `CHAIN_ARCSEC`.
-    """
-    off_detector = config.position_tolerance_arcsec + config.position_margin_px * PIXEL_SCALE
-    return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
 
 
 @bordered

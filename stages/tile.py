@@ -23,13 +23,10 @@ from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
 from sgclassify.stages.tangent import moved_back
+from sgclassify.stages.tiling import CHAIN_ARCSEC
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
-
-CHAIN_ARCSEC = 30.0
-"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
-given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
 
 
 @dataclass(frozen=True)

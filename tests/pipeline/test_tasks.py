@@ -21,7 +21,7 @@ from sgclassify.pipeline.cluster.worker import TaskTimeoutError
 from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
-from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
+from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import SgFlag
@@ -29,7 +29,7 @@ from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Tile, tile_pad_arcsec
 
 ORDER = 10
 METADATA = {"model_id": "test", "prior_star_fraction": "0.5"}
