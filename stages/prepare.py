@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sgclassify.stages.arrays import F32, F64, Bool
+from sgclassify.stages.arrays import F32, I64, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -39,7 +39,7 @@ from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
-from sgclassify.stages.stamps import cut_stamps
+from sgclassify.stages.stamps import cut_sources
 from sgclassify.stages.tangent import offsets
 from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
 
@@ -363,7 +363,7 @@ def _point_sources(
     ny, nx = header.shape
     parts: list[Measured] = []
     # stamps of what is bright enough to be a star of the PSF; a few thousand at most
-    stamps: list[tuple[F32, Bool, F32, F64, F64]] = []
+    stamps: list[tuple[F32, Bool, F32, I64, I64]] = []
     for y0 in range(0, ny, STRIP_ROWS):
         y = detections.y[index]
         # rows just outside the detector belong to the first and the last strip
@@ -373,20 +373,28 @@ def _point_sources(
         low, high = max(0, y0 - PSF_STAMP), min(ny, y0 + STRIP_ROWS + PSF_STAMP)
         window = pixels.window(low, high, 0, nx)
         level, noise = sky.at(low, high, 0, nx)
-        x, y = detections.x[here], detections.y[here] - low
-        image, inside = cut_stamps(window.image - level, x, y, PSF_STAMP)
-        valid = cut_stamps(window.valid, x, y, PSF_STAMP)[0] & inside
-        saturated = cut_stamps((window.flags & int(InputFlag.SATURATED)) != 0, x, y, PSF_STAMP)[0]
-        column = np.clip(np.rint(x), 0, nx - 1).astype(np.int64)
-        row = np.clip(np.rint(y), 0, high - low - 1).astype(np.int64)
-        first_x, first_y = np.ceil(x - PSF_STAMP / 2), np.ceil(y - PSF_STAMP / 2)
-        sigma = noise[row, column]
+        x, y = detections.x[here], detections.y[here]
+        cut = cut_sources(window, window.image - level, window.valid, noise, x, y, PSF_STAMP)
         measured = measure_stamps(
-            image, valid, saturated, sigma, x - first_x, y - first_y, config.core_radius_px
+            cut.image,
+            cut.valid,
+            (cut.flags & int(InputFlag.SATURATED)) != 0,
+            cut.noise,
+            x - cut.first_x,
+            y - cut.first_y,
+            config.core_radius_px,
         )
         bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
         parts.append(measured.take(bright))
-        stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
+        stamps.append(
+            (
+                cut.image[bright],
+                cut.valid[bright],
+                cut.noise[bright],
+                cut.first_x[bright],
+                cut.first_y[bright],
+            )
+        )
     found = Measured.concatenate(parts) if parts else None
     members = np.zeros(0, np.int64)
     fwhm = _expected_fwhm(header)
