@@ -48,9 +48,9 @@ from sgclassify.pipeline.record.report import write_report
 from sgclassify.pipeline.record.sample import SkySample, level_for
 from sgclassify.pipeline.record.status import ProgressFile
 from sgclassify.pipeline.request import Options, Request
-from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
+from sgclassify.stages.errors import NothingToDoError, SgClassifyError, SlitlessExposureError, UsageError
 from sgclassify.stages.read.exposure_list import ExposureList
-from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
+from sgclassify.stages.read.header import ExposureHeader, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec, tiles_of
 from sgclassify.stages.write.publish import partition_path
