@@ -43,9 +43,10 @@ from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
 from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
+from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
 from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tile import TileStamps, extract_tile
 from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec
 from sgclassify.stages.write.atomic import write_atomic

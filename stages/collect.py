@@ -13,8 +13,9 @@ from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import FEATURES, PSF_MEASURES, feature_table, measure_stamps
-from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
+from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposurePixels
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.stamps import cut_sources, stamp_origin
 
 CORE_BITS = (
@@ -22,6 +23,11 @@ CORE_BITS = (
     (InputFlag.COSMIC_RAY, SgFlag.COSMIC_RAY),
     (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
 )
+
+
+def nanomaggies_per_count(header: ExposureHeader) -> float:
+    """Factor from e-/s to nanomaggies (AB magnitude 22.5 is one nanomaggy)."""
+    return float(10.0 ** (0.4 * (22.5 - header.zero_point)))
 
 
 @dataclass

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import BAND_INDEX
@@ -66,34 +62,6 @@ class Prior:
     def as_text(self) -> str:
         """`describe` as a text, for the metadata of a file."""
         return json.dumps(self.describe())
-
-
-def read_prior(path: Path) -> Prior:
-    """Read a table of the prior by magnitude.
-
-    Parameters
-    ----------
-    path : Path
-        CSV (with a header) or Parquet file with the columns ``magnitude`` and ``star_fraction``.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read, or its numbers are no prior.
-    """
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pacsv.read_csv(path)
-        columns = [table[name].cast(pa.float64()).to_pylist() for name in ("star_fraction", "magnitude")]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{path}: not a CSV or Parquet table with the columns magnitude and star_fraction: {error}"
-        ) from error
-    if any(value is None for column in columns for value in column):
-        raise UsageError(f"{path}: a number of the prior is missing")
-    try:
-        return Prior(*(tuple(column) for column in columns))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 def magnitudes(stamps: TileStamps) -> F64:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
 from sgclassify.stages.arrays import F32, F64, I64, Bool
@@ -20,8 +18,8 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
 from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tangent import moved_back
 from sgclassify.stages.tiling import CHAIN_ARCSEC
 
@@ -106,13 +104,11 @@ def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]
 
 
 def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
-    names = ("row", "x", "y", "ra", "dec", "sg_flags")
-    tables = [
-        pq.read_table(p.detections_path, columns=[*names, "usable"]).filter(pc.field("usable"))
-        for p in exposures
-    ]
+    tables = [exposure.usable_detections() for exposure in exposures]
     rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
-    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    column = {
+        name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names
+    }
     at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
     return _Pool(at, column["x"], column["y"], column["sg_flags"])
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
-from sgclassify.stages.prior import Prior, logit_of, magnitudes, read_prior, reweighted, star_probability
+from sgclassify.stages.prior import Prior, logit_of, magnitudes, reweighted, star_probability
+from sgclassify.stages.read.prior import read_prior
 
 SHARE = st.floats(1e-4, 1 - 1e-4)
 PROBABILITY = st.floats(0.0, 1.0, width=32)
