@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.spatial import cKDTree
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool
 from sgclassify.stages.associate import SkyPositions, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
@@ -28,18 +28,11 @@ DETECTION_SNR = 5.0
 
 
 @dataclass(frozen=True)
-class TileStamps:
-    """The objects of one tile, ready for the model.
+class Inputs:
+    """What the model is given of some objects; the first axis of every array is the object.
 
     Attributes
     ----------
-    object_id : ndarray of int64, shape (n,)
-        From the anchor detection alone: exposure key and catalogue row.
-    ra, dec : ndarray of float64, shape (n,)
-        Sky position of the anchor detection, ICRS degrees.
-    sg_flags : ndarray of int32, shape (n,)
-    used : ndarray of bool, shape (n, 7)
-        Bands that have enough valid pixels to be scored on.
     image : ndarray of float32, shape (n, 7, size, size)
         Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
     valid : ndarray of bool, shape (n, 7, size, size)
@@ -49,6 +42,32 @@ class TileStamps:
         Catalogue sequence; nan where a feature has no value.
     psf : ndarray of float32, shape (n, 7, size, size)
         PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
+    used : ndarray of bool, shape (n, 7)
+        Bands that have enough valid pixels to be scored on.
+    """
+
+    image: F32
+    valid: Bool
+    sigma: F32
+    features: F32
+    psf: F32
+    used: Bool
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class TileStamps(Inputs):
+    """The objects of one tile, ready for the model.
+
+    Attributes
+    ----------
+    object_id : ndarray of int64, shape (n,)
+        From the anchor detection alone: exposure key and catalogue row.
+    ra, dec : ndarray of float64, shape (n,)
+        Sky position of the anchor detection, ICRS degrees.
+    sg_flags : ndarray of int32, shape (n,)
     members : pyarrow.Table
         Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
     """
@@ -56,17 +75,8 @@ class TileStamps:
     object_id: I64
     ra: F64
     dec: F64
-    sg_flags: npt.NDArray[np.int32]
-    used: Bool
-    image: F32
-    valid: Bool
-    sigma: F32
-    features: F32
-    psf: F32
+    sg_flags: I32
     members: pa.Table
-
-    def __len__(self) -> int:
-        return len(self.object_id)
 
     @property
     def n_bands(self) -> npt.NDArray[np.int8]:
