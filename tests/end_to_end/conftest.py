@@ -289,7 +289,11 @@ class Outside:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             # what the deployment files set: a task that killed a worker is for the driver to try again, alone
-            env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+            env={
+                **os.environ,
+                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+                "OMP_NUM_THREADS": "1",
+            },
         )
         self.running.append(process)
         return process
@@ -300,6 +304,21 @@ class Outside:
                 # nannies and the workers below them
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """Options of a run on an outside cluster of one worker, which has its libraries and models loaded already."""
+    cluster = Outside(tmp_path_factory.mktemp("warm"))
+    cluster.worker("--resources", "CPU=1")
+    yield ("--scheduler-file", str(cluster.file), "--workers", "1")
+    cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def outside_at() -> Callable[[Path], Outside]:
+    """`Outside` itself, for fixtures of a wider scope."""
+    return Outside
 
 
 @pytest.fixture
