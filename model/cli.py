@@ -185,7 +185,7 @@ def train(
     manifest = data / "manifest.json"
     if not manifest.is_file():
         raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
-    from sgclassify.model.data.dataset import read_samples
+    from sgclassify.model.data.shards import read_samples
     from sgclassify.model.train.export import export
     from sgclassify.model.train.loop import draw_history
     from sgclassify.model.train.loop import train as run_training

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from sgclassify.model.data.dataset import read_table_of
+from sgclassify.model.data.shards import read_table_of
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, REAL, Sample, read_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, REAL, Sample, read_shard
 from sgclassify.model.judge.ceiling import MagnitudePrior, oracle_probabilities
 from sgclassify.model.judge.evaluate import MODEL, score_sample, shards_of
 from sgclassify.model.serve.runtime import load

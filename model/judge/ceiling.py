@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgclassify.model.data.dataset import Sample
+from sgclassify.model.data.shards import Sample
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.columns import CLASSES
 

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from scipy.spatial import cKDTree
 
-from sgclassify.model.data.dataset import MATCH_RADIUS_ARCSEC, PARTS, REAL, Sample, match_truth, read_shard
+from sgclassify.model.data.match import MATCH_RADIUS_ARCSEC, match_truth
+from sgclassify.model.data.shards import PARTS, REAL, Sample, read_shard
 from sgclassify.model.judge import metrics
 from sgclassify.model.judge.tables import read_table, read_truth
 from sgclassify.model.serve.runtime import Classifier, load

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from sgclassify.model.data.dataset import REAL, read_shard
+from sgclassify.model.data.shards import REAL, read_shard
 from sgclassify.model.judge import metrics
 from sgclassify.model.judge.evaluate import MODEL, Judged, as_text, bands_as_text, shards_of
 from sgclassify.stages.bands import BANDS

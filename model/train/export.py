@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgclassify.model.data.dataset import Sample
+from sgclassify.model.data.shards import Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import CONTRACT_FILE, REFERENCE_FILE, load
 from sgclassify.model.train.loop import Trained

@@ -22,7 +22,7 @@ import pytest
 import torch
 from astropy.io import fits
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.train.export import export
 from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.export import export
@@ -232,7 +232,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
     code = (
         "import sys; from sgclassify.model.serve.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
-        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train.loop', 'sgclassify.model.data.dataset'))]; "
+        " or m.startswith(('sgclassify.simulation', *(f'sgclassify.model.{k}' for k in ('train', 'data', 'judge'))))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run(

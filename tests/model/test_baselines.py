@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sgclassify.model.cli import baselines as command
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
 from sgclassify.model.judge import baselines as baselines_module
 from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
 from sgclassify.model.judge.ceiling import MagnitudePrior

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 
 from sgclassify.model.cli import evaluate as command
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, read_shard, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, read_shard, write_shard
 from sgclassify.model.judge import evaluate as module
 from sgclassify.model.judge.evaluate import (
     BINNINGS,

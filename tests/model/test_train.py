@@ -27,8 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.model.cli import train as train_command
-from sgclassify.model.data.dataset import read_samples, write_shard
 from sgclassify.model.data.rows import read_rows
+from sgclassify.model.data.shards import read_samples, write_shard
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train import loop as module
 from sgclassify.model.train.export import export
