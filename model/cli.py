@@ -7,14 +7,19 @@ import json
 import logging
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from sgclassify.stages.errors import SgClassifyError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sgclassify.model.judge.results import Evaluation
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -250,68 +255,108 @@ def train(
 @click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
-def evaluate(
-    run_dir: Path | None, truth: Path | None, data: Path | None, part: str, given: tuple[str, ...],
-    table: Path | None, band: str, edges: str, unblended: bool, paper: bool, min_snr: float | None, bands: bool,
-    symmetries: bool, json_path: Path | None, report: Path | None, prior: float | None,
-) -> None:  # fmt: skip
+def evaluate(**options: Any) -> None:
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
-    bins = _edges(edges)
-    models = _models(given)
-    model = models.pop("model")
-    sources = (run_dir is not None and truth is not None, data is not None, table is not None)
-    if (
-        sum(sources) != 1
-        or (run_dir is None) != (truth is None)
-        or ((bands or symmetries or prior is not None or given) and data is None)
-    ):
-        raise click.UsageError(
-            "give --run and --truth, or --data, or --table;"
-            " --model, --bands, --symmetries and --prior-star-fraction go with --data"
-        )
-    for path in (run_dir, truth, data, table):
-        if path is not None and not path.exists():
-            raise click.UsageError(f"{path} does not exist")
+    asked = _Evaluate(**options)
+    edges, models = _edges(asked.edges), _models(asked.given)
+    asked.check()
     # imported here: it takes seconds, which wrong usage need not wait for
-    from sgclassify.model.judge import evaluate as judge
-    from sgclassify.stages.write.atomic import write_atomic_text
+    from sgclassify.model.judge import robustness, text
+    from sgclassify.model.judge.evaluate import evaluate as judge
 
+    model = models.pop("model")
     try:
-        if data is not None:
-            scores = judge.scores_of_part(data, part, model, prior, models)
-        elif table is not None:
-            scores = judge.read_scores(table)
-        else:
-            assert run_dir is not None
-            assert truth is not None
-            scores = judge.scores_of_run(run_dir, truth)
+        scores = asked.scores(model, models)
         others = [name for name in scores.column_names if name.startswith("mag_")]
         chosen = click.get_current_context().get_parameter_source("band") is not ParameterSource.DEFAULT
-        if chosen and others and f"mag_{band}" not in others:
-            raise click.UsageError(f"--band {band}: no column mag_{band}; there are {', '.join(others)}")
-        result = judge.evaluate(scores, band, bins, unblended, paper, min_snr)
-        found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
-        turned = judge.by_symmetry(data, part, model, prior) if symmetries and data is not None else None
+        if chosen and others and f"mag_{asked.band}" not in others:
+            raise click.UsageError(
+                f"--band {asked.band}: no column mag_{asked.band}; there are {', '.join(others)}"
+            )
+        result = judge(scores, asked.band, edges, asked.unblended, asked.paper, asked.min_snr)
+        again = None if asked.data is None else (asked.data, asked.part, model, asked.prior)
+        if again and asked.bands:
+            result = replace(result, bands=robustness.by_bands(*again))
+        if again and asked.symmetries:
+            result = replace(result, symmetries=robustness.by_symmetry(*again))
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(judge.as_text(result))
-    if found is not None:
-        result["bands"] = found
-        click.echo(judge.bands_as_text(found))
-    if turned is not None:
-        result["symmetries"] = turned
-        click.echo(judge.symmetry_as_text(turned))
+    click.echo(text.as_text(result))
+    if result.bands is not None:
+        click.echo(text.bands_as_text(result.bands))
+    if result.symmetries is not None:
+        click.echo(text.symmetry_as_text(result.symmetries))
     try:
-        if json_path is not None:
-            write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
-        if report is not None:
-            from sgclassify.model.judge.page import gallery, write_page
-
-            keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
-            stamps = gallery(data, part, scores, keep) if data is not None else None
-            write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
+        asked.write(result, scores)
     except OSError as error:
         raise click.ClickException(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Options of ``sgclassify evaluate``."""
+
+    run_dir: Path | None
+    truth: Path | None
+    data: Path | None
+    part: str
+    given: tuple[str, ...]
+    table: Path | None
+    band: str
+    edges: str
+    unblended: bool
+    paper: bool
+    min_snr: float | None
+    bands: bool
+    prior: float | None
+    symmetries: bool
+    json_path: Path | None
+    report: Path | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together, and paths that do not exist."""
+        of_run = self.run_dir is not None and self.truth is not None
+        of_data = self.bands or self.symmetries or self.prior is not None or self.given
+        if (
+            sum((of_run, self.data is not None, self.table is not None)) != 1
+            or (self.run_dir is None) != (self.truth is None)
+            or (of_data and self.data is None)
+        ):
+            raise click.UsageError(
+                "give --run and --truth, or --data, or --table;"
+                " --model, --bands, --symmetries and --prior-star-fraction go with --data"
+            )
+        for path in (self.run_dir, self.truth, self.data, self.table):
+            if path is not None and not path.exists():
+                raise click.UsageError(f"{path} does not exist")
+
+    def scores(self, model: Path | None, others: dict[str, Path | None]) -> pa.Table:
+        """The scored objects, beside their truth."""
+        from sgclassify.model.judge.scores import read_scores, scores_of_part, scores_of_run
+
+        if self.data is not None:
+            return scores_of_part(self.data, self.part, model, self.prior, others)
+        if self.table is not None:
+            return read_scores(self.table)
+        assert self.run_dir is not None
+        assert self.truth is not None
+        return scores_of_run(self.run_dir, self.truth)
+
+    def write(self, result: Evaluation, scores: pa.Table) -> None:
+        """Write the figures and the page, where they are asked for."""
+        if self.json_path is not None:
+            from sgclassify.model.judge.results import plain
+            from sgclassify.stages.write.atomic import write_atomic_text
+
+            write_atomic_text(json.dumps(plain(result), indent=1) + "\n", self.json_path)
+        if self.report is not None:
+            from sgclassify.model.judge.judged import Judged
+            from sgclassify.model.judge.page import gallery, write_page
+
+            keep = Judged(scores, self.band).kept(replace(result.sample.selection, unblended=True))
+            stamps = None if self.data is None else gallery(self.data, self.part, scores, keep)
+            title = f"Evaluation of {self.data or self.run_dir or self.table}"
+            write_page(self.report, title, result, scores, stamps)
 
 
 @click.command("baselines")
@@ -361,10 +406,10 @@ def baselines(
 
     models = _models(given, taken=(ORACLE, *METHODS))
     try:
-        table, told = score_part(data, part, models, found_only, oracle, prior, training)
+        table, summaries = score_part(data, part, models, found_only, oracle, prior, training)
         with atomic_path(output) as part_path:
             pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{output}: {table.num_rows} objects")
-    click.echo(as_text(told))
+    click.echo(as_text(summaries))
