@@ -176,15 +176,7 @@ def dataset(
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
 def train(
-    data: Path,
-    output: Path,
-    device: str,
-    max_minutes: float,
-    resume: bool,
-    initial: Path | None,
-    beside: Path | None,
-    fields: int | None,
-    **recipe: Any,
+    data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     manifest = data / "manifest.json"
@@ -192,26 +184,20 @@ def train(
         raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
     from sgclassify.model.data.shards import read_samples
     from sgclassify.model.train.export import export
-    from sgclassify.model.train.loop import draw_history
+    from sgclassify.model.train.loop import Earlier
     from sgclassify.model.train.loop import train as run_training
+    from sgclassify.model.train.outcome import draw_history
     from sgclassify.model.train.recipe import Recipe
     from sgclassify.stages.columns import CLASSES
     from sgclassify.stages.read.checksum import sha256_of
 
     _log()
-    chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
+    earlier = Earlier(**{name: options.pop(name) for name in ("resume", "initial", "beside")})
+    chosen = replace(Recipe(), **{name: value for name, value in options.items() if value is not None})
     try:
         training_set = sha256_of(manifest)
         trained = run_training(
-            data,
-            output,
-            chosen,
-            device=device,
-            resume=resume,
-            max_minutes=max_minutes,
-            initial=initial,
-            beside=beside,
-            fields=fields,
+            data, output, chosen, device=device, max_minutes=max_minutes, fields=fields, earlier=earlier
         )
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -15,8 +15,8 @@ import torch
 from sgclassify.model.data.shards import Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import CONTRACT_FILE, REFERENCE_FILE, load
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, CalibratedNetwork
+from sgclassify.model.train.outcome import Trained
 from sgclassify.stages.read.checksum import sha256_of
 
 N_REFERENCE = 16
