@@ -35,8 +35,8 @@ MODELS = click.option(
     "given",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Model archive to score --data with [default: the shipped one]; with a name, another beside it, say of an"
-    " ablation. Repeatable.",
+    help="Model archive that scores --data [default: the shipped one]. NAME=FILE adds another one, say of an ablation."
+    " Repeatable.",
 )
 
 
@@ -94,7 +94,7 @@ def dataset(
 ) -> None:
     """Make training data: simulated exposures taken through the stages of a run, matched to truth.
 
-    Goes on where it stopped. A smaller set is a prefix of a larger one.
+    Continues where it stopped. A smaller set is a prefix of a larger one.
     """
     if first >= fields:
         raise click.UsageError(f"--first {first} leaves nothing of --fields {fields}")
@@ -132,10 +132,10 @@ def dataset(
 @click.option("--architecture", type=click.Choice(("bands", "resnet50")), default=None, help="Image encoder.")
 @click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
 @click.option(
-    "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."
+    "--augmentation/--no-augmentation", default=None, help="Turn, shift and mask stamps, and add noise."
 )
 @click.option(
-    "--class-balance/--no-class-balance", default=None, help="Weigh either class alike in training."
+    "--class-balance/--no-class-balance", default=None, help="Give both classes the same weight in training."
 )
 @click.option(
     "--prior-star-fraction",
@@ -158,23 +158,31 @@ def dataset(
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=click.IntRange(0), default=None)
 @click.option(
-    "--initial", type=FILE, help="Checkpoint or archive to start from; what stands beside it there stays."
+    "--initial",
+    type=FILE,
+    help="Checkpoint or archive to start from, with the networks that stand beside it there.",
 )
 @click.option(
     "--beside",
     type=FILE,
-    help="Checkpoint or archive whose networks answer together with the one that is trained.",
+    help="Checkpoint or archive whose networks answer together with the trained one.",
 )
 @click.option(
-    "--training-fields", "fields", type=click.IntRange(1), help="Train on the first so many fields only."
+    "--training-fields",
+    "fields",
+    type=click.IntRange(1),
+    help="Train on this many fields only, the first ones.",
 )
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
 @click.option(
-    "--max-minutes", type=float, default=math.inf, help="Cut the passes so that training ends in time."
+    "--max-minutes",
+    type=float,
+    default=math.inf,
+    help="Shorten the passes so that training ends in this time.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
 def train(
     data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any
 ) -> None:
@@ -225,20 +233,22 @@ def train(
     type=click.Choice(("validation", "calibration", "test", "shifted", "all")),
     default="validation",
     show_default=True,
-    help="Fields of --data; all (but the shifted ones) where the model has met none of them.",
+    help="Fields of --data. Use `all` (without the shifted ones) for data that the model was not trained on.",
 )
 @MODELS
-@click.option("--table", type=FILE, help="Instead: any table, of these formats, with p_star and true_class.")
+@click.option(
+    "--table", type=FILE, help="Instead: any table with p_star and true_class, in one of these formats."
+)
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
 @click.option(
-    "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
+    "--paper", is_flag=True, help="Only objects like the paper's: SNR in i of at least 10, unblended."
 )
 @click.option("--min-snr", type=float, help="Only objects whose SNR reaches this in some band.")
-@click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
+@click.option("--bands", is_flag=True, help="With --data: also judge with bands hidden.")
 @PRIOR
-@click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
+@click.option("--symmetries", is_flag=True, help="With --data: also judge with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
 def evaluate(**options: Any) -> None:
@@ -246,7 +256,7 @@ def evaluate(**options: Any) -> None:
     asked = _Evaluate(**options)
     edges, models = _edges(asked.edges), _models(asked.given)
     asked.check()
-    # imported here: it takes seconds, which wrong usage need not wait for
+    # imported here: it takes seconds, and wrong usage should fail at once
     from sgclassify.model.judge import robustness, text
     from sgclassify.model.judge.evaluate import evaluate as judge
 
@@ -352,22 +362,22 @@ class _Evaluate:
     type=click.Choice(("validation", "test", "shifted", "all")),
     default="test",
     show_default=True,
-    help="Fields of --data; all (but the shifted ones) where neither the model nor --training has met any of them.",
+    help="Fields of --data. Use `all` (without the shifted ones) for data that nothing here was trained on.",
 )
 @click.option(
     "--training",
     type=FOLDER,
-    help="Another data set, to whose training fields the methods are fitted.  [default: --data]",
+    help="Data set whose training fields the methods are fitted to.  [default: --data]",
 )
 @MODELS
 @PRIOR
-@click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
+@click.option("--found-only", is_flag=True, help="Leave out objects that SExtractor did not find.")
 @click.option(
     "--oracle",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Objects that are also judged by an oracle that knows the true PSF; some a second.",
+    help="Objects to judge also by an oracle that knows the true PSF, a few per second.",
 )
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
 def baselines(
@@ -382,9 +392,9 @@ def baselines(
 ) -> None:
     """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
 
-    What a method has no value for gets the prior; prints how many these are.
+    An object without a value for a method gets the prior. Prints the coverage of each method.
     """
-    _models(given)  # wrong usage need not wait for the imports
+    _models(given)  # wrong usage fails before the slow imports
     import pyarrow.parquet as pq
 
     from sgclassify.model.judge.baselines import METHODS, ORACLE, as_text, score_part

@@ -12,21 +12,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from sgclassify.model.judge import metrics
+from sgclassify.model.judge import metrics, results
 from sgclassify.model.judge.judged import BINNINGS, Judged
-from sgclassify.model.judge.results import (
-    MODEL,
-    Bin,
-    Comparison,
-    Counts,
-    Evaluation,
-    Excess,
-    Figures,
-    Method,
-    Quasars,
-    Selection,
-    Surplus,
-)
+from sgclassify.model.judge.results import MODEL, Comparison, Evaluation, Figures, Method
 from sgclassify.stages.arrays import F64, I64, Bool
 from sgclassify.stages.errors import UsageError
 
@@ -58,24 +46,24 @@ def evaluate(
     edges : tuple of float
         Edges of the magnitude bins; objects outside of them are left out everywhere.
     unblended : bool
-        Leave out objects that the truth (column ``blended``) or, without one, ``sg_flags`` calls blended.
+        Leave out objects that are blended by the truth (column ``blended``) or, without one, by ``sg_flags``.
     paper : bool
-        Only objects of the paper's kind: signal-to-noise ratio of at least `PAPER_SNR` in i, not blended; purities are
-        those of the paper's class ratio.
+        Only objects like those of the paper: signal-to-noise ratio of at least `PAPER_SNR` in i, not blended. Purities
+        are those of the paper's class ratio.
     min_snr : float, optional
         Only objects whose signal-to-noise ratio reaches this in some band.
 
     Returns
     -------
     Evaluation
-        Bins of what the table does not have are absent.
+        Without bins of quantities that the table does not have.
     """
     judged = Judged(table, band)
     if unblended and not {"blended", "sg_flags"} & {*table.column_names}:
         raise UsageError("nothing says what is blended: no column blended, nor sg_flags")
     if (paper or min_snr is not None) and not np.isfinite(judged.values["snr_i"]).any():
         raise UsageError("no signal-to-noise ratios (snr): --paper and --min-snr need --data, or its scores")
-    selection = Selection(unblended or paper, paper, min_snr, band, edges)
+    selection = results.Selection(unblended or paper, paper, min_snr, band, edges)
     keep = judged.kept(selection)
     here = keep & judged.scored
     n_star, n_galaxy = int((here & judged.star).sum()), int((here & ~judged.star).sum())
@@ -85,7 +73,7 @@ def evaluate(
     quasars = judged.p[MODEL][keep & judged.quasar & np.isfinite(judged.p[MODEL])]
     called = metrics.recall(int((quasars >= 0.5).sum()), len(quasars))
     return Evaluation(
-        sample=Counts(
+        sample=results.Counts(
             objects=n_star + n_galaxy,
             stars=n_star,
             star_fraction=n_star / (n_star + n_galaxy) if here.any() else float("nan"),
@@ -96,18 +84,18 @@ def evaluate(
         ),
         methods={name: _method(judged, keep, name, edges, star_weight) for name in judged.p},
         paired={name: _compared(judged, keep, name) for name in judged.p if name != MODEL},
-        quasars=Quasars(called.right, called.n, called.low, called.high),
+        quasars=results.Quasars(called.right, called.n, called.low, called.high),
         left_out=judged.left_out(),
     )
 
 
 def _method(judged: Judged, keep: Bool, method: str, edges: tuple[float, ...], star_weight: float) -> Method:
-    def bins(values: F64, bounds: tuple[float, ...], empty: bool) -> list[Bin]:
+    def bins(values: F64, bounds: tuple[float, ...], empty: bool) -> list[results.Bin]:
         insides = [
             (low, high, keep & (values >= low) & (values < high)) for low, high in itertools.pairwise(bounds)
         ]
         return [
-            Bin(low, high, _figures(judged, inside, method))
+            results.Bin(low, high, _figures(judged, inside, method))
             for low, high, inside in insides
             if empty or (inside & judged.scored).any()
         ]
@@ -169,11 +157,11 @@ def _compared(judged: Judged, keep: Bool, method: str) -> Comparison:
     p, of_model = judged.p[method][index], judged.p[MODEL][index]
     wrong, wrong_of_model = (((q >= 0.5) != star).astype(np.float64) for q in (p, of_model))
 
-    def surplus(difference: F64) -> Surplus:
+    def surplus(difference: F64) -> results.Surplus:
         interval = metrics.bootstrap_interval(lambda k: float(difference[k].mean()), judged.field[index])
-        return Surplus(float(difference.mean()), *interval)
+        return results.Surplus(float(difference.mean()), *interval)
 
-    excess = Excess(
+    excess = results.Excess(
         error=float(wrong.mean()),
         error_of_model=float(wrong_of_model.mean()),
         errors=surplus(wrong - wrong_of_model),

@@ -146,16 +146,9 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Bands:
-    """Errors with bands hidden, by which bands are left.
+    """Errors with bands hidden: with a number of random bands left, one band alone, all but one, and three.
 
-    Attributes
-    ----------
-    number : dict of str to ErrorRate
-        By how many bands are left, drawn at random.
-    alone, without, trios : dict of str to ErrorRate
-        Only this band; all bands but this one; only these three.
-    three_over_seven : float or None
-        Error rate with three bands over that with seven.
+    `three_over_seven` is the error rate with three random bands over that with seven.
     """
 
     number: dict[str, ErrorRate] = field(default_factory=dict)
@@ -167,16 +160,10 @@ class Bands:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """How far the probabilities depend on the orientation of the stamp.
+    """How far the probabilities of `n` objects depend on the orientation of the stamp.
 
-    Attributes
-    ----------
-    n : int
-        Objects looked at.
-    median, quantile_95, largest : float
-        Of each object's largest less its smallest probability over the eight symmetries of the square.
-    error, error_of_mean : float
-        Error rate of the stamps as they are, and of the mean over the symmetries.
+    The spread is an object's largest less its smallest probability over the eight symmetries of the square. The error
+    rates are those of the stamps as they are, and of the mean over the symmetries.
     """
 
     n: int
@@ -189,20 +176,9 @@ class Symmetries:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures of a table of scored objects.
+    """All figures of a table of scored objects: the model comes first among the methods.
 
-    Attributes
-    ----------
-    sample : Counts
-    methods : dict of str to Method
-        The model first.
-    paired : dict of str to Comparison
-        Of every other method with the model, on the same objects.
-    quasars : Quasars
-    left_out : list of str
-        Which figures and objects are absent, in words.
-    bands : Bands or None
-    symmetries : Symmetries or None
+    `paired` compares every other method with the model; `left_out` says in words which figures and objects are absent.
     """
 
     sample: Counts

@@ -1,4 +1,4 @@
-"""Weights of earlier trainings, from checkpoints and from model archives."""
+"""Checkpoints, and the weights of earlier trainings from them and from model archives."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _UNREADABLE: Final = (OSError, EOFError, RuntimeError, KeyError, TypeError, pick
 """Errors of torch on a file that is no checkpoint, or a damaged one."""
 
 
-def write_checkpoint(contents: dict[str, Any], path: Path) -> None:
+def write(contents: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, complete under its name or not there."""
     temporary = path.with_suffix(".tmp")
     torch.save(contents, temporary)
     temporary.replace(path)
 
 
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+def read(path: Path, device: torch.device) -> dict[str, Any]:
     """Contents of a checkpoint; `UsageError` if it is damaged."""
     try:
         found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

@@ -47,7 +47,7 @@ def export(
     path : Path
         The archive, complete under this name or not there.
     head : str
-        What answers: the fusion, or for ablations the image or the sequence alone.
+        Head that answers: the fusion, or for ablations the image or the sequence alone.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def export(
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             scripted = torch.jit.script(module)
-            # the reference is what the half-precision archive answers, computed in single precision as in a run
+            # the reference: answers of the half-precision weights, computed in single precision as in a run
             with torch.inference_mode():
                 answer = scripted.float()(*(torch.from_numpy(reference[k]) for k in reference))
             reference["p_star"] = answer[:, 0].numpy()

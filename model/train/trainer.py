@@ -19,15 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sgclassify.model.data.rows import Rows, read_rows, sent
+from sgclassify.model.train import checkpoint
 from sgclassify.model.train.augment import augment, hide
 from sgclassify.model.train.calibrate import prior_weights
-from sgclassify.model.train.checkpoint import (
-    networks_of,
-    read_checkpoint,
-    take_over,
-    weights_of,
-    write_checkpoint,
-)
 from sgclassify.model.train.network import HEADS, FusionNetwork
 from sgclassify.model.train.precision import computes_bf16
 from sgclassify.model.train.processes import Place
@@ -118,7 +112,9 @@ class Trainer:
             # room for network, optimizer and batches beside the data
             if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
                 self.rows = self.rows.to(self.device)
-        self.beside = [] if beside is None else self._networks(weights_of(beside, self.device), beside)
+        self.beside = (
+            [] if beside is None else self._networks(checkpoint.weights_of(beside, self.device), beside)
+        )
         self.average = copy.deepcopy(self.network)
         # the same tensors to the end: their values are replaced in place
         self._averaged = [
@@ -172,7 +168,7 @@ class Trainer:
             )
 
     def _networks(self, weights: list[dict[str, Tensor]], path: Path) -> list[FusionNetwork]:
-        return networks_of(weights, path, self.size, self.device)
+        return checkpoint.networks_of(weights, path, self.size, self.device)
 
     def save(self, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint, in the first process."""
@@ -187,14 +183,14 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "n_rows": self.n_rows,
         }
-        write_checkpoint(contents, self.out_dir / "checkpoint.pt")
+        checkpoint.write(contents, self.out_dir / "checkpoint.pt")
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
         path = self.out_dir / "checkpoint.pt"
         if not path.is_file():
             return
-        found = read_checkpoint(path, self.device)
+        found = checkpoint.read(path, self.device)
         if found["recipe"] != asdict(self.recipe) or found["n_rows"] != self.n_rows:
             raise UsageError(f"{path}: made with another recipe or other data; train without --resume")
         self.network.load_state_dict(found["network"])
@@ -204,10 +200,10 @@ class Trainer:
 
     def start_from(self, path: Path) -> None:
         """Take weights from a checkpoint or an archive, and the networks that stand beside them there."""
-        found, *others = weights_of(path, self.device)
+        found, *others = checkpoint.weights_of(path, self.device)
         self.beside = self.beside or self._networks(others, path)
         own = self.network.state_dict()
-        take_over(own, found, path)
+        checkpoint.take_over(own, found, path)
         self.network.load_state_dict(own)
         # a stage without an epoch keeps it
         self.best = copy.deepcopy(own)
