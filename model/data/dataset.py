@@ -28,13 +28,13 @@ from sgclassify.stages.bands import BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError, UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import tiles_of_headers
+from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tiling import tile_pad_arcsec, tiles_of_headers
 from sgclassify.stages.write.atomic import write_atomic_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TILE_ORDER = 10
-PAD_ARCSEC = CHAIN_ARCSEC + 5.0
 TRUTH_COLUMNS = ("true_class", "redshift", "r50_arcsec", "sersic_n", *(f"mag_{band}" for band in BANDS))
 
 
@@ -70,7 +69,7 @@ def extract_field(
             # as in a run, the other exposures still count
             log.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
-    tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
+    tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, tile_pad_arcsec(config))
     return [
         extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted)
         for t in tiles

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.write.atomic import write_atomic
 
 SPLITS = ("validation", "calibration", "test")

@@ -11,12 +11,12 @@ import numpy as np
 from sgclassify.model.data.shards import true_classes
 from sgclassify.model.judge import metrics
 from sgclassify.model.judge.results import Bands, ErrorRate, Symmetries
-from sgclassify.model.judge.scores import samples_of, score_sample, shards_of
+from sgclassify.model.judge.scores import assumed, inputs_of, samples_of, score_sample, shards_of
 from sgclassify.model.serve import runtime
 from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.classify import averaged, each_symmetry, with_prior
 from sgclassify.stages.columns import CLASSES
-from sgclassify.stages.prior import reweighted
 
 SYMMETRY_SAMPLE: Final = 2_000
 """Objects that are looked at in all eight symmetries."""
@@ -106,21 +106,20 @@ def by_symmetry(
     classifier = runtime.load(model)
     paths = shards_of(data_dir, part)
     rng = np.random.default_rng(0)
-    every, stars = [], []
+    own, assume = classifier.contract.prior_star_fraction, assumed(prior)
+    every, means, stars = [], [], []
     for sample in samples_of(paths, CLASSES):
         sample = sample.take(np.sort(rng.permutation(len(sample))[: -(-most // len(paths))]))
-        image = np.where(sample.valid, sample.image.astype(np.float32), np.float32(0))
-        psf = sample.psf.astype(np.float32)
-        every.append(classifier.symmetries(image, sample.valid, sample.sigma, sample.features, psf))
+        inputs = inputs_of(sample)
+        turned = each_symmetry(inputs, classifier.probabilities)
+        every.append([with_prior(both, inputs, own, assume).p_star for both in turned])
+        # as in a run, which averages before it assumes another prior
+        means.append(with_prior(averaged(turned), inputs, own, assume).p_star)
         stars.append(true_classes(sample.table) == "star")
     p: F64 = np.concatenate(every, axis=1, dtype=np.float64)
     star = np.concatenate(stars)
     known = np.isfinite(p).all(axis=0)
-    p, star = p[:, known], star[known]
-    mean = p.mean(axis=0)
-    if prior is not None:
-        # as in a run, which averages before it re-weights
-        p, mean = (reweighted(values, classifier.contract.prior_star_fraction, prior) for values in (p, mean))
+    p, mean, star = p[:, known], np.concatenate(means)[known], star[known]
     spread = np.ptp(p, axis=0)
     return Symmetries(
         n=len(star),

@@ -14,9 +14,11 @@ from sgclassify.model.data.match import MATCH_RADIUS_ARCSEC, match_truth
 from sgclassify.model.data.shards import PARTS, REAL, Sample, read_shard
 from sgclassify.model.judge.tables import read_table, read_truth
 from sgclassify.model.serve import runtime
+from sgclassify.stages import classify
 from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.prior import reweighted
+from sgclassify.stages.prior import Prior
+from sgclassify.stages.tile import Inputs
 
 ALL: Final = "all"
 """All fields of a data set that a model has never met, whatever part of another training they would be."""
@@ -91,17 +93,25 @@ def score_sample(
     size, held = classifier.contract.stamp_size, sample.image.shape[-1]
     if size != held:
         raise UsageError(f"the model takes stamps of {size} pixels, the data set holds stamps of {held}")
-    image, valid = sample.image.astype(np.float32), sample.valid
-    features, psf = sample.features, sample.psf.astype(np.float32)
+    own = classifier.contract.prior_star_fraction
+    found = classify.scores(inputs_of(sample, hidden), classifier.probabilities, own, assumed(prior))
+    return found.p_star.astype(np.float64)
+
+
+def inputs_of(sample: Sample, hidden: Bool | None = None) -> Inputs:
+    """Inputs of the model for a sample, without the bands of `hidden`, shape (n, 7)."""
+    valid, features, psf = sample.valid, sample.features, sample.psf.astype(np.float32)
     if hidden is not None:
         valid = valid & ~hidden[:, :, None, None]
         features = np.where(hidden[:, :, None], np.float32(np.nan), features)
         psf = np.where(hidden[:, :, None, None], np.float32(0), psf)
-    image = np.where(valid, image, np.float32(0))
-    p = classifier.score_arrays(image, valid, sample.sigma, features, psf).astype(np.float64)
-    if prior is not None:
-        p = reweighted(p, classifier.contract.prior_star_fraction, prior)
-    return np.where(valid.any(axis=(1, 2, 3)), p, np.nan)
+    image = np.where(valid, sample.image.astype(np.float32), np.float32(0))
+    return Inputs(image, valid, sample.sigma, features, psf, np.any(valid, axis=(2, 3)))
+
+
+def assumed(prior: float | None) -> Prior | None:
+    """A share of stars as the stages take it."""
+    return None if prior is None else Prior((prior,))
 
 
 def scores_of_part(

@@ -21,7 +21,7 @@ from sgclassify.model.judge.ceiling import MagnitudePrior
 from sgclassify.model.serve import runtime
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 G, R, I = (BAND_INDEX[band] for band in "gri")  # noqa: E741
 
@@ -194,7 +194,8 @@ def data(tmp_path, monkeypatch):
         p = 0.9 if path is None else int(path.name[1]) / 10
         contract = SimpleNamespace(prior_star_fraction=0.4, stamp_size=SIZE)
         return SimpleNamespace(
-            contract=contract, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
+            contract=contract,
+            probabilities=lambda image, *_: np.full((len(image), 2), [p, 1 - p], np.float32),
         )
 
     monkeypatch.setattr(runtime, "load", load)

@@ -17,7 +17,7 @@ from sgclassify.model.data.match import catalog_columns, match_truth
 from sgclassify.model.data.shards import CATALOG_COLUMNS, read_samples, read_shard, split_of, write_shard
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 
 ARCSEC = 1 / 3600

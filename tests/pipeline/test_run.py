@@ -30,12 +30,17 @@ from sgclassify.pipeline.record.receipts import (
     stats_of,
     write_receipt,
 )
-from sgclassify.pipeline.record.record import RunRecord
+from sgclassify.pipeline.record.record import MODEL_KEYS, RunRecord
 from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
-from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
-from sgclassify.stages.read.header import SlitlessExposureError
+from sgclassify.stages.errors import (
+    ClusterError,
+    ModelError,
+    SlitlessExposureError,
+    UnusableInputError,
+    UsageError,
+)
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile
 from sgclassify.stages.write.publish import partition_path
@@ -257,6 +262,7 @@ def test_all_done(stages: Stages, options: Options) -> None:
     assert record["counts"]["objects"] == 20
     assert record["counts"]["stars"] == 10
     assert record["model"]["id"] == "test"
+    assert list(record["model"]) == list(MODEL_KEYS)
     assert record["configuration"]["config_version"] == 1
     assert set(record["timings"]) == {"headers", "cluster", "prepare", "tiles", "detections", "finish"}
     assert stages.finished == 5
