@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints.txt
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-avx2 test-lowest lint types docs constraints model clean help
+.PHONY: demo test test-avx2 test-lowest lint types tables docs constraints model clean help
 .DEFAULT_GOAL := demo
 
 # torch and torchvision are chosen by one pip call: they must match.
@@ -63,6 +63,9 @@ types: $(INSTALLED) ## check types with mypy
 	mkdir -p build/types/sgclassify
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
+
+tables: $(INSTALLED) ## write the tables of docs/reference.md, and pipeline/default.toml, from the code
+	$(BIN)/python docs/tables.py
 
 docs: $(INSTALLED) ## build the documentation into build/docs; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --jobs auto --doctree-dir build/doctrees docs build/docs
