@@ -91,7 +91,7 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Masks from their bits, as `numpy.packbits` stores them: bool of shape (n, *shape)."""
+    """Masks from their bits, as `numpy.packbits` stores them: bool of shape ``(n, *shape)``."""
     bit = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=packed.device)
     bits = (packed[:, :, None] & bit).ne(0).flatten(1)
     return bits[:, : math.prod(shape)].reshape(len(packed), *shape)
