@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from sgclassify.model.serve import runtime
+from sgclassify.model.serve.loaded import ModelRef
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.cluster.dispatch import dispatch
 from sgclassify.pipeline.cluster.handle import Cluster, open_cluster
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
 from sgclassify.pipeline.config import RunConfig
+from sgclassify.pipeline.errors import TaskTimeoutError
 from sgclassify.pipeline.headers import read_headers
+from sgclassify.pipeline.process import peak_mib
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record.output import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
 from sgclassify.pipeline.record.prometheus import MetricsFile
@@ -53,7 +55,7 @@ from sgclassify.stages.read.exposure_list import ExposureList
 from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of
-from sgclassify.stages.write.publish import partition_path
+from sgclassify.stages.write.publish import finish_hats, partition_path
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +188,7 @@ class Setup:
     config: RunConfig
     listed: ExposureList
     classifier: runtime.Classifier
-    model: tasks.ModelRef
+    model: ModelRef
     settings: dict[str, Any]
 
 
@@ -201,7 +203,7 @@ def set_up(request: Request) -> Setup:
     classifier = runtime.load(
         options.model, batch_size=config.batch_size, expected_sha256=request.model_sha256
     )
-    model = tasks.ModelRef(
+    model = ModelRef(
         path=options.model.absolute() if options.model is not None else None,
         sha256=classifier.sha256,
         batch_size=config.batch_size,
@@ -443,7 +445,7 @@ class _Driver:
 
     def close(self) -> None:
         """Write report and record; remove the work folder of a run that is complete."""
-        self.record.peak_mib["driver"] = tasks.peak_mib()
+        self.record.peak_mib["driver"] = peak_mib()
         if self._opened or not self.folder.has_products:
             try:
                 self._write_report_and_record()
@@ -686,7 +688,8 @@ class _Driver:
     def _finish(self) -> None:
         """Make the partitions a catalogue, and remove what is no part of this run's products."""
         done = [tile for tile in self.record.tiles if tile.outcome == DONE]
-        tasks.finish(self.folder.objects, ((t.order, t.pixel, t.n_objects) for t in done), self._metadata)
+        filled = [(t.order, t.pixel, t.n_objects) for t in done if t.n_objects]
+        finish_hats(self.folder.objects, filled, self._metadata)
         good = self.inventory.good
         self.folder.remove_stray_detections({f"{receipt.catalog_stem}.parquet" for receipt in good.values()})
         self.folder.receipts.remove_others(set(good), {(t.order, t.pixel) for t in done})

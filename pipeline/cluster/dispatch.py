@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from sgclassify.pipeline.cluster.handle import TaskKilledError
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.errors import TaskKilledError, TaskTimeoutError
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
 

@@ -22,7 +22,8 @@ from dask.system import cpu_count
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
-from sgclassify.pipeline.cluster.worker import CPU, CRASH_DIR, GPU
+from sgclassify.pipeline.cluster.crash import CRASH_DIR
+from sgclassify.pipeline.cluster.worker import CPU, GPU
 from sgclassify.stages.errors import ClusterError
 
 log = logging.getLogger(__name__)

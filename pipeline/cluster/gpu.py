@@ -1,4 +1,4 @@
-"""One worker process a GPU: which one it is, and that no other worker of this machine uses it too."""
+"""One worker process per GPU: which GPU it is, and that no other worker of this machine uses it too."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def claim(uuid: str) -> None:
         os.close(handle)
         raise ClusterError(
             f"GPU {uuid} is used by process {holder} already, process {os.getpid()} cannot share it; start one "
-            "worker a GPU, each with its own CUDA_VISIBLE_DEVICES, or ask for the CPU: --device cpu"
+            "worker per GPU, each with its own CUDA_VISIBLE_DEVICES, or ask for the CPU: --device cpu"
         ) from None
     _held[uuid] = handle
     try:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from sgclassify.pipeline.process import peak_mib
 from sgclassify.pipeline.record.record import DONE, PENDING, SET_ASIDE, SKIPPED, RunRecord
-from sgclassify.pipeline.tasks import peak_mib
 from sgclassify.stages.write.atomic import write_atomic_text
 
 SECONDS_BETWEEN_WRITES: Final = 15.0

@@ -116,6 +116,8 @@ class TileReceipt:
         Largest memory so far of the processes that worked on it, MiB.
     size : int
         Bytes of its partition; 0 where it has none.
+    exposures : tuple of str
+        The exposures that it was made of.
     """
 
     order: int
@@ -133,6 +135,7 @@ class TileReceipt:
     device: str = "cpu"
     peak_mib: float = 0.0
     size: int = 0
+    exposures: tuple[str, ...] = ()
 
     def as_json(self) -> str:
         """The receipt as JSON text."""
@@ -144,6 +147,7 @@ class TileReceipt:
         """Read the receipt out of a tile's file of members; None where there is none that can be read."""
         try:
             values = json.loads((pq.read_metadata(path).metadata or {})[RECEIPT])
+            values["exposures"] = tuple(values["exposures"])
             values["histogram"] = np.array(values["histogram"], dtype=np.int64)
             values["sample"] = np.array([tuple(one) for one in values["sample"]], dtype=SAMPLE)
             return cls(**values)

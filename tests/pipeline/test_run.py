@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgclassify.model.serve.loaded import ModelRef
 from sgclassify.pipeline import run as run_module
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.progress import Reporter
@@ -152,7 +153,7 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: tasks.ModelRef) -> Any:
+    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 
@@ -207,8 +208,9 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     monkeypatch.setattr(run_module, "open_cluster", open_cluster)
     monkeypatch.setattr(run_module, "read_header", fake.read_header)
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
-    for name in ("prepare", "extract", "infer", "publish", "join", "finish"):
+    for name in ("prepare", "extract", "infer", "publish", "join"):
         monkeypatch.setattr(tasks, name, getattr(fake, name))
+    monkeypatch.setattr(run_module, "finish_hats", fake.finish)
     return fake
 
 
