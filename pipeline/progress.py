@@ -114,16 +114,16 @@ class Reporter:
         """Call ``observer`` with phase, steps done and all steps, at the start of each phase and after each step."""
         self._observers.append(observer)
 
-    def _tell(self, phase: Phase) -> None:
+    def _tell(self, phase: Steps) -> None:
         for observer in self._observers:
             observer(phase.name, phase.done, phase.total)
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Phase]:
+    def phase(self, name: str, total: int) -> Iterator[Steps]:
         """A phase of ``total`` steps; ``name`` is what the operator reads."""
         start = time.monotonic()
         if self._console is None:
-            phase = Phase(name, total, self._tell)
+            phase = Steps(name, total, self._tell)
             log.info("%s: %d", name, total, extra={"phase": name, "total": total})
             self._tell(phase)
             yield phase
@@ -137,7 +137,7 @@ class Reporter:
             )
             with Progress(*columns, console=self._console, transient=True) as bar:
                 task = bar.add_task(name, total=total)
-                phase = Phase(name, total, self._tell, lambda: bar.advance(task))
+                phase = Steps(name, total, self._tell, lambda: bar.advance(task))
                 self._tell(phase)
                 yield phase
         log.info(
@@ -150,14 +150,14 @@ class Reporter:
         )
 
 
-class Phase:
-    """Counter of one phase."""
+class Steps:
+    """Counts the steps of one phase."""
 
     def __init__(
         self,
         name: str,
         total: int,
-        tell: Callable[[Phase], None],
+        tell: Callable[[Steps], None],
         advance: Callable[[], None] | None = None,
     ) -> None:
         self.name = name

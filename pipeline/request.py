@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgclassify.model.serve.archive import verified
+from sgclassify.model.serve.archive import Archive, verified
 from sgclassify.pipeline.config import RunConfig, load_config
 from sgclassify.pipeline.record.output import OutputFolder
 from sgclassify.stages.errors import UsageError
@@ -80,8 +80,8 @@ class Request:
     prior : Prior or None
         Share of stars to assume; None for the model's own.
     listed : ExposureList
-    model_sha256 : str
-        Checksum of the model archive.
+    model : Archive
+        Not loaded yet.
     settings : dict
         What decides about the products beside the inputs.
     """
@@ -90,7 +90,7 @@ class Request:
     config: RunConfig
     prior: Prior | None
     listed: ExposureList
-    model_sha256: str
+    model: Archive
     settings: dict[str, Any]
 
     def folder(self) -> OutputFolder:
@@ -125,8 +125,8 @@ def check(options: Options, *, dry: bool = False) -> Request:
     )
     prior = prior_of(config)
     listed = parse_list(options.exposure_list)
-    _, sha256 = verified(options.model)
-    request = Request(options, config, prior, listed, sha256, settings_of(sha256, config, prior))
+    model = verified(options.model)
+    request = Request(options, config, prior, listed, model, settings_of(model.sha256, config, prior))
     folder = request.folder()
     folder.inspect()
     if not dry:

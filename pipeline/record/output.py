@@ -159,7 +159,7 @@ class OutputFolder:
             os.close(descriptor)
 
     def refuse(self, differences: Sequence[str]) -> None:
-        """Refuse other inputs than those of the products, unless these may be replaced.
+        """Refuse other inputs than those of the products, or take the folder as fresh if these may be replaced.
 
         Parameters
         ----------
@@ -175,10 +175,10 @@ class OutputFolder:
                 f"{self.path}: holds the work of a run with other inputs: {_some(differences)}; choose another "
                 "folder, or start again with --overwrite"
             )
+        self.is_fresh = True
 
     def start_afresh(self) -> None:
-        """Let nothing that an earlier run left be of use."""
-        self.is_fresh = True
+        """Remove what an earlier run with other inputs has prepared."""
         for path in self.prepared.glob("*"):
             _remove(path)
 

@@ -171,6 +171,12 @@ def content_digest(
     return digest_of(exposure_id, catalog_stem, kinds)
 
 
+def digest_of_files(exposure_id: str, catalog_stem: str, files: ExposureFiles) -> str:
+    """The same, of files that have to be read for it."""
+    sha256 = {str(path): sha256_of(path) for path in files.present.values()}
+    return content_digest(exposure_id, catalog_stem, files, sha256)
+
+
 def tile_key(settings: str, order: int, pixel: int, members: Iterable[tuple[str, str]]) -> str:
     """What decides about the objects of a tile.
 
@@ -208,10 +214,9 @@ def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: s
     try:
         if not verify and stats_of(files) == receipt.stats:
             return True
-        sha256 = {str(path): sha256_of(path) for path in files.present.values()}
+        return digest_of_files(receipt.exposure_id, catalog_stem, files) == receipt.digest
     except OSError:
         return False
-    return content_digest(receipt.exposure_id, catalog_stem, files, sha256) == receipt.digest
 
 
 class Receipts:

@@ -67,8 +67,24 @@ class Failure:
         return f"{text}; {self.advice}" if self.advice else text
 
 
+class _Recorded:
+    """What exposures and tiles have in common."""
+
+    outcome: str
+    file: str
+    fault: str
+    advice: str
+    traceback: str
+
+    def close(self, outcome: str, failure: Failure) -> None:
+        """Set it aside, or skip it, for a reason."""
+        self.outcome = outcome
+        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
+        self.traceback = failure.traceback
+
+
 @dataclass
-class ExposureRecord:
+class ExposureRecord(_Recorded):
     """One exposure of the list.
 
     ``rows``, ``usable`` and ``scored`` count rows of its catalogue; ``attempts`` how often this run tried to prepare
@@ -93,15 +109,9 @@ class ExposureRecord:
     worker: str = ""
     peak_mib: float = 0.0
 
-    def close(self, outcome: str, failure: Failure) -> None:
-        """Set the exposure aside, or skip it, for a reason."""
-        self.outcome = outcome
-        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
-        self.traceback = failure.traceback
-
 
 @dataclass
-class TileRecord:
+class TileRecord(_Recorded):
     """One sky tile: HEALPix order and nested pixel, the exposures that cover it, and what became of it.
 
     ``attempts`` says how often this run tried it, 0 for one that an earlier run had published; ``seconds``,
@@ -126,12 +136,6 @@ class TileRecord:
     fault: str = ""
     advice: str = ""
     traceback: str = ""
-
-    def set_aside(self, failure: Failure) -> None:
-        """Set the tile aside for a reason."""
-        self.outcome = SET_ASIDE
-        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
-        self.traceback = failure.traceback
 
 
 @dataclass

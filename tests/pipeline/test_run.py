@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgclassify.model.serve.loaded import ModelRef
+from sgclassify.pipeline import inventory, tasks
 from sgclassify.pipeline import run as run_module
-from sgclassify.pipeline import tasks
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record.receipts import (
     PREPARED,
@@ -119,6 +119,9 @@ class Stages:
             notes=("no WHT",),
         )
 
+    def footprint_tiles(self, header: Any, tile_order: int, pad_arcsec: float) -> np.ndarray[Any, Any]:
+        return np.array([header.exposure_key, header.exposure_key + 1])
+
     def prepare(self, header: Any, places: tasks.Places, tile_order: int, config: object) -> Any:
         if header.exposure_id == self.end_at_exposure:
             raise SystemExit(143)
@@ -206,7 +209,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
     classifier = SimpleNamespace(contract=contract, sha256="ab" * 32)
     monkeypatch.setattr(run_module, "open_cluster", open_cluster)
-    monkeypatch.setattr(run_module, "read_header", fake.read_header)
+    monkeypatch.setattr(inventory, "read_header", fake.read_header)
+    monkeypatch.setattr(inventory, "footprint_tiles", fake.footprint_tiles)
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
     for name in ("prepare", "extract", "infer", "publish", "join"):
         monkeypatch.setattr(tasks, name, getattr(fake, name))
@@ -504,7 +508,7 @@ def test_clash_of_product_names(stages: Stages, options: Options, monkeypatch: p
         header.catalog_stem = "same_CAT"
         return header
 
-    monkeypatch.setattr(run_module, "read_header", read_header)
+    monkeypatch.setattr(inventory, "read_header", read_header)
     assert _run(options).exit_code == 3
     record = _record(options)
     assert _outcomes(record) == {"e1": "done", "e2": "set_aside", "e5": "set_aside"}
@@ -627,7 +631,7 @@ def test_a_change_that_size_and_time_hide_is_found_on_request(
 
 def test_dry_run_writes_nothing(stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = {"e1": [1, 2], "e2": [2, 3], "e5": [5, 6]}
-    monkeypatch.setattr(run_module, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
+    monkeypatch.setattr(inventory, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
     stages.slitless = {"e5"}
     text = plan(check(options, dry=True), Reporter())
     assert "exposure e1: to be prepared" in text
