@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,44 +40,6 @@ from sgclassify.stages.read.header import SlitlessExposureError
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile
 from sgclassify.stages.write.publish import partition_path
-
-
-class _Future:
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.error: BaseException | None = None
-        self.value: Any = None
-        for argument in arguments:
-            if isinstance(argument, _Future) and argument.error is not None:
-                self.error = argument.error
-                return
-        try:
-            self.value = function(*(a.value if isinstance(a, _Future) else a for a in arguments))
-        except Exception as error:  # noqa: BLE001
-            self.error = error
-
-    def cancel(self) -> None:
-        pass
-
-
-class _Cluster:
-    """Does the work at once, in this process."""
-
-    n_slots = 2
-    cpu: dict[str, float] = {}  # noqa: RUF012
-    inference: dict[str, float] = {}  # noqa: RUF012
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.client = self
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, **_: Any) -> _Future:
-        return _Future(function, arguments)
-
-    def wait_any(self, futures: set[Any]) -> set[Any]:
-        return set(futures)
-
-    def outcome(self, future: _Future) -> tuple[Any, BaseException | None, str]:
-        return future.value, future.error, "the traceback"
 
 
 @dataclass
@@ -199,16 +161,10 @@ class Stages:
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+def stages(monkeypatch: pytest.MonkeyPatch, cluster: Any) -> Stages:
     fake = Stages()
-
-    @contextmanager
-    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
-        yield _Cluster()
-
     contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
     classifier = SimpleNamespace(contract=contract, sha256="ab" * 32)
-    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
     monkeypatch.setattr(inventory, "read_header", fake.read_header)
     monkeypatch.setattr(inventory, "footprint_tiles", fake.footprint_tiles)
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
@@ -380,7 +336,7 @@ def test_cluster_that_cannot_be_opened_leaves_a_record(
     stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
+    def open_cluster(*_: Any, **__: Any) -> Iterator[None]:
         raise ClusterError("no worker came")
         yield
 
