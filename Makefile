@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-avx2 lint types model clean
+.PHONY: demo test test-avx2 lint types tables model clean
 .DEFAULT_GOAL := demo
 
 # torch and torchvision are chosen by one pip call: they must match.
@@ -44,6 +44,9 @@ types: $(INSTALLED)
 	mkdir -p build/types/sgclassify
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
+
+tables: $(INSTALLED) ## write the tables of docs/reference.md, and pipeline/default.toml, from the code
+	$(BIN)/python docs/tables.py
 
 # The shipped weights: two networks, which answer together. Simulates the data and trains: four hours on two CPU cores.
 # Everything goes on where it stopped. To try it on a few fields, in minutes:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sgclassify.pipeline import surroundings
-from sgclassify.pipeline.config import DEVICES
+from sgclassify.pipeline.config import DEVICES, RunConfig
 from sgclassify.pipeline.streams import lenient
-from sgclassify.stages.errors import SgClassifyError
+from sgclassify.stages.errors import ExitCode, SgClassifyError
+from sgclassify.stages.settings import declared
 
 if TYPE_CHECKING:
     from sgclassify.pipeline.record.record import RunRecord
@@ -40,6 +41,8 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
 _WRITING: Final = ("run", "simulate", "dataset", "train", "baselines")
 """Commands whose result is what they write into files; that of the others is what they print."""
 _DRY: Final = "sgclassify.dry"
+
+_SETTINGS: Final = {setting.name: setting for setting in declared(RunConfig)}
 
 _EXTRA: Final = {"sgclassify.simulation.cli": "simulate", _MODEL_CLI: "train"}
 
@@ -102,7 +105,7 @@ def main() -> None:
     """Star/galaxy classification of CSST survey exposures."""
 
 
-@main.command()
+@main.command(epilog="Exit status: " + "; ".join(f"{code} {code.meaning}" for code in ExitCode) + ".")
 @click.option(
     "--exposure-list",
     required=True,
@@ -128,8 +131,7 @@ def main() -> None:
 @click.option(
     "--device",
     type=click.Choice(DEVICES),
-    help="Where the model runs; auto: on GPUs, but on the CPU where the cluster is of this machine and has none."
-    " [default: as configured]",
+    help=f"{_SETTINGS['device'].meaning} {_SETTINGS['device'].reason} [default: as configured]",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option(
@@ -137,7 +139,7 @@ def main() -> None:
     help="Share of stars that the probabilities shall assume: a number, or a CSV or Parquet table of it by"
     " magnitude. [default: the model's own]",
 )
-@click.option("--tta", is_flag=True, help="Average over the eight symmetries of the square; slower.")
+@click.option("--tta", is_flag=True, help=f"{_SETTINGS['tta'].meaning} {_SETTINGS['tta'].reason}")
 @click.option(
     "--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings."
 )
@@ -176,10 +178,6 @@ def run(
 
     The same command again goes on from what is complete; exposures that were appended to the list add what they
     touch.
-
-    Exit status: 0 all done; 1 a defect in the program; 2 usage or configuration; 3 finished, but some
-    exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
-    the work.
     """
     from sgclassify.pipeline.progress import reporting
     from sgclassify.pipeline.request import Options, check
@@ -219,10 +217,10 @@ def run(
             sys.exit(error.exit_code)
         except OSError as error:
             log.exception("the system refused: %s", error)
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
     click.echo(summary(record))
     sys.exit(record.exit_code)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgclassify.stages.errors import SgClassifyError
+from sgclassify.stages.errors import ExitCode, SgClassifyError
 
 
 class TaskKilledError(SgClassifyError):
@@ -14,7 +14,7 @@ class TaskKilledError(SgClassifyError):
         What is known of the worker and its death.
     """
 
-    exit_code = 3
+    exit_code = ExitCode.SET_ASIDE
     path = ""
     advice = (
         "its memory may not suffice: give the workers more, or choose smaller tiles (a larger tile_order)"
@@ -41,7 +41,7 @@ class TaskTimeoutError(SgClassifyError):
         Longest time that it may take.
     """
 
-    exit_code = 3
+    exit_code = ExitCode.SET_ASIDE
     path = ""
     advice = "look after the disk or the network that its files lie on and run again, or raise task_timeout_s"
 

@@ -26,7 +26,7 @@ from sgclassify.pipeline.record.sample import SkySample
 from sgclassify.pipeline.record.status import ProgressFile
 from sgclassify.pipeline.request import Request
 from sgclassify.pipeline.tasks import Places
-from sgclassify.stages.errors import SgClassifyError, UsageError
+from sgclassify.stages.errors import ExitCode, SgClassifyError, UsageError
 from sgclassify.stages.write.publish import finish_hats
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ class _Driver:
             self._finish()
         self._complete = True
         counts = self.record.counts()
-        self.record.exit_code = 3 if counts["exposures_set_aside"] or counts["tiles_set_aside"] else 0
+        aside = counts["exposures_set_aside"] or counts["tiles_set_aside"]
+        self.record.exit_code = ExitCode.SET_ASIDE if aside else ExitCode.DONE
 
     def _prepare(self, work: Work, names: list[str]) -> None:
         Preparation(work).carry_out([self.inventory.headers[name] for name in names])
@@ -234,7 +235,7 @@ class _Driver:
             write_report(self.record, self._sample, self.folder.path / "report.html")
         except BaseException as error:
             if self._complete:
-                self.record.exit_code, self.record.message = 1, f"no report: {error!r}"
+                self.record.exit_code, self.record.message = ExitCode.DEFECT, f"no report: {error!r}"
             raise
         finally:
             self.record.write(self.folder.path / "run.json")

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import FEATURES, PSF_MEASURES, feature_table, measure_stamps
+from sgclassify.stages.measure import feature_table, measure_stamps
 from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.stamps import cut_stamps

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
+from sgclassify.stages.features import FEATURES, FLUX_SOFTENING
 
 if TYPE_CHECKING:
     from sgclassify.stages.tile import TileStamps

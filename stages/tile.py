@@ -17,9 +17,9 @@ from sgclassify.stages.associate import SkyPositions, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
-from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
 from sgclassify.stages.tangent import moved_back

@@ -28,7 +28,7 @@ from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError, UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 from sgclassify.stages.read.exposure_list import parse_list

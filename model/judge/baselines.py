@@ -26,7 +26,7 @@ from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 CONTRACT_VERSION = 2
 INPUTS = ("image", "valid", "sigma", "features", "psf")

@@ -10,7 +10,7 @@ from torch import Tensor
 from sgclassify.model.data.rows import cropped
 from sgclassify.model.train.network import N_BANDS, present_bands
 from sgclassify.model.train.recipe import Recipe
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 CORE_PX: Final = 5.0
 """Half-width (pixels) of the middle of a stamp in which no pixel is masked for training."""

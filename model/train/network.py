@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgclassify.stages.bands import BANDS
-from sgclassify.stages.measure import FEATURES, PSF_ERROR
+from sgclassify.stages.features import FEATURES
+from sgclassify.stages.measure import PSF_ERROR
 
 N_BANDS = len(BANDS)
 HEADS: Final = ("fused", "image", "sequence")

@@ -27,7 +27,7 @@ from sgclassify.model.train.export import export
 from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.read.names import find_siblings
 
 FIELD = SimulationConfig(

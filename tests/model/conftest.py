@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 SIZE = 16
 CLASSES = ("star", "galaxy", "qso", "spurious")

@@ -19,7 +19,7 @@ from sgclassify.model.train.export import export
 from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 SIZE = 32
 WEIGHTS = {name: torch.eye(3)[k] for k, name in enumerate(HEADS)}

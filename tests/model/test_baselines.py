@@ -20,7 +20,7 @@ from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, Measured, 
 from sgclassify.model.judge.ceiling import MagnitudePrior
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 G, R, I = (BAND_INDEX[band] for band in "gri")  # noqa: E741
 

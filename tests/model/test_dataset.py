@@ -24,7 +24,7 @@ from sgclassify.model.data.dataset import (
 )
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 
 ARCSEC = 1 / 3600

@@ -35,7 +35,7 @@ from sgclassify.model.judge.evaluate import (
 from sgclassify.model.serve.runtime import Classifier
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 SIZE = 8
 EDGES = (18.0, 22.0, 26.0)

@@ -31,7 +31,7 @@ from sgclassify.pipeline.record.receipts import (
     stats_of,
     write_receipt,
 )
-from sgclassify.pipeline.record.record import RunRecord
+from sgclassify.pipeline.record.record import MODEL_KEYS, RunRecord
 from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
@@ -219,6 +219,7 @@ def test_all_done(stages: Stages, options: Options) -> None:
     assert record["counts"]["objects"] == 20
     assert record["counts"]["stars"] == 10
     assert record["model"]["id"] == "test"
+    assert list(record["model"]) == list(MODEL_KEYS)
     assert record["configuration"]["config_version"] == 1
     assert set(record["timings"]) == {"headers", "cluster", "prepare", "tiles", "detections", "finish"}
     assert stages.finished == 5

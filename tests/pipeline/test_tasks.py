@@ -25,9 +25,9 @@ from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
 from sgclassify.pipeline.tasks import Places, ScoredTile, Stamps, tile_pad_arcsec
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
-from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
 from sgclassify.stages.tiling import Tile

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
+from sgclassify.stages.features import FEATURES, FLUX_SOFTENING
 from sgclassify.stages.prior import Prior, logit_of, magnitudes, read_prior, reweighted, star_probability
 
 SHARE = st.floats(1e-4, 1 - 1e-4)
