@@ -36,14 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Inventory:
-    """The exposures of a run. It writes nothing, so that a dry run has the same.
-
-    Parameters
-    ----------
-    request : Request
-    folder : OutputFolder
-    record : RunRecord
-        Gets an entry per exposure.
+    """The exposures of a run, each with an entry in its record. Writes nothing, so that a dry run uses it too.
 
     Attributes
     ----------
@@ -90,7 +83,7 @@ class Inventory:
         if not self.headers:
             raise self.nothing_to_do()
         if all(header.files.catalog is None for header in self.headers.values()):
-            # mostly a staging area without them: it costs time, and the objects get other identifiers
+            # mostly somebody forgot to copy them: it costs time, and the objects get other identifiers
             self._note(
                 f"no CAT was found for any of the {len(self.headers)} exposures: the stage detects the sources itself"
             )
@@ -128,12 +121,12 @@ class Inventory:
                     self.records[found.exposure_id] = exposure
 
     def _note(self, text: str) -> None:
-        """Tell the operator, in the record and in the log, what is no fault."""
+        """Put a remark into record and log."""
         self.record.notes.append(text)
         log.warning("%s", text)
 
     def _compare(self) -> None:
-        """Compare the exposures with those that an earlier run in the folder has read, and take over what is known."""
+        """Compare the exposures with those that an earlier run has read, and take over its receipts."""
         known = self.receipts.known()
         listed = {exposure.id for exposure in self.record.exposures}
         differences = [
@@ -187,7 +180,7 @@ class Inventory:
             try:
                 footprints[name] = self._footprint(header)
             except Exception as error:  # noqa: BLE001
-                # as of a task: whatever goes wrong costs this exposure only
+                # whatever goes wrong costs this exposure only
                 self.drop(name, Failure.from_error(error))
         if not self.headers:
             raise self.nothing_to_do()
@@ -228,7 +221,7 @@ class Inventory:
         if self.folder.is_fresh:
             return None
         receipt = TileReceipt.read(self.receipts.members_path(tile.order, tile.pixel))
-        # the key of a tile of new exposures costs a look into their files, which is of use only if it was made of them
+        # for the key of a tile with new exposures their files are read: only if it was made of these exposures
         if receipt is None or not (self.is_known(tile) or receipt.exposures == tile.exposures):
             return None
         if receipt.key != self.key_of(tile):

@@ -1,4 +1,4 @@
-"""The three phases that a run gives to the workers: each submits jobs, and accepts or refuses what comes of them."""
+"""The three phases of a run on the workers. Each submits its jobs, and accepts or refuses their outcomes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,7 @@ Receipt = TypeVar("Receipt")
 
 @dataclass(frozen=True)
 class Work:
-    """What all phases of a run need.
-
-    Attributes
-    ----------
-    cluster : Cluster
-    places : Places
-    inventory : Inventory
-    reporter : Reporter
-    metadata : dict of str to str
-        What every Parquet file says of the model.
-    """
+    """What all phases need; `metadata` is what every Parquet file says of the model."""
 
     cluster: Cluster
     places: tasks.Places
@@ -57,7 +47,7 @@ class Work:
 
 
 class Phase(ABC, Generic[Job, Receipt]):
-    """One phase: its jobs are independent of each other, and each ends with a receipt or a failure."""
+    """One phase: independent jobs, each of which ends with a receipt or a failure."""
 
     title: ClassVar[str]
     """What the operator reads."""
@@ -71,13 +61,7 @@ class Phase(ABC, Generic[Job, Receipt]):
         self._reporter = work.reporter
 
     def carry_out(self, jobs: Sequence[Job]) -> None:
-        """Do all the jobs.
-
-        Raises
-        ------
-        ModelError, ClusterError
-            See `dispatch`.
-        """
+        """Do all the jobs; raises what `dispatch` raises."""
 
         def submit(job: Job) -> Any:
             # forget that an earlier try took too long
@@ -142,13 +126,7 @@ class Preparation(Phase[ExposureHeader, ExposureReceipt]):
 
 
 class TileBook:
-    """What became of the tiles of a run: for its record, its report, and the join.
-
-    Parameters
-    ----------
-    plan : Plan
-        Its complete tiles are done.
-    inventory : Inventory
+    """What became of the planned tiles: for the record, the report, and the join.
 
     Attributes
     ----------
@@ -181,17 +159,7 @@ class TileBook:
 
 
 class Classification(Phase[Tile, TileReceipt]):
-    """Compute and publish tiles.
-
-    Parameters
-    ----------
-    work : Work
-    model : ModelRef
-    stamp_size : int
-        Side of the stamps that the model takes, pixels.
-    book : TileBook
-        Gets the outcomes.
-    """
+    """Compute and publish tiles; the book gets the outcomes."""
 
     title = "classifying tiles"
 
@@ -232,14 +200,7 @@ class Classification(Phase[Tile, TileReceipt]):
 
 
 class Join(Phase[str, ExposureReceipt]):
-    """Join the probabilities back to the catalogues of exposures, which are named.
-
-    Parameters
-    ----------
-    work : Work
-    published : dict of str to dict of int to str
-        Pixel and key of the published tiles of every exposure.
-    """
+    """Join the probabilities of published tiles back to the catalogues of exposures; see `TileBook`."""
 
     title = "joining catalogues"
 

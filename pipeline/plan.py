@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sgclassify.pipeline.inventory import Inventory
@@ -53,12 +52,10 @@ def make_plan(inventory: Inventory) -> Plan:
     touched = {name for tile, receipt in tiles.items() if receipt is None for name in tile.exposures}
     expected: dict[str, dict[int, str]] = {name: {} for name in inventory.headers}
     for tile, receipt in tiles.items():
-        if receipt is not None:
-            key = receipt.key
-        else:
-            key = inventory.key_of(tile) if inventory.is_known(tile) else ""
+        # "": of a tile with new exposures, which no product has been made of yet
+        computed = inventory.key_of(tile) if receipt is None and inventory.is_known(tile) else ""
         for name in tile.exposures:
-            expected[name][tile.pixel] = key
+            expected[name][tile.pixel] = computed if receipt is None else receipt.key
     joined = {name for name in inventory.good if inventory.is_joined(name, expected[name])}
     complete = joined - touched
     new = inventory.headers.keys() - inventory.good.keys()
@@ -74,11 +71,7 @@ def make_plan(inventory: Inventory) -> Plan:
 
 def describe(plan: Plan, inventory: Inventory) -> str:
     """The plan as text: a line per exposure, a line per tile, and the counts."""
-    return "\n".join(_lines(plan, inventory))
-
-
-def _lines(plan: Plan, inventory: Inventory) -> Iterable[str]:
-    new, again, join = set(plan.new), set(plan.again), set(plan.join)
+    new, again, join, lines = set(plan.new), set(plan.again), set(plan.join), []
     for exposure in inventory.record.exposures:
         if exposure.fault:
             state = f"{exposure.outcome.replace('_', ' ')}: {exposure.fault}"
@@ -88,12 +81,14 @@ def _lines(plan: Plan, inventory: Inventory) -> Iterable[str]:
             state = "known, to be prepared and joined again"
         else:
             state = "known, to be joined" if exposure.id in join else "known"
-        yield f"exposure {exposure.id}: {state}"
+        lines.append(f"exposure {exposure.id}: {state}")
     for tile, receipt in plan.tiles.items():
         state = "to be computed" if receipt is None else "complete"
-        yield f"{tile}: {len(tile.exposures)} exposures, {state}"
-    yield (
+        lines.append(f"{tile}: {len(tile.exposures)} exposures, {state}")
+    todo, prepare = len(plan.todo), len(new) + len(again)
+    lines.append(
         f"{len(inventory.headers)} exposures can be used, {len(inventory.good)} of them are known already; "
-        f"{len(plan.tiles)} tiles, {len(plan.tiles) - len(plan.todo)} of them are complete; to do: "
-        f"{len(new) + len(again)} exposures to prepare, {len(plan.todo)} tiles to compute, {len(join)} catalogues to join"
+        f"{len(plan.tiles)} tiles, {len(plan.tiles) - todo} of them are complete; to do: "
+        f"{prepare} exposures to prepare, {todo} tiles to compute, {len(join)} catalogues to join"
     )
+    return "\n".join(lines)

@@ -34,7 +34,6 @@ from sgclassify.pipeline.record.receipts import (
     digest_of,
     members_path,
     stats_of,
-    write_receipt,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
 from sgclassify.stages.arrays import F32, F64
@@ -222,7 +221,7 @@ def prepare(header: ExposureHeader, places: Places, tile_order: int, config: Sta
             peak_mib=peak_mib(),
         )
         path = places.prepared / f"{header.exposure_id}{PREPARED}"
-        write_receipt(receipt, path, prepared=prepared.as_dict())
+        receipt.write(path, prepared=prepared.as_dict())
     return receipt
 
 
@@ -407,5 +406,5 @@ def join(
         places.check()
         scored = publish_detections(catalog, scores, path, metadata, own)
         done = dataclasses.replace(receipt, join_key=key, scored=scored, size=path.stat().st_size)
-        write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+        done.write(places.exposures / f"{receipt.exposure_id}.json")
     return done

@@ -163,7 +163,7 @@ def open_cluster(
     scheduler : str or None
         Address of an existing scheduler; None starts a cluster on this machine that ends with the context.
     n_workers : int or None
-        Worker processes of the cluster on this machine; None for one per core. Else: workers to wait for.
+        Workers of the cluster on this machine, None for one per core; of an existing one, workers to wait for.
     scratch : Path
         Folder for the files of workers on this machine.
     shared : Path

@@ -34,7 +34,7 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class Seen:
-    """Workers as the driver saw them last, those that are gone by now among them; `at` is the time of the last look."""
+    """Workers as the driver saw them last, also those that are gone; `at` is the time of the last look."""
 
     workers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     at: float = float("-inf")
@@ -67,20 +67,9 @@ def lost_scheduler(address: str) -> ClusterError:
 
 @dataclass
 class Watch:
-    """Looks after the cluster during one wait for tasks.
+    """Looks after a `Cluster`, whose fields these are, during one wait for tasks.
 
-    Attributes
-    ----------
-    client : distributed.Client
-    address : str
-        Address of the scheduler.
-    needs : tuple of dict of str to float
-        Dask resources of each kind of task; some worker must offer them.
-    timeout_s : float
-        Longest time without workers.
-    stall_s : float
-        Longest time without the end of any task.
-    seen : Seen
+    For each of the `needs`, the Dask resources of one kind of task, there must be a worker that offers them.
     """
 
     client: Client

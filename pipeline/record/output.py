@@ -293,13 +293,7 @@ def _some(items: Sequence[str]) -> str:
 
 
 def holder(path: Path) -> tuple[dict[str, Any], bool]:
-    """Who holds an output folder, ``pid`` and ``host``, and whether that run may be alive.
-
-    Parameters
-    ----------
-    path : Path
-        The output folder.
-    """
+    """Who holds this output folder, ``pid`` and ``host``, and whether that run may be alive."""
     found = read_json(path / LOCK)
     if not found:
         return {}, False
@@ -348,8 +342,8 @@ def _lock(path: Path) -> int:
 
 def _check_holder(descriptor: int, path: Path) -> None:
     """Lock the file that is open; raise `UsageError` where another run holds it."""
-    holder = read_json(path)
-    host, pid = holder.get("host"), holder.get("pid")
+    found = read_json(path)
+    host, pid = found.get("host"), found.get("pid")
     free = _try_flock(descriptor)
     held = not free if free is not None else _alive(pid)
     if held or (host is not None and host != socket.gethostname()):
@@ -377,10 +371,9 @@ def _alive(pid: object) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        # another user's process is alive too
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

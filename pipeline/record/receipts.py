@@ -26,10 +26,13 @@ from sgclassify.stages.write.atomic import write_atomic_text
 RECEIPT: Final = b"sgclassify:receipt"
 """Key of a tile's receipt in the metadata of its file of members."""
 
+PREPARED: Final = ".prepared.json"
+"""End of the name of the receipt of a prepared exposure."""
+
 
 @dataclass(frozen=True)
 class ExposureReceipt:
-    """What a run knows of an exposure that was found good.
+    """What a run knows of a good exposure.
 
     Attributes
     ----------
@@ -73,9 +76,9 @@ class ExposureReceipt:
     scored: int = 0
     size: int = 0
 
-    def as_json(self, **more: Any) -> str:
-        """The receipt as JSON text, with ``more`` beside it."""
-        return json.dumps({"receipt": asdict(self), **more}, sort_keys=True) + "\n"
+    def write(self, path: Path, **more: Any) -> None:
+        """Write the receipt whole or not at all, with ``more`` beside it."""
+        write_atomic_text(json.dumps({"receipt": asdict(self), **more}, sort_keys=True) + "\n", path)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -178,16 +181,7 @@ def digest_of_files(exposure_id: str, catalog_stem: str, files: ExposureFiles) -
 
 
 def tile_key(settings: str, order: int, pixel: int, members: Iterable[tuple[str, str]]) -> str:
-    """What decides about the objects of a tile.
-
-    Parameters
-    ----------
-    settings : str
-        Digest of model and configuration.
-    order, pixel : int
-    members : iterable of (str, str)
-        Name and content digest of every exposure that touches the tile.
-    """
+    """What decides about the objects of a tile: also the names and content digests of the exposures that touch it."""
     return digest_of(settings, order, pixel, sorted(members))
 
 
@@ -208,8 +202,8 @@ def stats_of(files: ExposureFiles) -> dict[str, tuple[int, int]]:
 def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: str, verify: bool) -> bool:
     """Whether an exposure is still the one of its receipt.
 
-    Files of the same path, size and time of change are taken as the same; of others, and on request of all,
-    the checksums are compared.
+    Files of the same path, size and time of change are taken as the same. Of others the checksums are compared;
+    with `verify`, of all.
     """
     try:
         if not verify and stats_of(files) == receipt.stats:
@@ -247,12 +241,8 @@ class Receipts:
 
     def is_prepared(self, receipt: ExposureReceipt) -> bool:
         """Whether the prepared files of this very exposure are there."""
-        there = ExposureReceipt.read(self.prepared_path(receipt.exposure_id))
+        there = ExposureReceipt.read(self.prepared / f"{receipt.exposure_id}{PREPARED}")
         return there is not None and there.digest == receipt.digest
-
-    def prepared_path(self, exposure_id: str) -> Path:
-        """File that says that an exposure is prepared."""
-        return self.prepared / f"{exposure_id}{PREPARED}"
 
     def members_path(self, order: int, pixel: int) -> Path:
         """File that holds the members of a tile and their probabilities, and the tile's receipt."""
@@ -269,27 +259,16 @@ class Receipts:
                 path.unlink(missing_ok=True)
 
 
-PREPARED: Final = ".prepared.json"
-
-
 def members_path(folder: Path, order: int, pixel: int) -> Path:
     """File of a tile's members in the folder of the receipts of tiles."""
     return folder / f"{order}-{pixel}.parquet"
-
-
-def write_receipt(receipt: ExposureReceipt, path: Path, **more: Any) -> None:
-    """Write the receipt of an exposure whole or not at all."""
-    write_atomic_text(receipt.as_json(**more), path)
 
 
 def changed(
     pairs: Iterable[tuple[ExposureReceipt, ExposureFiles, str]], threads: int, verify: bool
 ) -> list[str]:
     """Names of the exposures that are not those of their receipts; see `is_unchanged`."""
-
-    def check(pair: tuple[ExposureReceipt, ExposureFiles, str]) -> str | None:
-        receipt, files, catalog_stem = pair
-        return None if is_unchanged(receipt, files, catalog_stem, verify) else receipt.exposure_id
-
+    pairs = list(pairs)
     with ThreadPoolExecutor(threads) as pool:
-        return [name for name in pool.map(check, pairs) if name is not None]
+        same = pool.map(lambda pair: is_unchanged(pair[0], pair[1], pair[2], verify), pairs)
+        return [receipt.exposure_id for (receipt, *_), known in zip(pairs, same, strict=True) if not known]

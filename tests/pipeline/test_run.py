@@ -29,7 +29,6 @@ from sgclassify.pipeline.record.receipts import (
     content_digest,
     members_path,
     stats_of,
-    write_receipt,
 )
 from sgclassify.pipeline.record.record import MODEL_KEYS, RunRecord
 from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
@@ -102,7 +101,7 @@ class Stages:
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
         )
-        write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}")
+        receipt.write(places.prepared / f"{header.exposure_id}{PREPARED}")
         return receipt
 
     def extract(self, tile: Tile, places: tasks.Places, stamp_size: int, config: object) -> Any:
@@ -151,7 +150,7 @@ class Stages:
             raise ZeroDivisionError("x / 0")
         (places.detections / f"{receipt.catalog_stem}.parquet").write_text("xy")
         done = replace(receipt, join_key=key, scored=2 * len(members), size=2)
-        write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+        done.write(places.exposures / f"{receipt.exposure_id}.json")
         return done
 
     def finish(self, objects: Path, tiles: Iterator[tuple[int, int, int]], metadata: dict[str, str]) -> None:
