@@ -25,11 +25,10 @@ from sgclassify.pipeline.record.receipts import (
 )
 from sgclassify.pipeline.record.record import DONE, SET_ASIDE, SKIPPED, ExposureRecord, Failure, RunRecord
 from sgclassify.pipeline.request import Request
-from sgclassify.pipeline.tasks import tile_pad_arcsec
-from sgclassify.stages.errors import NothingToDoError
-from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
+from sgclassify.stages.errors import NothingToDoError, SlitlessExposureError
+from sgclassify.stages.read.header import ExposureHeader, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of
+from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec, tiles_of
 from sgclassify.stages.write.publish import partition_path
 
 log = logging.getLogger(__name__)

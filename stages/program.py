@@ -49,6 +49,7 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
         package, _, module = part.partition("/")
         root = _root(package)
         for path in [root / module] if module.endswith(".py") else sorted((root / module).rglob("*.py")):
+            # The one file that is opened outside of read/ and write/: a source of the program, no input of a run.
             content = path.read_bytes()
             digest.update(f"{package}/{path.relative_to(root).as_posix()} {len(content)}\n".encode())
             digest.update(content)

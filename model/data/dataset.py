@@ -33,8 +33,8 @@ from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import tiles_of_headers
+from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tiling import tile_pad_arcsec, tiles_of_headers
 from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 MATCH_RADIUS_ARCSEC = 2 * PIXEL_SCALE
 TILE_ORDER = 10
-PAD_ARCSEC = CHAIN_ARCSEC + 5.0
 SPLITS = ("validation", "calibration", "test")
 """Fields 0, 1 and 2 of every ten, in this order; the other seven are for training."""
 
@@ -189,7 +188,7 @@ def extract_field(
             # as in a run: an exposure that cannot be used costs only itself
             log.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
-    tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, PAD_ARCSEC)
+    tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, tile_pad_arcsec(config))
     return [
         extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted)
         for t in tiles

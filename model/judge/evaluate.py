@@ -24,11 +24,13 @@ from sgclassify.model.judge.tables import read_table, read_truth
 from sgclassify.model.serve.runtime import Classifier, load
 from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.classify import averaged, each_symmetry, scores, with_prior
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import unit_vectors
-from sgclassify.stages.prior import reweighted
+from sgclassify.stages.prior import Prior
+from sgclassify.stages.tile import Inputs
 
 MODEL: Final = "model"
 """Name of the model itself among the methods."""
@@ -136,17 +138,25 @@ def score_sample(
     size, held = classifier.contract.stamp_size, sample.image.shape[-1]
     if size != held:
         raise UsageError(f"the model takes stamps of {size} pixels, the data set holds stamps of {held}")
-    image, valid = sample.image.astype(np.float32), sample.valid
-    features, psf = sample.features, sample.psf.astype(np.float32)
+    own = classifier.contract.prior_star_fraction
+    found = scores(inputs_of(sample, hidden), classifier.probabilities, own, assumed(prior))
+    return found.p_star.astype(np.float64)
+
+
+def inputs_of(sample: Sample, hidden: Bool | None = None) -> Inputs:
+    """What the model is given of a sample, without the bands of `hidden`, shape (n, 7)."""
+    valid, features, psf = sample.valid, sample.features, sample.psf.astype(np.float32)
     if hidden is not None:
         valid = valid & ~hidden[:, :, None, None]
         features = np.where(hidden[:, :, None], np.float32(np.nan), features)
         psf = np.where(hidden[:, :, None, None], np.float32(0), psf)
-    image = np.where(valid, image, np.float32(0))
-    p = classifier.score_arrays(image, valid, sample.sigma, features, psf).astype(np.float64)
-    if prior is not None:
-        p = reweighted(p, classifier.contract.prior_star_fraction, prior)
-    return np.where(valid.any(axis=(1, 2, 3)), p, np.nan)
+    image = np.where(valid, sample.image.astype(np.float32), np.float32(0))
+    return Inputs(image, valid, sample.sigma, features, psf, np.any(valid, axis=(2, 3)))
+
+
+def assumed(prior: float | None) -> Prior | None:
+    """A share of stars as the stages take it."""
+    return None if prior is None else Prior((prior,))
 
 
 def scores_of_part(
@@ -567,24 +577,22 @@ def by_symmetry(
     classifier = load(model)
     paths = shards_of(data_dir, part)
     rng = np.random.default_rng(0)
-    every, stars = [], []
+    own, assume = classifier.contract.prior_star_fraction, assumed(prior)
+    every, means, stars = [], [], []
     for path in paths:
         sample = read_shard(path, CLASSES)
         sample = sample.take(np.sort(rng.permutation(len(sample))[: -(-most // len(paths))]))
         if len(sample):
-            image = np.where(sample.valid, sample.image.astype(np.float32), np.float32(0))
-            psf = sample.psf.astype(np.float32)
-            turned = classifier.symmetries(image, sample.valid, sample.sigma, sample.features, psf)
-            every.append(turned)
+            inputs = inputs_of(sample)
+            turned = each_symmetry(inputs, classifier.probabilities)
+            every.append([with_prior(both, inputs, own, assume).p_star for both in turned])
+            # as in a run, which averages before it assumes another prior
+            means.append(with_prior(averaged(turned), inputs, own, assume).p_star)
             stars.append(np.array(sample.table["true_class"].to_pylist()) == "star")
     p: F64 = np.concatenate(every, axis=1, dtype=np.float64)
     star = np.concatenate(stars)
     known = np.isfinite(p).all(axis=0)
-    p, star = p[:, known], star[known]
-    mean = p.mean(axis=0)
-    if prior is not None:
-        # as in a run, which averages before it re-weights
-        p, mean = (reweighted(values, classifier.contract.prior_star_fraction, prior) for values in (p, mean))
+    p, mean, star = p[:, known], np.concatenate(means)[known], star[known]
     spread = np.ptp(p, axis=0)
     return {
         "n": len(star),

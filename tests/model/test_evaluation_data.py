@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 
 from sgclassify.model.cli import evaluate as command
@@ -32,7 +31,6 @@ from sgclassify.model.judge.evaluate import (
     scores_of_part,
     shards_of,
 )
-from sgclassify.model.serve.runtime import Classifier
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.features import FEATURES
@@ -40,6 +38,16 @@ from sgclassify.stages.features import FEATURES
 SIZE = 8
 EDGES = (18.0, 22.0, 26.0)
 CONTRACT = SimpleNamespace(prior_star_fraction=0.25, stamp_size=SIZE)
+
+
+def answering(score):
+    """A classifier with these probabilities of being a star."""
+
+    def probabilities(*arrays):
+        p_star = score(*arrays)
+        return np.stack([p_star, 1 - p_star], axis=1)
+
+    return SimpleNamespace(contract=CONTRACT, probabilities=probabilities)
 
 
 def table_of(n, seed):
@@ -97,7 +105,7 @@ def data(tmp_path, monkeypatch):
         star = np.nanmax(np.where(there[:, :, None], features, 0)[:, :, 0], axis=1) > 0.5
         return np.where((there.sum(axis=1) >= 3) == star, 0.9, 0.1).astype(np.float32)
 
-    monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(contract=CONTRACT, score_arrays=score))
+    monkeypatch.setattr(module, "load", lambda path: answering(score))
     return tmp_path
 
 
@@ -108,9 +116,7 @@ def test_differences_between_the_symmetries(data, monkeypatch):
         p = 0.9 + 0.001 * image[:, 3, 0, 0]
         return np.where(valid.any(axis=(1, 2, 3)), np.where(star, p, 1 - p), np.nan)
 
-    classifier = Classifier(None, CONTRACT, "", torch.device("cpu"), 64)
-    monkeypatch.setattr(classifier, "score_arrays", score)
-    monkeypatch.setattr(module, "load", lambda path: classifier)
+    monkeypatch.setattr(module, "load", lambda path: answering(score))
     found = by_symmetry(data, "validation", None)
     corners, n = [], 0
     for path in sorted((data / "validation").glob("*.parquet")):
@@ -126,7 +132,6 @@ def test_differences_between_the_symmetries(data, monkeypatch):
     assert found["error"] == found["error_of_mean"] == 0.0
     assert by_symmetry(data, "validation", None, most=6)["n"] <= 6
     # nearly all are called stars: what is wrong are the galaxies
-    classifier.contract = CONTRACT
     certain = by_symmetry(data, "validation", None, 0.999_999)
     assert certain["median"] < 1e-4 < found["median"]
     assert 0.0 < certain["error"] == certain["error_of_mean"] < 1.0
@@ -134,9 +139,6 @@ def test_differences_between_the_symmetries(data, monkeypatch):
 
 def test_another_prior_can_be_assumed(data, monkeypatch):
     plain = scores_of_part(data, "validation", None)["p_star"].to_numpy(zero_copy_only=False)
-    fake = module.load(None)
-    fake.contract = CONTRACT
-    monkeypatch.setattr(module, "load", lambda path: fake)
     moved = scores_of_part(data, "validation", None, 0.5)["p_star"].to_numpy(zero_copy_only=False)
     known = np.isfinite(plain)
     assert known.any()
@@ -288,12 +290,12 @@ def test_mistakes_are_shown_the_surest_first(data, tmp_path, monkeypatch):
 
     def worse(path):
         def score(image, valid, sigma, features, psf):
-            p = true_load(path).score_arrays(image, valid, sigma, features, psf)
+            p = true_load(path).probabilities(image, valid, sigma, features, psf)[:, 0]
             row = np.nanmax(features[:, :, 1], axis=1)
             p = np.where(row == 4, 1 - p, p)
             return np.where(row == 8, np.where(p < 0.5, 0.7, 0.3), p)
 
-        return SimpleNamespace(contract=CONTRACT, score_arrays=score)
+        return answering(score)
 
     monkeypatch.setattr(module, "load", worse)
     page = tmp_path / "page.html"
@@ -406,9 +408,7 @@ def test_faint_objects_are_left_out_by_their_best_band(tmp_path):
 def test_models_are_judged_beside_each_other(data, monkeypatch):
     def load(path):
         p = 0.25 if path is None else float(path.stem[1:]) / 10
-        return SimpleNamespace(
-            contract=CONTRACT, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
-        )
+        return answering(lambda image, *_: np.full(len(image), p, np.float32))
 
     monkeypatch.setattr(module, "load", load)
     table = scores_of_part(data, "validation", None, others={"image": Path("m7.pt")})

@@ -90,15 +90,12 @@ def night(
     cluster: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Night:
-    def score(stamps: Any) -> Any:
-        return np.full((len(stamps), 2), 0.5, dtype=np.float32)
-
     class Classifier:
         device = torch.device("cpu")
         contract = SimpleNamespace(model_id="test", prior_star_fraction=0.5, stamp_size=8)
 
-        def __call__(self, stamps: Any) -> Any:
-            return score(stamps)
+        def probabilities(self, image: Any, *_: Any) -> Any:
+            return np.full((len(image), 2), 0.5, dtype=np.float32)
 
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: Classifier())
     monkeypatch.setattr(tasks, "classifier_of", lambda _: Classifier())
