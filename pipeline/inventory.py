@@ -156,9 +156,9 @@ class Inventory:
         self.good.pop(name, None)
         self._close(self.records[name], failure)
 
-    def complete(self, name: str, receipt: ExposureReceipt) -> None:
+    def complete(self, receipt: ExposureReceipt) -> None:
         """The product of an exposure is there."""
-        exposure = self.records[name]
+        exposure = self.records[receipt.exposure_id]
         exposure.outcome, exposure.scored = DONE, receipt.scored
 
     def _close(self, exposure: ExposureRecord, failure: Failure, outcome: str = SET_ASIDE) -> None:

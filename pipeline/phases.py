@@ -65,7 +65,7 @@ class Phase(ABC, Generic[Job, Receipt]):
 
         def submit(job: Job) -> Any:
             # forget that an earlier try took too long
-            self.places.note(self.name(job)).unlink(missing_ok=True)
+            self.places.note(str(job)).unlink(missing_ok=True)
             return self.submit(job)
 
         with self._reporter.phase(self.title, len(jobs)) as steps:
@@ -75,18 +75,14 @@ class Phase(ABC, Generic[Job, Receipt]):
                 if not isinstance(result, Failure):
                     self.accept(job, result, outcome.attempts)
                     continue
-                if self.places.note(self.name(job)).is_file():
+                if self.places.note(str(job)).is_file():
                     # the worker ended itself over this job
-                    result = Failure.from_error(TaskTimeoutError(self.name(job), self.places.limit_s))
+                    result = Failure.from_error(TaskTimeoutError(str(job), self.places.limit_s))
                 self.refuse(job, result, outcome.attempts)
 
     def in_flight(self) -> int:
         """Most jobs on the cluster at a time."""
         return PER_SLOT * self.cluster.n_slots
-
-    def name(self, job: Job) -> str:
-        """What the tasks call the job."""
-        return str(job)
 
     @abstractmethod
     def submit(self, job: Job) -> Any:
@@ -199,7 +195,7 @@ class Classification(Phase[Tile, TileReceipt]):
         )
 
 
-class Join(Phase[str, ExposureReceipt]):
+class Join(Phase[ExposureReceipt, ExposureReceipt]):
     """Join the probabilities of published tiles back to the catalogues of exposures; see `TileBook`."""
 
     title = "joining catalogues"
@@ -208,19 +204,15 @@ class Join(Phase[str, ExposureReceipt]):
         super().__init__(work)
         self._published = published
 
-    def name(self, job: str) -> str:
-        return f"exposure {job}"
-
-    def submit(self, job: str) -> Any:
-        inventory, tiles = self.inventory, self._published[job]
-        receipt = inventory.good[job]
-        key = join_key(inventory.settings, receipt.digest, tiles.items())
+    def submit(self, job: ExposureReceipt) -> Any:
+        inventory, tiles = self.inventory, self._published[job.exposure_id]
+        key = join_key(inventory.settings, job.digest, tiles.items())
         members = [inventory.receipts.members_path(self.config.tile_order, pixel) for pixel in sorted(tiles)]
-        arguments = receipt, key, members, self.places, self.metadata
+        arguments = job, key, members, self.places, self.metadata
         return self.cluster.submit(tasks.join, *arguments, resources=self.cluster.cpu)
 
-    def accept(self, job: str, receipt: ExposureReceipt, attempts: int) -> None:
-        self.inventory.complete(job, receipt)
+    def accept(self, job: ExposureReceipt, receipt: ExposureReceipt, attempts: int) -> None:
+        self.inventory.complete(receipt)
 
-    def refuse(self, job: str, failure: Failure, attempts: int) -> None:
-        self.inventory.drop(job, failure)
+    def refuse(self, job: ExposureReceipt, failure: Failure, attempts: int) -> None:
+        self.inventory.drop(job.exposure_id, failure)

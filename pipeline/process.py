@@ -33,7 +33,7 @@ def peak_mib() -> float:
 
 @contextmanager
 def time_limit(seconds: float, what: str, note: Path) -> Iterator[None]:
-    """End this process if the block takes too long: a thread that is stuck in a read cannot be ended otherwise.
+    """End this process if the block takes too long: nothing else ends a thread that is stuck in a read.
 
     Parameters
     ----------

@@ -35,11 +35,6 @@ log = logging.getLogger(__name__)
 def run(request: Request, reporter: Reporter) -> RunRecord:
     """Carry out a run.
 
-    Parameters
-    ----------
-    request : Request
-    reporter : Reporter
-
     Returns
     -------
     RunRecord
@@ -60,11 +55,10 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
             reporter.observe(MetricsFile(options.metrics_file, record).step)
         try:
             driver.carry_out()
-        except UsageError as error:
-            record.exit_code, record.message = error.exit_code, str(error)
-            raise
         except SgClassifyError as error:
             record.exit_code, record.message = error.exit_code, str(error)
+            if isinstance(error, UsageError):
+                raise
             log.error("%s", error, extra={"exit_code": error.exit_code})
         except BaseException as error:
             record.message = f"ended by {type(error).__name__}: {error}"
@@ -98,7 +92,7 @@ def plan(request: Request, reporter: Reporter) -> str:
 
 
 def _checked_model(request: Request) -> ModelContract:
-    """Contract of the model, which is loaded once here: a model that is of no use ends the run before it begins."""
+    """Contract of the model, which is loaded here so that a broken one ends the run before anything is written."""
     return runtime.load(request.model, batch_size=request.config.batch_size).contract
 
 
@@ -129,11 +123,8 @@ class _Driver:
         reporter: Reporter,
         record: RunRecord,
     ) -> None:
-        self.request = request
-        self.contract = contract
-        self.folder = folder
-        self.reporter = reporter
-        self.record = record
+        self.request, self.contract = request, contract
+        self.folder, self.reporter, self.record = folder, reporter, record
         self.inventory = Inventory(request, folder, record)
         self._sample = SkySample()
         self._opened = False
@@ -182,7 +173,7 @@ class _Driver:
         self.record.tiles = list(book.records.values())
         self._sample = book.sample
         for name in plan.complete:
-            self.inventory.complete(name, self.inventory.good[name])
+            self.inventory.complete(self.inventory.good[name])
         return book
 
     def _classify(self, work: Work, plan: Plan, book: TileBook) -> None:
@@ -192,23 +183,23 @@ class _Driver:
         Classification(work, model, self.contract.stamp_size, book).carry_out(plan.todo)
 
     def _join(self, work: Work, book: TileBook) -> None:
-        """Join what has no product of just the tiles that are published; a tile that was set aside is missing there."""
-        inventory, todo = self.inventory, []
-        for name in sorted(inventory.good):
-            if inventory.is_joined(name, book.published[name]):
-                inventory.complete(name, inventory.good[name])
+        """Join the catalogues that were not made of just the published tiles; those set aside were planned too."""
+        todo = []
+        for name, receipt in sorted(self.inventory.good.items()):
+            if self.inventory.is_joined(name, book.published[name]):
+                self.inventory.complete(receipt)
             else:
-                todo.append(name)
+                todo.append(receipt)
         Join(work, book.published).carry_out(todo)
 
     def _finish(self) -> None:
         """Make the partitions a catalogue, and remove what is no part of this run's products."""
+        folder, good = self.folder, self.inventory.good
         done = [tile for tile in self.record.tiles if tile.outcome == DONE]
         filled = [(t.order, t.pixel, t.n_objects) for t in done if t.n_objects]
-        finish_hats(self.folder.objects, filled, self._metadata())
-        good = self.inventory.good
-        self.folder.remove_stray_detections({f"{receipt.catalog_stem}.parquet" for receipt in good.values()})
-        self.folder.receipts.remove_others(set(good), {(t.order, t.pixel) for t in done})
+        finish_hats(folder.objects, filled, self._metadata())
+        folder.remove_stray_detections({f"{receipt.catalog_stem}.parquet" for receipt in good.values()})
+        folder.receipts.remove_others(set(good), {(t.order, t.pixel) for t in done})
 
     def close(self) -> None:
         """Write report and record; remove the work folder of a run that is complete."""
@@ -217,7 +208,7 @@ class _Driver:
             try:
                 self._write_report_and_record()
             except OSError as error:
-                # if a full disk has ended the run, say, the operator must hear that, and not this
+                # if a full disk, say, has ended the run, that must be reported, and not this
                 if self._complete:
                     raise
                 log.error("%s: the record of this run could not be written: %s", self.folder.path, error)
@@ -284,9 +275,9 @@ class _Driver:
 
     def _model(self) -> ModelRef:
         """What the workers load."""
-        options, config = self.request.options, self.request.config
+        path, config = self.request.options.model, self.request.config
         return ModelRef(
-            path=options.model.absolute() if options.model is not None else None,
+            path=path.absolute() if path is not None else None,
             sha256=self.request.model.sha256,
             batch_size=config.batch_size,
             threads=config.torch_threads,

@@ -78,7 +78,7 @@ class Places:
     prepared, objects, detections, exposures, tiles : Path
         Folders: of prepared exposures, of the two products, and of the receipts of exposures and tiles.
     notes : Path
-        Folder of what a worker leaves that ends itself.
+        Folder for the notes of workers that end themselves.
     token_path : Path
     token : str
         What `token_path` holds as long as this run owns the folder.
@@ -97,17 +97,17 @@ class Places:
     limit_s: float = 0.0
 
     def note(self, what: str) -> Path:
-        """File that a worker leaves which ended itself because ``what`` took too long."""
+        """File that a worker leaves if it ends itself because ``what`` took too long."""
         return self.notes / f"{digest_of(what)}.json"
 
     def limited(self, what: str) -> AbstractContextManager[None]:
-        """Context in which no more than `limit_s` may be spent, or else the process ends; see `time_limit`.
+        """Context that ends the process after `limit_s`; see `time_limit`.
 
         Raises
         ------
         TaskTimeoutError
-            If ``what`` has ended another worker in this try: a scheduler that gives it to the next one by itself
-            shall not lose them all, each after the whole time.
+            If ``what`` has ended another worker in this try. A scheduler may give it to the next worker by itself, and
+            would lose them all, each after the whole time.
         """
         note = self.note(what)
         if note.exists():
@@ -115,14 +115,7 @@ class Places:
         return time_limit(self.limit_s, what, note)
 
     def check(self) -> None:
-        """Refuse to write for a run that is over.
-
-        A scheduler of others may go on with the tasks of a driver that was killed.
-
-        Raises
-        ------
-        StaleRunError
-        """
+        """Raise `StaleRunError` if the run is over: a scheduler may continue the tasks of a driver that was killed."""
         try:
             owner = self.token_path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -345,7 +338,7 @@ def join(
     -------
     ExposureReceipt
     """
-    with places.limited(f"exposure {receipt.exposure_id}"):
+    with places.limited(str(receipt)):
         prepared = load_prepared(receipt.exposure_id, places)
         own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
         mine = pc.field("exposure_id") == receipt.exposure_id

@@ -65,11 +65,6 @@ class Cluster:
     crash_dir: Path | None = None
     seen: Seen = field(default_factory=Seen)
 
-    @property
-    def embedded(self) -> bool:
-        """Whether the cluster lives and ends with the run."""
-        return self.crash_dir is not None
-
     def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Submit a task as `distributed.Client.submit` does, each time anew; returns its future.
 

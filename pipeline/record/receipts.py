@@ -76,6 +76,9 @@ class ExposureReceipt:
     scored: int = 0
     size: int = 0
 
+    def __str__(self) -> str:
+        return f"exposure {self.exposure_id}"
+
     def write(self, path: Path, **more: Any) -> None:
         """Write the receipt whole or not at all, with ``more`` beside it."""
         write_atomic_text(json.dumps({"receipt": asdict(self), **more}, sort_keys=True) + "\n", path)

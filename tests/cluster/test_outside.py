@@ -114,7 +114,7 @@ def test_scheduler_file(outside: Any, opened: Open, tmp_path: Path) -> None:
     timer = threading.Timer(0.5, write)
     timer.start()
     with opened(None, scheduler_file=late) as cluster:
-        assert not cluster.embedded
+        assert cluster.crash_dir is None
         assert cluster.address == outside.address
         assert len(pids(cluster, 1)) == 1
     timer.join()
