@@ -106,7 +106,7 @@ class Reporter:
         self._observers: list[Observer] = []
 
     def observe(self, observer: Observer) -> None:
-        """Call ``observer`` with phase, steps done and all steps, at the start of each phase and after each step."""
+        """Call ``observer`` with phase, steps done and their total, at the start of each phase and after each step."""
         self._observers.append(observer)
 
     def _tell(self, phase: Steps) -> None:

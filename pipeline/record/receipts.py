@@ -1,4 +1,4 @@
-"""Receipts: what of a run is complete, and of which inputs, so that the same command goes on from there.
+"""Receipts: which part of a run is complete, and of which inputs, so that the same command continues from there.
 
 A receipt is written after the product that it stands for. It lies below ``.receipts`` in the output folder and
 outlives the run, so that exposures that are appended to the list later add only what they touch.
@@ -85,7 +85,7 @@ class ExposureReceipt:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a receipt; None where there is none that can be read."""
+        """Read a receipt; None if there is none, or it cannot be read."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))["receipt"]
             values["stats"] = {name: tuple(stat) for name, stat in values["stats"].items()}
@@ -150,7 +150,7 @@ class TileReceipt:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read the receipt out of a tile's file of members; None where there is none that can be read."""
+        """Read the receipt in a tile's file of members; None if there is none, or it cannot be read."""
         try:
             values = json.loads((pq.read_metadata(path).metadata or {})[RECEIPT])
             values["exposures"] = tuple(values["exposures"])
@@ -178,13 +178,13 @@ def content_digest(
 
 
 def digest_of_files(exposure_id: str, catalog_stem: str, files: ExposureFiles) -> str:
-    """The same, of files that have to be read for it."""
+    """`content_digest` of files, which are read for it."""
     sha256 = {str(path): sha256_of(path) for path in files.present.values()}
     return content_digest(exposure_id, catalog_stem, files, sha256)
 
 
 def tile_key(settings: str, order: int, pixel: int, members: Iterable[tuple[str, str]]) -> str:
-    """What decides about the objects of a tile: also the names and content digests of the exposures that touch it."""
+    """What decides about the objects of a tile; members are names and content digests of the exposures on it."""
     return digest_of(settings, order, pixel, sorted(members))
 
 
@@ -233,7 +233,7 @@ class Receipts:
         self.prepared = prepared
 
     def known(self) -> dict[str, ExposureReceipt]:
-        """Exposures that a run in this folder found good, by name; what is published stands before the rest."""
+        """Exposures that a run in this folder found good, by name; receipts of published ones come first."""
         found: dict[str, ExposureReceipt] = {}
         for folder, end in ((self.exposures, ".json"), (self.prepared, PREPARED)):
             for path in sorted(folder.glob(f"*{end}")):
