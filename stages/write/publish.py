@@ -34,6 +34,9 @@ from sgclassify.stages.write.atomic import storable, sync, write_atomic
 
 log = logging.getLogger(__name__)
 
+PARTITIONS_PER_FOLDER: Final = 10_000
+"""HATS' rule for ``Dir=``."""
+
 NULL_TEXT: Final = len("None")
 """What astropy shows for a null text; a shorter column would cut it off."""
 
@@ -89,11 +92,9 @@ def partition_path(root: Path, order: int, pixel: int) -> Path:
     -------
     Path
     """
-    # Here and below: importing hats takes seconds, and most who write files need nothing of it.
-    from hats.io.paths import pixel_catalog_file
-    from hats.pixel_math.healpix_pixel import HealpixPixel
-
-    return Path(str(pixel_catalog_file(root, HealpixPixel(order, pixel))))
+    # Every worker asks for it, and importing hats takes seconds. A test compares with hats.io.paths.
+    directory = pixel // PARTITIONS_PER_FOLDER * PARTITIONS_PER_FOLDER
+    return root / "dataset" / f"Norder={order}" / f"Dir={directory}" / f"Npix={pixel}.parquet"
 
 
 def finish_hats(
@@ -121,6 +122,7 @@ def finish_hats(
     FileNotFoundError
         If a listed partition has no file.
     """
+    # importing hats takes seconds, and most who write files need nothing of it
     from hats.catalog.catalog_type import CatalogType
     from hats.catalog.dataset.table_properties import TableProperties
     from hats.catalog.partition_info import PartitionInfo

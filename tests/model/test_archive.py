@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import Trained
 from sgclassify.stages import classify
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.features import FEATURES
@@ -226,7 +226,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
     code = (
         "import sys; from sgclassify.model.serve.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
-        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train.loop', 'sgclassify.model.data.dataset'))]; "
+        " or m.startswith(('sgclassify.simulation', *(f'sgclassify.model.{k}' for k in ('train', 'data', 'judge'))))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run(

@@ -168,6 +168,17 @@ def test_a_row_in_the_wrong_tile_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
+@given(order=st.integers(0, 29), share=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None, max_examples=100)
+def test_partitions_lie_where_hats_looks(order: int, share: float) -> None:
+    from hats.io.paths import pixel_catalog_file
+    from hats.pixel_math.healpix_pixel import HealpixPixel
+
+    pixel = int(share * (12 << 2 * order))
+    theirs = pixel_catalog_file(Path("/objects"), HealpixPixel(order, pixel))
+    assert str(publish.partition_path(Path("/objects"), order, pixel)) == str(theirs)
+
+
 @pytest.mark.parametrize("position", [(150.0, 2.0), (0.0, -41.8), (20.0, 89.94)])
 def test_the_catalogue_is_read_by_hats_and_lsdb(tmp_path: Path, position: tuple[float, float]) -> None:
     import dask
