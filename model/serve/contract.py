@@ -74,7 +74,7 @@ class ModelContract:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelContract:
+    def from_json(cls, text: str | bytes) -> ModelContract:
         """Read and check a contract.
 
         Raises

@@ -17,15 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sgclassify.model.serve.archive import verified
+from sgclassify.model.serve.archive import REFERENCE_FILE, Archive, verified
 from sgclassify.model.serve.contract import INPUTS, ModelContract
 from sgclassify.stages.arrays import F32
 from sgclassify.stages.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-CONTRACT_FILE = "contract.json"
-REFERENCE_FILE = "reference.npz"
 DEFAULT_BATCH = 64
 
 
@@ -143,7 +141,7 @@ class Classifier:
 
 
 def load(
-    path: Path | str | None = None,
+    archive: Archive | Path | str | None = None,
     *,
     device: str = "cpu",
     batch_size: int = DEFAULT_BATCH,
@@ -156,8 +154,9 @@ def load(
 
     Parameters
     ----------
-    path : Path or str, optional
-        The TorchScript archive; the shipped default where None.
+    archive : Archive or Path or str, optional
+        The TorchScript archive, or its path; the shipped default where None. The checksum of an `Archive` is not
+        compared once more.
     device : str
         ``"cpu"`` or a CUDA device; where torch sees none, the CPU takes its place, with a warning.
     batch_size : int
@@ -174,8 +173,9 @@ def load(
     ModelError
         If the archive is missing, damaged, not the expected one, or does not reproduce its reference.
     """
-    path, sha256 = verified(path, expected_sha256)
-    extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
+    if not isinstance(archive, Archive):
+        archive = verified(archive, expected_sha256)
+    path, contract = archive.path, archive.contract()
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         log.warning("the model is asked for on %s, which torch does not see: it runs on the CPU", device)
@@ -189,28 +189,24 @@ def load(
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-            module = torch.jit.load(str(path), map_location=where, _extra_files=extra)  # type: ignore[no-untyped-call]
-            contract = ModelContract.from_json(_text(extra[CONTRACT_FILE]))
+            module = torch.jit.load(str(path), map_location=where)  # type: ignore[no-untyped-call]
             module = torch.jit.freeze(module.float().eval())
-    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
-    on_cpu = functools.partial(load, path, device="cpu", batch_size=batch_size, expected_sha256=sha256)
-    classifier = Classifier(module, contract, sha256, where, batch_size, on_cpu)
-    _reproduce(classifier, extra[REFERENCE_FILE], path)
+    on_cpu = functools.partial(
+        load, path, device="cpu", batch_size=batch_size, expected_sha256=archive.sha256
+    )
+    classifier = Classifier(module, contract, archive.sha256, where, batch_size, on_cpu)
+    _reproduce(classifier, archive.extra(REFERENCE_FILE), path)
     return classifier
 
 
-def _text(raw: str | bytes) -> str:
-    return raw.decode() if isinstance(raw, bytes) else raw
-
-
-def _reproduce(classifier: Classifier, raw: str | bytes, path: Path) -> None:
+def _reproduce(classifier: Classifier, raw: bytes, path: Path) -> None:
     """Run the archive's reference input and compare with its expected output."""
     if not raw:
         raise ModelError(f"{path}: the archive carries no reference; export the model again")
-    data = raw if isinstance(raw, bytes) else raw.encode("latin-1")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as reference:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as reference:
             arrays = {name: reference[name] for name in (*INPUTS, "p_star")}
     except (ValueError, KeyError, OSError) as error:
         raise ModelError(f"{path}: the archive's reference cannot be read: {error}") from error

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from sgclassify.model.data.shards import Sample
+from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
 from sgclassify.model.serve.contract import ModelContract
-from sgclassify.model.serve.runtime import CONTRACT_FILE, REFERENCE_FILE, load
+from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.network import HEADS, CalibratedNetwork
 from sgclassify.model.train.outcome import Trained
 from sgclassify.stages.read.checksum import sha256_of

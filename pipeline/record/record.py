@@ -71,8 +71,24 @@ class Failure:
         return f"{text}; {self.advice}" if self.advice else text
 
 
+class _Recorded:
+    """What exposures and tiles have in common."""
+
+    outcome: str
+    file: str
+    fault: str
+    advice: str
+    traceback: str
+
+    def close(self, outcome: str, failure: Failure) -> None:
+        """Set it aside, or skip it, for a reason."""
+        self.outcome = outcome
+        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
+        self.traceback = failure.traceback
+
+
 @dataclass
-class ExposureRecord:
+class ExposureRecord(_Recorded):
     """One exposure of the list. Each field is a key of ``inputs`` in run.json, with its meaning."""
 
     id: Annotated[str, "official name of the exposure"]
@@ -99,15 +115,9 @@ class ExposureRecord:
     worker: Annotated[str, "worker that prepared it"] = ""
     peak_mib: Annotated[float, "largest memory of that worker so far, MiB"] = 0.0
 
-    def close(self, outcome: str, failure: Failure) -> None:
-        """Set the exposure aside, or skip it, for a reason."""
-        self.outcome = outcome
-        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
-        self.traceback = failure.traceback
-
 
 @dataclass
-class TileRecord:
+class TileRecord(_Recorded):
     """One sky tile. Each field is a key of ``tiles`` in run.json, with its meaning."""
 
     order: Annotated[int, "HEALPix order"]
@@ -129,12 +139,6 @@ class TileRecord:
     fault: Annotated[str, "what is wrong, where set aside"] = ""
     advice: Annotated[str, "what to do about it, where set aside"] = ""
     traceback: Annotated[str, "traceback of an unexpected error"] = ""
-
-    def set_aside(self, failure: Failure) -> None:
-        """Set the tile aside for a reason."""
-        self.outcome = SET_ASIDE
-        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
-        self.traceback = failure.traceback
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The sample of objects that the sky map shows: one share of every tile, whatever was computed when and where.
+"""The sample of objects that the sky map shows: the same share of every tile, whichever run computed it.
 
 How many objects a run has is not known when its first tile is published, so the samples are nested: of every object a
 hash of its ``object_id`` tells to how many halvings it belongs. Each tile keeps those of one level, and the map shows

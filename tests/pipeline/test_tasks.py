@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from sgclassify.model.serve import runtime
+from sgclassify.model.serve.loaded import ModelRef, classifier_of
 from sgclassify.pipeline import tasks
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.errors import StaleRunError, TaskError, TaskTimeoutError
 from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
-from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps
+from sgclassify.pipeline.tasks import Places, ScoredTile, Stamps
 from sgclassify.stages.classify import object_table
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -31,6 +32,7 @@ from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
 from sgclassify.stages.tiling import Tile, tile_pad_arcsec
+from sgclassify.stages.write.publish import finish_hats
 
 ORDER = 10
 METADATA = {"model_id": "test", "prior_star_fraction": "0.5"}
@@ -156,11 +158,11 @@ def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytes
         return object()
 
     monkeypatch.setattr(runtime, "load", load)
-    tasks.classifier_of.cache_clear()
+    classifier_of.cache_clear()
     model = ModelRef(Path("/m.pt"), "ab", 32, 1)
-    assert tasks.classifier_of(model) is tasks.classifier_of(pickle.loads(pickle.dumps(model)))
+    assert classifier_of(model) is classifier_of(pickle.loads(pickle.dumps(model)))
     assert calls == [(Path("/m.pt"), {"device": "cpu", "batch_size": 32, "expected_sha256": "ab"})]
-    tasks.classifier_of.cache_clear()
+    classifier_of.cache_clear()
 
 
 def _places(folder: Path) -> Places:
@@ -236,7 +238,7 @@ def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
     assert receipt.n_objects == 0
     assert not list((tmp_path / "objects").rglob("*.parquet"))
     assert members_path(tmp_path / "tiles", receipt.order, receipt.pixel).is_file()
-    tasks.finish(tmp_path / "objects", [(receipt.order, receipt.pixel, 0)], METADATA)
+    finish_hats(tmp_path / "objects", [], METADATA)
     assert (tmp_path / "objects" / "hats.properties").is_file()
 
 
@@ -286,9 +288,9 @@ def _raise(error: Exception) -> None:
 
 
 def test_any_error_crosses_the_border_of_a_process() -> None:
-    with pytest.raises(tasks.TaskError) as deep:
+    with pytest.raises(TaskError) as deep:
         tasks.bordered(_deep)(0)
-    with pytest.raises(tasks.TaskError) as odd:
+    with pytest.raises(TaskError) as odd:
         tasks.bordered(_raise)(_Odd("a", "b"))
     for caught, name in ((deep, "RecursionError"), (odd, "_Odd")):
         back = pickle.loads(pickle.dumps(caught.value))
