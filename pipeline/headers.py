@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from sgclassify.pipeline.record.record import Failure
-from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError
+from sgclassify.stages.errors import SlitlessExposureError
+from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
 
 Found = ExposureHeader | SlitlessExposureError | Failure

@@ -14,9 +14,10 @@ from sgclassify.model.serve.archive import verified
 from sgclassify.pipeline.config import RunConfig, load_config
 from sgclassify.pipeline.record.output import OutputFolder
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.prior import Prior, read_prior
+from sgclassify.stages.prior import Prior
 from sgclassify.stages.program import code_digest
 from sgclassify.stages.read.exposure_list import ExposureList, parse_list
+from sgclassify.stages.read.prior import read_prior
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,11 @@ from sgclassify.pipeline.record.report import write_report
 from sgclassify.pipeline.record.sample import SkySample, level_for
 from sgclassify.pipeline.record.status import ProgressFile
 from sgclassify.pipeline.request import Options, Request
-from sgclassify.stages.errors import NothingToDoError, SgClassifyError, UsageError
+from sgclassify.stages.errors import NothingToDoError, SgClassifyError, SlitlessExposureError, UsageError
 from sgclassify.stages.read.exposure_list import ExposureList
-from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError, read_header
+from sgclassify.stages.read.header import ExposureHeader, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of
+from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec, tiles_of
 from sgclassify.stages.write.publish import partition_path
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def plan(request: Request, reporter: Reporter) -> str:
     if not folder.is_fresh and (differences := inventory.compare()):
         folder.refuse(differences)
         inventory.forget()
-    pad = tasks.tile_pad_arcsec(setup.config.stage)
+    pad = tile_pad_arcsec(setup.config.stage)
     footprints = (
         (name, footprint_tiles(header, setup.config.tile_order, pad))
         for name, header in inventory.headers.items()

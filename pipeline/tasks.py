@@ -38,24 +38,19 @@ from sgclassify.pipeline.record.receipts import (
     write_receipt,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
-from sgclassify.stages.arrays import F32, F64
-from sgclassify.stages.bands import PIXEL_SCALE
+from sgclassify.stages.arrays import F32, Bool
+from sgclassify.stages.classify import classify
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
-from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
-from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
+from sgclassify.stages.prepare import prepare_exposure
+from sgclassify.stages.prior import Prior
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import Tile, footprint_tiles
+from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec
 from sgclassify.stages.write.atomic import write_atomic
-from sgclassify.stages.write.publish import (
-    finish_hats,
-    publish_detections,
-    publish_objects,
-    scored_table,
-)
+from sgclassify.stages.write.publish import finish_hats, publish_detections, publish_objects
 
 if TYPE_CHECKING:
     from sgclassify.model.serve.runtime import Classifier
@@ -309,17 +304,6 @@ def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
     return PreparedExposure.from_dict(values["prepared"], places.prepared)
 
 
-def tile_pad_arcsec(config: StageConfig) -> float:
-    """How far beyond its detector an exposure still counts for a tile.
-
-    Catalogue positions may lie off the detector by the tolerances. The rest is for association: what the
-    objects of a tile depend on reaches over its border by chains of neighbours within the match radius;
-    sources would have to stand side by side without a gap for a chain as long as `CHAIN_ARCSEC`.
-    """
-    off_detector = config.position_tolerance_arcsec + config.position_margin_px * PIXEL_SCALE
-    return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
-
-
 @bordered
 def extract(tile: Tile, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
     """Stamps and measurements of one tile."""
@@ -343,22 +327,17 @@ def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> Sco
 def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     stamps = extracted.stamps
     start = time.monotonic()
-    p_star, logit = np.empty(0, dtype=np.float32), np.empty(0)
-    device = model.device
-    if len(stamps):
-        classifier = classifier_of(model)
-        # a worker that offers a GPU may have none that torch sees
-        device = classifier.device.type
-        both = classifier.averaged(stamps) if model.tta else classifier(stamps)
-        p_star, logit = both[:, 0], logit_of(both)
-        if model.prior is not None:
-            new = model.prior.at(magnitudes(stamps))
-            p_star = star_probability(logit, model.own_prior, new).astype(np.float32)
+
+    def scorer(image: F32, valid: Bool, sigma: F32, features: F32, psf: F32) -> F32:
+        return classifier_of(model).probabilities(image, valid, sigma, features, psf)
+
+    objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta)
     return ScoredTile(
-        object_table(stamps, p_star, logit),
+        objects,
         stamps.members,
         extracted.seconds + time.monotonic() - start,
-        device,
+        # a worker that offers a GPU may have none that torch sees
+        classifier_of(model).device.type if len(stamps) else model.device,
         max(extracted.peak_mib, peak_mib()),
     )
 
@@ -385,30 +364,6 @@ def classifier_of(model: ModelRef) -> Classifier:
         claim_gpu()
     return runtime.load(
         model.path, device=model.device, batch_size=model.batch_size, expected_sha256=model.sha256
-    )
-
-
-def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
-    """The rows of the object catalogue.
-
-    Parameters
-    ----------
-    stamps : TileStamps
-    p_star : ndarray of float32, shape (n,)
-        Probability of being a star; nan where the model gave no finite number.
-    logit : ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy) under the model's own prior.
-
-    Returns
-    -------
-    pyarrow.Table
-        Probabilities and class are null where an object is not scored, and ``sg_flags`` says why.
-    """
-    flags = stamps.sg_flags.astype(np.int32)
-    failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
-    flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)
-    return scored_table(
-        stamps.object_id, stamps.ra, stamps.dec, p_star, logit, flags, stamps.n_bands, stamps.bands
     )
 
 

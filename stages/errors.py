@@ -108,6 +108,10 @@ class UnusableInputError(SgClassifyError, ValueError):
         return f"{text}; {self.advice}" if self.advice else text
 
 
+class SlitlessExposureError(UnusableInputError):
+    """The exposure is a slitless spectrum, which shows nothing to classify: skipped, no fault of the file."""
+
+
 class NothingToDoError(SgClassifyError):
     """No usable input is left."""
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import BAND_INDEX
@@ -19,14 +15,11 @@ from sgclassify.stages.errors import UsageError
 from sgclassify.stages.features import FEATURES, FLUX_SOFTENING
 
 if TYPE_CHECKING:
-    from sgclassify.stages.tile import TileStamps
+    from sgclassify.stages.tile import Inputs
 
 
 PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
 """Where the magnitude of a table's prior is taken from: the first of these bands that was used and has a flux."""
-
-EDGE: Final = 2.0**-24
-"""A re-weighted probability stays this far from 0 and 1: half of the spacing of float32 below 1."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +61,7 @@ class Prior:
         return json.dumps(self.describe())
 
 
-def read_prior(path: Path) -> Prior:
-    """Read a table of the prior by magnitude.
-
-    Parameters
-    ----------
-    path : Path
-        CSV (with a header) or Parquet file with the columns ``magnitude`` and ``star_fraction``.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read, or its numbers are no prior.
-    """
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pacsv.read_csv(path)
-        columns = [table[name].cast(pa.float64()).to_pylist() for name in ("star_fraction", "magnitude")]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{path}: not a CSV or Parquet table with the columns magnitude and star_fraction: {error}"
-        ) from error
-    if any(value is None for column in columns for value in column):
-        raise UsageError(f"{path}: a number of the prior is missing")
-    try:
-        return Prior(*(tuple(column) for column in columns))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def magnitudes(stamps: TileStamps) -> F64:
+def magnitudes(stamps: Inputs) -> F64:
     """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else nan.
 
     It is what the stage measures itself: near the total magnitude for stars and small galaxies.
@@ -149,25 +114,3 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     with np.errstate(invalid="ignore"):  # nan stays nan
         # 1 / (1 + exp(-x)) without an overflow
         return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))
-
-
-def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:
-    """Turn probabilities under one prior into those under another, by Bayes' rule.
-
-    Parameters
-    ----------
-    p_star : ndarray of float, shape (n,)
-        Under the prior `old`; nan stays nan.
-    old : float
-        Share of stars that they assume.
-    new : ndarray of float64, shape (n,), or float
-        Share of stars to assume instead. Where it is `old`, nothing changes.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Where something changes, at least `EDGE` from 0 and from 1.
-    """
-    p = np.asarray(p_star, dtype=np.float64)
-    star, galaxy = p * new * (1.0 - old), (1.0 - p) * (1.0 - np.asarray(new)) * old
-    return np.where(np.asarray(new) == old, p, np.clip(star / (star + galaxy), EDGE, 1.0 - EDGE))

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool
 from sgclassify.stages.associate import SkyPositions, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
@@ -20,31 +18,21 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
-from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tangent import moved_back
+from sgclassify.stages.tiling import CHAIN_ARCSEC
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
 
-CHAIN_ARCSEC = 30.0
-"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
-given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
-
 
 @dataclass(frozen=True)
-class TileStamps:
-    """The objects of one tile, ready for the model.
+class Inputs:
+    """What the model is given of some objects; the first axis of every array is the object.
 
     Attributes
     ----------
-    object_id : ndarray of int64, shape (n,)
-        From the anchor detection alone: exposure key and catalogue row.
-    ra, dec : ndarray of float64, shape (n,)
-        Sky position of the anchor detection, ICRS degrees.
-    sg_flags : ndarray of int32, shape (n,)
-    used : ndarray of bool, shape (n, 7)
-        Bands that have enough valid pixels to be scored on.
     image : ndarray of float32, shape (n, 7, size, size)
         Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
     valid : ndarray of bool, shape (n, 7, size, size)
@@ -54,6 +42,32 @@ class TileStamps:
         Catalogue sequence; nan where a feature has no value.
     psf : ndarray of float32, shape (n, 7, size, size)
         PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
+    used : ndarray of bool, shape (n, 7)
+        Bands that have enough valid pixels to be scored on.
+    """
+
+    image: F32
+    valid: Bool
+    sigma: F32
+    features: F32
+    psf: F32
+    used: Bool
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class TileStamps(Inputs):
+    """The objects of one tile, ready for the model.
+
+    Attributes
+    ----------
+    object_id : ndarray of int64, shape (n,)
+        From the anchor detection alone: exposure key and catalogue row.
+    ra, dec : ndarray of float64, shape (n,)
+        Sky position of the anchor detection, ICRS degrees.
+    sg_flags : ndarray of int32, shape (n,)
     members : pyarrow.Table
         Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
     """
@@ -61,17 +75,8 @@ class TileStamps:
     object_id: I64
     ra: F64
     dec: F64
-    sg_flags: npt.NDArray[np.int32]
-    used: Bool
-    image: F32
-    valid: Bool
-    sigma: F32
-    features: F32
-    psf: F32
+    sg_flags: I32
     members: pa.Table
-
-    def __len__(self) -> int:
-        return len(self.object_id)
 
     @property
     def n_bands(self) -> npt.NDArray[np.int8]:
@@ -109,13 +114,11 @@ def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]
 
 
 def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
-    names = ("row", "x", "y", "ra", "dec", "sg_flags")
-    tables = [
-        pq.read_table(p.detections_path, columns=[*names, "usable"]).filter(pc.field("usable"))
-        for p in exposures
-    ]
+    tables = [exposure.usable_detections() for exposure in exposures]
     rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
-    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    column = {
+        name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names
+    }
     at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
     return _Pool(at, column["x"], column["y"], column["sg_flags"])
 

@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from sgclassify.model.serve.archive import verified
 from sgclassify.model.serve.contract import INPUTS, ModelContract
 from sgclassify.stages.arrays import F32
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.tile import TileStamps
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +64,10 @@ class Classifier:
         self.batch_size = batch_size
         self._on_cpu = on_cpu
 
-    def score_arrays(
-        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-    ) -> F32:
-        """Probability of being a star, shape (n,): the first column of `probabilities`, whose parameters it has."""
-        return self.probabilities(image, valid, sigma, features, psf)[:, 0]
-
     def probabilities(
         self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
     ) -> F32:
-        """Probabilities of the two classes.
+        """Probabilities of the two classes: the scorer of `sgclassify.stages.classify`.
 
         Parameters
         ----------
@@ -147,39 +140,6 @@ class Classifier:
         with torch.inference_mode():
             p: F32 = self._module(*batch).cpu().numpy()[:n]
         return p
-
-    def __call__(self, stamps: TileStamps) -> F32:
-        """Probabilities of the two classes for every object of a tile, shape (n, 2); see `probabilities`."""
-        return self.probabilities(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
-
-    def averaged(self, stamps: TileStamps) -> F32:
-        """Mean of the probabilities over the eight symmetries of the square, shape (n, 2), at eight times the cost."""
-        turned = _symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
-        every = np.stack([self.probabilities(*inputs) for inputs in turned])
-        return np.asarray(every.mean(axis=0, dtype=np.float64).astype(np.float32))
-
-    def symmetries(
-        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-    ) -> F32:
-        """Probability of being a star in each of the eight symmetries of the square, shape (8, n).
-
-        Parameters as of `probabilities`; the first is the stamp as it is.
-        """
-        return np.stack(
-            [self.score_arrays(*inputs) for inputs in _symmetries(image, valid, sigma, features, psf)]
-        )
-
-
-def _symmetries(
-    image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-) -> Iterator[tuple[F32, npt.NDArray[np.bool_], F32, F32, F32]]:
-    """Inputs of the network in the eight symmetries of the square: four turns, then those of the mirror image."""
-
-    def turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
-        return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
-
-    for k in range(8):
-        yield turned(image, k), turned(valid, k), sigma, features, turned(psf, k)
 
 
 def load(
@@ -254,7 +214,7 @@ def _reproduce(classifier: Classifier, raw: str | bytes, path: Path) -> None:
             arrays = {name: reference[name] for name in (*INPUTS, "p_star")}
     except (ValueError, KeyError, OSError) as error:
         raise ModelError(f"{path}: the archive's reference cannot be read: {error}") from error
-    got = classifier.score_arrays(*(arrays[name] for name in INPUTS))
+    got = classifier.probabilities(*(arrays[name] for name in INPUTS))[:, 0]
     difference = float(np.max(np.abs(got - arrays["p_star"]), initial=0.0))
     if not difference <= classifier.contract.reference_tolerance:
         raise ModelError(

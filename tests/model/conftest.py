@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
 from sgclassify.stages.features import FEATURES
 
 SIZE = 16

@@ -26,10 +26,11 @@ from sgclassify.pipeline.record.record import (
     TileRecord,
 )
 from sgclassify.stages import errors
+from sgclassify.stages.classify import scored_table
 from sgclassify.stages.errors import ExitCode
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_cone
-from sgclassify.stages.write.publish import publish_detections, publish_objects, scored_table
+from sgclassify.stages.write.publish import publish_detections, publish_objects
 
 ROOT = Path(__file__).parents[2]
 

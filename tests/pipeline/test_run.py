@@ -34,8 +34,13 @@ from sgclassify.pipeline.record.record import MODEL_KEYS, RunRecord
 from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
-from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
-from sgclassify.stages.read.header import SlitlessExposureError
+from sgclassify.stages.errors import (
+    ClusterError,
+    ModelError,
+    SlitlessExposureError,
+    UnusableInputError,
+    UsageError,
+)
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile
 from sgclassify.stages.write.publish import partition_path
