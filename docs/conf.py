@@ -27,7 +27,8 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
 # `make docs` fails where a reference leads nowhere. A name in single backticks is a reference. Only names that begin
-# with `sgclassify.` are checked: arguments stand in single backticks too, and other projects' inventories need a network.
+# with `sgclassify.` are checked: arguments stand in single backticks too, and references into other projects need a
+# network.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"(?!sgclassify\.).*"),
