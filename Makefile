@@ -68,6 +68,7 @@ tables: $(INSTALLED) ## write the tables of docs/reference.md, and pipeline/defa
 	$(BIN)/python docs/tables.py
 
 docs: $(INSTALLED) ## build the documentation into build/docs; a warning is an error
+	rm -rf build/docs docs/api
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --jobs auto --doctree-dir build/doctrees docs build/docs
 
 constraints: $(INSTALLED) ## write the versions in .venv to constraints.txt, after the tests have passed
@@ -93,4 +94,4 @@ model: $(INSTALLED) ## make the training data and train the shipped weights: fou
 	$(BIN)/sgclassify evaluate --table $(MODEL)/scores.parquet --edges 15,18,20,22,24,25,26,28
 
 clean: ## remove what was built
-	rm -rf build $(DEMO) *.egg-info
+	rm -rf build docs/api $(DEMO) *.egg-info

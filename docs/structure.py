@@ -29,7 +29,7 @@ LAYERS = ("pipeline", "model", "simulation", "stages")
 FILE_ROOMS = ("stages.read", "stages.write")
 """The packages of stages that may open files."""
 
-WIDTH = 96
+WIDTH = 84
 """Characters between the walls of the diagram."""
 
 OPENED_BY_DESIGN = {

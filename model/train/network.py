@@ -1,7 +1,7 @@
 """The multi-modal fusion network: a ResNet-50 over the seven-band stamps, a BiLSTM over the catalogue sequence.
 
 Follows the architecture of arXiv:2604.10086. That paper does not give stamp size, stem, features and fusion head; these
-are this project's own choice (docs/model.md).
+are this project's own choice (docs/retrain.md).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -149,3 +150,27 @@ def test_names_of_modules_and_of_what_they_hold() -> None:
     assert list(structure.imported(tree, {"stages", "stages.errors"})) == ["stages.errors", "stages.errors"]
     with pytest.raises(ImportError, match=r"sgclassify\.other"):
         list(structure.imported(ast.parse("import sgclassify.other"), {"stages"}))
+
+
+# --- the walks of the architecture page
+
+
+def _places() -> list[tuple[str, str]]:
+    """Files of the architecture page, each with the name that the page says is there."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = re.findall(r"`((?:pipeline|model|simulation|stages)/[\w/]*(?:\.\w+)?)(?::\s+([\w.]+))?`", page)
+    assert len(found) > 30
+    return found
+
+
+@pytest.mark.parametrize(("path", "name"), _places())
+def test_page_names_what_is_there(path: str, name: str) -> None:
+    assert (ROOT / path).exists()
+    if not name:
+        return
+    body: list[ast.stmt] = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+    for word in name.split("."):
+        (node,) = [
+            node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == word
+        ]
+        body = node.body
