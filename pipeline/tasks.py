@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ from sgclassify.pipeline.record.receipts import (
     write_receipt,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
-from sgclassify.stages.arrays import F32, Bool
+from sgclassify.stages.arrays import F32
 from sgclassify.stages.classify import classify
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
@@ -328,12 +328,12 @@ def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
     stamps = extracted.stamps
     start = time.monotonic()
 
-    def scorer(image: F32, valid: Bool, sigma: F32, features: F32, psf: F32) -> F32:
-        return classifier_of(model).probabilities(image, valid, sigma, features, psf)
+    def scorer(*arrays: Any) -> F32:
+        # not called for a tile without objects, which needs no model
+        return classifier_of(model).probabilities(*arrays)
 
-    objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta)
     return ScoredTile(
-        objects,
+        classify(stamps, scorer, model.own_prior, model.prior, model.tta),
         stamps.members,
         extracted.seconds + time.monotonic() - start,
         # a worker that offers a GPU may have none that torch sees
