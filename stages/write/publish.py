@@ -35,7 +35,7 @@ from sgclassify.stages.write.atomic import storable, sync, write_atomic
 log = logging.getLogger(__name__)
 
 NULL_TEXT: Final = len("None")
-"""What astropy shows for a null text; a shorter column would cut it off."""
+"""astropy shows a null text as None, which a shorter column would cut off."""
 
 
 def publish_objects(
@@ -89,7 +89,7 @@ def partition_path(root: Path, order: int, pixel: int) -> Path:
     -------
     Path
     """
-    # Here and below: importing hats takes seconds, and most who write files need nothing of it.
+    # Here and below: importing hats takes seconds, and most callers do not need it.
     from hats.io.paths import pixel_catalog_file
     from hats.pixel_math.healpix_pixel import HealpixPixel
 
