@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from sgclassify.pipeline.record.receipts import (
     stats_of,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
-from sgclassify.stages.arrays import F32, Bool
+from sgclassify.stages.arrays import F32
 from sgclassify.stages.classify import classify
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
@@ -245,8 +245,9 @@ def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> Sco
         # A worker that offers a GPU may have none that torch sees.
         device = classifier_of(model).device.type
 
-    def scorer(image: F32, valid: Bool, sigma: F32, features: F32, psf: F32) -> F32:
-        return classifier_of(model).probabilities(image, valid, sigma, features, psf)
+    def scorer(*arrays: Any) -> F32:
+        # not called for a tile without objects, which needs no model
+        return classifier_of(model).probabilities(*arrays)
 
     start = time.monotonic()
     with places.limited(str(tile)):

@@ -63,7 +63,7 @@ def classify(
     Returns
     -------
     pyarrow.Table
-        Rows of the object catalogue, see `object_table`.
+        Rows of the object catalogue, see `scored_table`.
     """
     found = scores(stamps, scorer, own_prior, prior, tta)
     return object_table(stamps, found.p_star, found.logit)
@@ -129,21 +129,7 @@ def _turned(inputs: Inputs, k: int) -> Inputs:
 
 
 def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
-    """The rows of the object catalogue.
-
-    Parameters
-    ----------
-    stamps : TileStamps
-    p_star : ndarray of float32, shape (n,)
-        Probability of being a star; NaN where the model gave no finite number.
-    logit : ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy) under the model's own prior.
-
-    Returns
-    -------
-    pyarrow.Table
-        Probabilities and class are null where an object is not scored, and ``sg_flags`` says why.
-    """
+    """`scored_table` of a tile: NOT_FINITE marks the objects that have a band but no finite `p_star`."""
     flags = stamps.sg_flags.astype(np.int32)
     failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
     flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)

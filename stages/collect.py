@@ -79,9 +79,9 @@ class BandStamps:
     def add_exposure(
         self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig
     ) -> None:
-        """Cut the stamps of one exposure and keep those that are better than what is there.
+        """Cut the stamps of one exposure and keep those that are better than the stamps so far.
 
-        Better is the larger sum of inverse variance over the core; of equals the first stays.
+        The better stamp has the larger sum of inverse variance over its core. Of two equal ones the first stays.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class BandStamps:
         number : int
             Number by which the exposure is remembered.
         x, y : ndarray of float64, shape (n,)
-            Positions of all objects on its detector, 0-based pixels; not finite where there is none.
+            Positions of all objects on its detector, 0-based pixels; not finite where an object has none.
         config : StageConfig
         """
         ny, nx = prepared.header.shape
@@ -156,7 +156,7 @@ class BandStamps:
         return flags
 
     def measure(self, exposures: Sequence[PreparedExposure], detected: Bool, config: StageConfig) -> F32:
-        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band. Fills `psf` too.
+        """Catalogue sequence of every object, shape (n, 7, n_features); NaN for an absent band. Fills `psf` too.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Prepare one exposure for the tiles: check it, measure its sky and point sources, make its detections canonical.
 
-Every fault of an exposure shows here, before any tile is begun, so that an exposure that is set aside has never
-touched an object of the others.
+Every fault of an exposure shows here, before the first tile starts. So an exposure that is set aside has no part in any
+object.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from sgclassify.stages.tangent import offsets
 from sgclassify.stages.write.prepared import write_prepared
 
 FWHM_RATIOS = (0.85, 1.25)
-"""Widths of the point sources, relative to the FWHM in the header, that need no note: where it is right they are 0.96
-to 1.16, by the shape of the PSF, whose wings count in a moment (88 simulated exposures)."""
+"""Widths of the point sources, relative to the FWHM in the header, that need no note. With a right FWHM they are 0.96
+to 1.16, as the wings of the PSF count in a second moment (88 simulated exposures)."""
 
 FWHM_STARS = 10
 """Fewest point sources that may contradict the header."""
 
 MAX_MISSED = 10
-"""Most sources that the stage may detect where the catalogue has no rows: SExtractor's thresholds find fewer."""
+"""Most sources that the stage may detect where the catalogue has no rows. SExtractor's thresholds are higher."""
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
 OFFSET_ARCSEC = 0.05
-"""Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than calibration leaves."""
+"""Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than a calibration error."""
 
 PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
@@ -81,7 +81,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     check = check_exposure(header)
     notes = list(header.notes)
     notes += _weight_notes(check, header)
-    # A catalogue is read first: it is cheap, and a bad one spares the passes over the pixels.
+    # The catalogue comes first: reading it is cheap, and a bad one saves the passes over the pixels.
     table = read_table(header.files.catalog) if header.files.catalog is not None else None
     detections = (
         read_detections(table, header, config, header.files.catalog)
@@ -102,7 +102,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
         elif not table.num_rows and header.files.catalog is not None:
-            # as upstream finds it in a short exposure in NUV; where there is much to see, the rows were lost
+            # A short exposure in NUV may show no source. Where the stage sees many, the rows were lost.
             missed = _detect(pixels, sky, header, config).num_rows
             if missed > MAX_MISSED:
                 fault = f"the catalogue has no rows, the stage detects {missed} sources"
@@ -181,7 +181,7 @@ def _row_notes(detections: Detections) -> list[str]:
 
 
 def _wcs_notes(detections: Detections, made: bool, offset_deg: tuple[float, float]) -> list[str]:
-    """How far the WCS was checked, where that is not row by row, and what the rows say against it."""
+    """A note where no row checks the WCS, or where all rows are off it by the same offset."""
     if made or not detections.usable.any():
         return [
             "no catalogue to check the WCS against: the positions of its objects rest on the header alone"

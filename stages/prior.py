@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
-"""Where the magnitude of a table's prior is taken from: the first of these bands that was used and has a flux."""
+"""Bands of the magnitude that a prior is read at: the first one that was used and has a positive flux counts."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prior:
             raise UsageError("the magnitudes of a prior must ascend")
 
     def at(self, magnitude: F64) -> F64:
-        """Share of stars at some magnitudes; where they are nan, that of the faint end."""
+        """Share of stars at some magnitudes; a NaN magnitude counts as faint."""
         faint = np.where(np.isnan(magnitude), np.inf, magnitude)
         return np.asarray(np.interp(faint, self.magnitude, self.star_fraction))
 
@@ -62,9 +62,9 @@ class Prior:
 
 
 def magnitudes(stamps: Inputs) -> F64:
-    """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else nan.
+    """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else NaN.
 
-    It is what the stage measures itself: near the total magnitude for stars and small galaxies.
+    The stage measures it itself. It is close to the total magnitude for stars and small galaxies.
     """
     flux = FLUX_SOFTENING * np.sinh(stamps.features[:, :, FEATURES.index("flux")].astype(np.float64))
     flux = np.where(stamps.used & (flux > 0), flux, np.nan)
@@ -81,12 +81,12 @@ def logit_of(probabilities: F32) -> F64:
     Parameters
     ----------
     probabilities : ndarray of float32, shape (n, 2)
-        p_star and p_galaxy, each with the relative precision of float32; nan stays nan.
+        p_star and p_galaxy, each with the relative precision of float32; NaN stays NaN.
 
     Returns
     -------
     ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy), finite also where one of the two is 0: that stands for the smallest float32.
+        ln(p_star / p_galaxy). A probability of 0 counts as the smallest float32, so that the logarithm is finite.
     """
     least = np.finfo(np.float32).smallest_subnormal
     star, galaxy = np.log(np.maximum(probabilities.astype(np.float64), least)).T
@@ -111,6 +111,6 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     """
     new = np.asarray(new, dtype=np.float64)
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
-    with np.errstate(invalid="ignore"):  # nan stays nan
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
         # 1 / (1 + exp(-x)) without an overflow
         return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))

@@ -39,7 +39,7 @@ class Inputs:
     sigma : ndarray of float32, shape (n, 7)
         Noise of a sky pixel, nanomaggies; 1 for an absent band.
     features : ndarray of float32, shape (n, 7, n_features)
-        Catalogue sequence; nan where a feature has no value.
+        Catalogue sequence; NaN where a feature has no value.
     psf : ndarray of float32, shape (n, 7, size, size)
         PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
     used : ndarray of bool, shape (n, 7)
@@ -91,7 +91,7 @@ class TileStamps(Inputs):
 
 @dataclass(frozen=True)
 class _Pool:
-    """Usable detections of all exposures of a tile, in a fixed order of exposures and rows."""
+    """Usable detections of all exposures of a tile, ordered by exposure, then by row."""
 
     at: SkyPositions
     x: F64
@@ -99,7 +99,7 @@ class _Pool:
     sg_flags: npt.NDArray[np.int32]
 
     def load(self, margin_arcsec: float) -> SkyPositions:
-        """All there is: the exposures were chosen with a margin of `CHAIN_ARCSEC`."""
+        """All detections: the exposures of a tile were chosen with a margin of `CHAIN_ARCSEC`."""
         if margin_arcsec > CHAIN_ARCSEC:
             raise ValueError(
                 f"detections within the match radius of each other form a chain of more than {CHAIN_ARCSEC / 2:.0f}"
@@ -143,8 +143,8 @@ def extract_tile(
         Side of the stamps, pixels (the model's contract).
     config : StageConfig
     wanted : callable, optional
-        Says from the positions of the objects, degrees, which to cut and measure; None for all. An object comes out
-        the same whether or not the others are wanted.
+        Takes the positions of the objects, degrees; returns which of them to cut and measure. None for all. The result
+        for an object does not depend on which others are wanted.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
 def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
     """Objects with a detection of another object within the blending radius of their anchor.
 
-    Detections that several exposures made of one source all belong to its object, so what is left is another.
+    The detections of one source in several exposures belong to one object, so any other detection is a neighbour.
     """
     owner = np.full(len(pool.at), -1, dtype=np.int64)
     owner[member] = member_object

@@ -1,4 +1,4 @@
-"""A prepared exposure: what is known of it, and its files read back."""
+"""A prepared exposure: its values, and its files read back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sgclassify.stages.sky import SkyMesh
 
 @dataclass(frozen=True)
 class PreparedExposure:
-    """What the tiles and the report need to know of a prepared exposure; small enough to travel.
+    """What the tiles and the report need of a prepared exposure; small enough to send to another process.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class PreparedExposure:
     work_dir : Path
         Folder that holds the exposure's prepared files.
     catalog_made : bool
-        Whether the detections are the stage's own, its CAT being missing.
+        Whether the stage made the detections itself, because CAT is missing.
     n_rows, n_usable : int
         Rows of the catalogue, and those with a usable position.
     sha256 : dict of str to str
@@ -85,7 +85,7 @@ class PreparedExposure:
         return self.work_dir / f"{self.exposure_id}.sky.npz"
 
     def as_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them; `from_dict` makes the exposure again."""
+        """The values in a form for JSON; `from_dict` turns them back into the exposure."""
         values = dataclasses.asdict(self)
         values["work_dir"] = str(self.work_dir)
         values["header"]["files"] = {
@@ -95,7 +95,7 @@ class PreparedExposure:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], work_dir: Path) -> PreparedExposure:
-        """The exposure that `as_dict` described, its prepared files being in ``work_dir``."""
+        """The exposure that `as_dict` described; ``work_dir`` holds its prepared files."""
         header = dict(values["header"])
         files = {kind: None if path is None else Path(path) for kind, path in header["files"].items()}
         header |= {

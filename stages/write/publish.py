@@ -38,7 +38,7 @@ PARTITIONS_PER_FOLDER: Final = 10_000
 """HATS' rule for ``Dir=``."""
 
 NULL_TEXT: Final = len("None")
-"""What astropy shows for a null text; a shorter column would cut it off."""
+"""astropy shows a null text as None, which a shorter column would cut off."""
 
 
 def publish_objects(
