@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sgclassify.stages.arrays import F32, F64, I64, Bool
-from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.bands import BAND_INDEX, BANDS, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.locus import PSF_MEASURES
-from sgclassify.stages.measure import FEATURES, StampLocus, Stamps, feature_table, measure_stamps
-from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
+from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
 from sgclassify.stages.read.pixels import ExposurePixels
-from sgclassify.stages.stamps import cut_stamps
+from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.stamps import cut_sources, squared_radius, stamp_origin
 
 CORE_BITS = (
     (InputFlag.SATURATED, SgFlag.SATURATED),
@@ -73,9 +73,9 @@ class BandStamps:
     def add_exposure(
         self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig
     ) -> None:
-        """Cut the stamps of one exposure and keep those that are better than what is there.
+        """Cut the stamps of one exposure and keep those that are better than the stamps so far.
 
-        Better is the larger sum of inverse variance over the core; of equals the first stays.
+        The better stamp has the larger sum of inverse variance over its core. Of two equal ones the first stays.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class BandStamps:
         number : int
             Number by which the exposure is remembered.
         x, y : ndarray of float64, shape (n,)
-            Positions of all objects on its detector, 0-based pixels; not finite where there is none.
+            Positions of all objects on its detector, 0-based pixels; not finite where an object has none.
         config : StageConfig
         """
         ny, nx = prepared.header.shape
@@ -95,29 +95,21 @@ class BandStamps:
         if not index.size:
             return
         x, y = x[index], y[index]
-        first_x = np.ceil(x - self.size / 2).astype(np.int64)
-        first_y = np.ceil(y - self.size / 2).astype(np.int64)
+        first_x, first_y = stamp_origin(x, self.size), stamp_origin(y, self.size)
         x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + self.size)
         y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + self.size)
         with ExposurePixels(prepared.header) as pixels:
             window = pixels.window(y0, y1, x0, x1)
         level, noise = prepared.sky().at(y0, y1, x0, x1)
-        scale = nanomaggies_per_count(prepared.header)
+        scale = nanomaggies_per_count(prepared.header.zero_point)
         data = (window.image - level) * np.float32(scale)
         good = window.valid & np.isfinite(data) & (noise > 0)
 
-        image, inside = cut_stamps(data, x - x0, y - y0, self.size)
-        valid = cut_stamps(good, x - x0, y - y0, self.size)[0] & inside
-        bits = cut_stamps(window.flags, x - x0, y - y0, self.size)[0]
-        column = np.clip(np.rint(x).astype(np.int64) - x0, 0, x1 - x0 - 1)
-        row = np.clip(np.rint(y).astype(np.int64) - y0, 0, y1 - y0 - 1)
-        sigma = np.where(noise[row, column] > 0, noise[row, column] * np.float32(scale), np.float32(1.0))
+        cut = cut_sources(window, data, good, noise, x, y, self.size)
+        image, valid, bits = cut.image, cut.valid, cut.flags
+        sigma = np.where(cut.noise > 0, cut.noise * np.float32(scale), np.float32(1.0))
 
-        axis = np.arange(self.size)
-        squared_radius = (axis[None, None, :] - (x - first_x)[:, None, None]) ** 2 + (
-            axis[None, :, None] - (y - first_y)[:, None, None]
-        ) ** 2
-        core = squared_radius <= config.core_radius_px**2
+        core = squared_radius(x - first_x, y - first_y, self.size) <= config.core_radius_px**2
         share = (core & valid).sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)
         weight = np.where(share >= config.min_valid_core, share / sigma.astype(np.float64) ** 2, 0.0)
         band = BAND_INDEX[prepared.header.band]
@@ -125,7 +117,7 @@ class BandStamps:
         chosen = index[better]
 
         flags = np.zeros(index.size, dtype=np.int32)
-        flags[~inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
+        flags[~cut.inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
         flags[share < 1.0] |= int(SgFlag.MASKED)
         for mask, flag in CORE_BITS:
             flags[(core & ((bits & int(mask)) != 0)).any(axis=(1, 2))] |= int(flag)
@@ -154,7 +146,7 @@ class BandStamps:
         return flags
 
     def measure(self, exposures: Sequence[PreparedExposure], detected: Bool, config: StageConfig) -> F32:
-        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band. Fills `psf` too.
+        """Catalogue sequence of every object, shape (n, 7, n_features); NaN for an absent band. Fills `psf` too.
 
         Parameters
         ----------
@@ -168,7 +160,9 @@ class BandStamps:
         stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)
         fwhm = np.array([e.header.fwhm_px for e in exposures], dtype=np.float64)
         # photons: the variance of a pixel grows with its flux by one electron's worth
-        shot = np.array([nanomaggies_per_count(e.header) / e.header.exposure_time for e in exposures])
+        shot = np.array(
+            [nanomaggies_per_count(e.header.zero_point) / e.header.exposure_time for e in exposures]
+        )
         locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
         for band in range(len(BANDS)):
             index = np.flatnonzero(self.exposure[:, band] >= 0)

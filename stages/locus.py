@@ -8,10 +8,8 @@ from typing import Final
 import numpy as np
 
 from sgclassify.stages.arrays import F64, I64
-from sgclassify.stages.measure import MOMENT_SIGMA, RATIO_SIGMAS, Measured
-
-PSF_MEASURES: Final = (*(f"ratio_{s}" for s in RATIO_SIGMAS[:4]), "size")
-"""Names of the measures that describe the point sources of an exposure."""
+from sgclassify.stages.features import MOMENT_SIGMA, PSF_SIGMAS
+from sgclassify.stages.measure import Measured
 
 GAUSSIAN_FWHM: Final = 2.3548
 """FWHM of a Gaussian of unit sigma, rounded: the last bits of the products of today's model rest on these digits
@@ -45,7 +43,8 @@ class PointSources:
     Attributes
     ----------
     measures : dict of str to float
-        Median of each of `PSF_MEASURES` over the point sources; the expected value where the exposure has none.
+        Median over the point sources of each of `sgclassify.stages.features.PSF_MEASURES`; the expected value where the
+        exposure has none.
     n_stars : int
         Number of point sources in the medians.
     """
@@ -129,7 +128,7 @@ def fwhm_ratio(psf: PointSources, fwhm_px: float) -> float:
 
 def point_sources(measured: Measured, members: I64) -> PointSources:
     """The locus of point sources: medians of the measures of the members (at least one)."""
-    measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in RATIO_SIGMAS[:4]}
+    measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in PSF_SIGMAS}
     measures["size"] = float(np.median(measured.size[members]))
     return PointSources(measures, int(members.size))
 

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages.locus import PSF_MEASURES, point_source_members, point_sources
-from sgclassify.stages.measure import (
+from sgclassify.stages.features import (
     FEATURES,
     FLUX_SOFTENING,
     MOMENT_SIGMA,
+    PSF_MEASURES,
     RATIO_SIGMAS,
     REFERENCE_SIGMA,
+)
+from sgclassify.stages.locus import point_source_members, point_sources
+from sgclassify.stages.measure import (
     Measured,
     StampLocus,
     Stamps,
