@@ -13,7 +13,7 @@ from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import feature_table, measure_stamps
+from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.read.prepared import PreparedExposure
@@ -194,16 +194,9 @@ class BandStamps:
                 place = corner[own] + np.stack([x, y], axis=1)
                 model = exposures[number].psf_model
                 self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
+            stamps = Stamps(self.image[index, band], valid, sigma, self.psf[index, band], shot[source])
+            measures = {name: values[source] for name, values in locus.items()}
             features[index, band] = feature_table(
-                measured,
-                detected[index, band],
-                sigma,
-                {name: values[source] for name, values in locus.items()},
-                stars[source],
-                fwhm[source],
-                self.image[index, band],
-                valid,
-                self.psf[index, band],
-                shot[source],
+                measured, detected[index, band], stamps, StampLocus(measures, stars[source], fwhm[source])
             )
         return features

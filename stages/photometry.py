@@ -6,14 +6,13 @@ a catalogue made by the stage and one from upstream mean the same by a name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool, Columns
 from sgclassify.stages.stamps import cut_stamps, stamp_origin
 
 APERTURE_RADII: Final[tuple[float, ...]] = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40)
@@ -47,7 +46,7 @@ _BIASED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Photometry:
+class Photometry(Columns):
     """Measurements of n sources; NaN where there is no value. Lengths in pixels, fluxes as the image's.
 
     Attributes
@@ -85,27 +84,13 @@ class Photometry:
     radius: F64
     biased: Bool
 
-    def take(self, index: npt.NDArray[np.int64] | Bool) -> Photometry:
-        """The same measurements for some of the sources, by index or mask."""
-        return Photometry(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-    @staticmethod
-    def concatenate(parts: Sequence[Photometry]) -> Photometry:
-        """The measurements of several sets of sources, one after the other."""
-        return Photometry(
-            **{
-                field.name: np.concatenate([getattr(p, field.name) for p in parts])
-                for field in fields(Photometry)
-            }
-        )
-
 
 def measure_segments(
     image: F32,
     variance: F32,
     usable: Bool,
     smoothed: F32,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     fwhm_px: float,
 ) -> Photometry:
     """Measure each segment of a labelled image.
@@ -167,7 +152,7 @@ def measure_segments(
     return result
 
 
-def _isophotes(smoothed: F32, labels: npt.NDArray[np.int32]) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
+def _isophotes(smoothed: F32, labels: I32) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
     """Barycentre, brightest pixel, RMS axes and angle of each segment."""
     y, x = np.nonzero(labels)
     label = labels[y, x] - 1
@@ -192,7 +177,7 @@ def _isophotes(smoothed: F32, labels: npt.NDArray[np.int32]) -> tuple[F64, F64, 
 
 
 def _clean_stamps(
-    arrays: tuple[F32, ...], usable: Bool, labels: npt.NDArray[np.int32], index: I64, x: F64,
+    arrays: tuple[F32, ...], usable: Bool, labels: I32, index: I64, x: F64,
     y: F64, size: int,
 ) -> tuple[list[F32], Bool]:  # fmt: skip
     """Stamps of a source alone, and the pixels that had to be replaced."""
@@ -210,7 +195,7 @@ def _clean_stamps(
 def _windowed(
     image: F32,
     usable: Bool,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     x: F64,
     y: F64,
     window: F64,
@@ -258,7 +243,7 @@ def _photometry(
     image: F32,
     variance: F32,
     usable: Bool,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     index: I64,
     stamp_radius: int,
     result: Photometry,

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 from astropy.wcs import Wcsprm
-from numpy.typing import NDArray
 
 from sgclassify.stages import healpix
+from sgclassify.stages.arrays import F64, I64
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -88,7 +88,7 @@ def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arc
     )
 
 
-def tiles_of(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: int) -> list[Tile]:
+def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Tile]:
     """Turn the tiles of each exposure into the exposures of each tile.
 
     Parameters
@@ -119,7 +119,7 @@ def tiles_of(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: in
     return [Tile(tile_order, pixel, tuple(sorted(exposures[pixel]))) for pixel in sorted(exposures)]
 
 
-def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> NDArray[np.int64]:
+def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> I64:
     """Tiles that a detector, widened by a pad, touches.
 
     Parameters
@@ -160,9 +160,7 @@ def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) 
     return healpix.polygon_tiles(ra, dec, tile_order)
 
 
-def _outline(
-    left: float, right: float, bottom: float, top: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _outline(left: float, right: float, bottom: float, top: float) -> tuple[F64, F64]:
     """Points around a rectangle, each once, (x, y)."""
     forth = np.arange(SAMPLES) / SAMPLES
     back = 1.0 - forth
@@ -171,9 +169,7 @@ def _outline(
     return x, y
 
 
-def _pixel_to_sky(
-    header: ExposureHeader, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pixel_to_sky(header: ExposureHeader, x: F64, y: F64) -> tuple[F64, F64]:
     """Sky positions (degrees) of 0-based pixel positions, all finite.
 
     Asks wcslib itself where it knows the distortion (all but SIP): to build astropy's WCS object for each of
