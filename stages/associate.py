@@ -1,13 +1,13 @@
 """Association of the detections of all exposures into objects, on the whole sky or one tile at a time.
 
-The exposures are taken in order of their rank (deepest band first). The detections of one exposure are
-matched one to one, nearest pair first, to the anchors of the objects found so far; what stays without a
-partner becomes an object of its own, with itself as anchor. So every detection is in exactly one object, an
-object has at most one detection of an exposure, and no member is farther than the radius from its anchor.
+The exposures are taken in order of their rank (deepest band first). The detections of one exposure are matched one to
+one, nearest pair first, to the anchors of the objects found so far. A detection without a partner becomes the anchor of
+a new object. So every detection is in exactly one object, an object has at most one detection per exposure, and no
+member is farther than the radius from its anchor.
 
-Two detections can influence each other only through a chain of steps no longer than the radius. A tile's
-objects are therefore those of the whole sky as soon as all chains that leave the tile end inside of what was
-loaded: `objects_of_tile` widens its margin until they do.
+Two detections can influence each other only through a chain of steps no longer than the radius. So a tile has the same
+objects as the whole sky if all chains that leave the tile end among the loaded detections: `objects_of_tile` widens its
+margin until they do.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MAX_PAIRS: Final = 1_000_000
 """Pairs of positions held in memory at once (some 50 MB). Real catalogues stay far below it; beyond it, pairs
 are taken in shells of separation."""
 
-# Separations are compared in whole micro-arcseconds: far below any centroid error, and far above the rounding
-# of the last bit, which may differ between processors and must not decide between two partners.
+# Separations are compared in whole micro-arcseconds. That is far below any centroid error, and far above rounding,
+# which may differ between processors and must not decide between two partners.
 _PER_ARCSEC: Final = 1_000_000
 
 

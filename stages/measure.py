@@ -80,7 +80,7 @@ def measure_stamps(
     Parameters
     ----------
     image : ndarray of float32, shape (n, size, size)
-        Sky-subtracted stamps, axis order [object, y, x]; not-valid pixels are ignored.
+        Sky-subtracted stamps, axis order [object, y, x]; pixels that are not valid are ignored.
     valid : ndarray of bool, shape (n, size, size)
         Pixels that are data.
     saturated : ndarray of bool, shape (n, size, size)
@@ -88,8 +88,8 @@ def measure_stamps(
     sigma : ndarray of float32, shape (n,)
         Noise of a sky pixel, in the unit of `image`.
     x, y : ndarray of float64, shape (n,)
-        Position of the source within its stamp, 0-based pixels. Sources of signal-to-noise ratio above 8 are
-        re-centred by up to 0.7 px, so that the catalogue's kind of centroid does not matter.
+        Position of the source within its stamp, 0-based pixels. Sources with a signal-to-noise ratio above 8 are
+        re-centred by up to 0.7 px, so the catalogue's kind of centroid does not matter.
     core_radius : float
         Radius of the core, pixels.
 

@@ -153,8 +153,8 @@ def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) 
     scale = float(np.linalg.svd(jacobian, compute_uv=False)[-1]) / healpix.ARCSEC
     if scale <= 0.0:
         raise _unusable(header, "the pixels have no scale on the sky")
-    # A tenth more, since the scale varies over the detector; and between its sampled points a bent side
-    # leaves its chord by about 1/SAMPLES^2 of its own bend.
+    # A tenth more, because the scale varies over the detector. Between its sampled points, a bent side lies off its
+    # chord by about 1/SAMPLES^2 of its own bend.
     pad = 1.1 * pad_arcsec / scale + max(nx, ny) / SAMPLES**2 + 2.0
     ra, dec = _pixel_to_sky(header, *_outline(-0.5 - pad, nx - 0.5 + pad, -0.5 - pad, ny - 0.5 + pad))
     return healpix.polygon_tiles(ra, dec, tile_order)
@@ -172,8 +172,8 @@ def _outline(left: float, right: float, bottom: float, top: float) -> tuple[F64,
 def _pixel_to_sky(header: ExposureHeader, x: F64, y: F64) -> tuple[F64, F64]:
     """Sky positions (degrees) of 0-based pixel positions, all finite.
 
-    Asks wcslib itself where it knows the distortion (all but SIP): to build astropy's WCS object for each of
-    thousands of headers takes several times longer than all the rest of the plan.
+    Calls wcslib directly where it knows the distortion (all but SIP). Building astropy's WCS object for each of
+    thousands of headers would take several times longer than all the rest of the plan.
     """
     if "A_ORDER" in header.wcs_cards:
         ra, dec = header.pixel_to_sky(x, y)
