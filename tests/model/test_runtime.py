@@ -90,7 +90,7 @@ from sgclassify.model.serve import runtime
 from sgclassify.model.serve.archive import default_model
 
 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
-model = runtime.load()
+model = runtime.load(batch_size=16)  # as many as the reference has objects
 extra = {runtime.REFERENCE_FILE: ""}
 torch.jit.load(str(default_model()), _extra_files=extra)
 with np.load(io.BytesIO(extra[runtime.REFERENCE_FILE])) as reference:
