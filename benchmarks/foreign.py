@@ -23,8 +23,11 @@ from foreign_exposures import PROGRAMS, simulate_field
 from foreign_photographs import read_photographs
 from foreign_sky import PSF_FAMILIES
 
-from sgclassify.model.data.dataset import match_truth
-from sgclassify.model.judge.evaluate import Judged, as_text, evaluate, read_objects
+from sgclassify.model.data.match import match_truth
+from sgclassify.model.judge.evaluate import evaluate
+from sgclassify.model.judge.judged import Judged
+from sgclassify.model.judge.scores import read_objects
+from sgclassify.model.judge.text import as_text
 
 EDGES = (18.0, 20.0, 22.0, 24.0, 25.0, 26.0)
 

@@ -1,4 +1,4 @@
-"""HEALPix tiles (nested scheme): index of a position, cone around a tile, neighbours, tiles under a polygon.
+"""HEALPix tiles (nested scheme): index of a position, cone around a tile, tiles under a polygon.
 
 A thin layer over ``cdshealpix``. A position belongs to the tile that the HATS spatial index (order 29) puts
 it in, so that the tile of an object is always the partition its row is written to.
@@ -186,23 +186,6 @@ def near_tile(
     centre, radius = tile_cone(order, pixel)
     distance = angle_of_chord(np.linalg.norm(unit_vectors(ra, dec) - centre, axis=1))
     return distance <= radius + margin_arcsec
-
-
-def neighbours(order: int, pixel: int) -> tuple[int, ...]:
-    """The tiles that share a side or a corner with a tile.
-
-    Parameters
-    ----------
-    order, pixel : int
-        The tile.
-
-    Returns
-    -------
-    tuple of int
-        Ascending nested pixel numbers; six to eight of them (fewer at order 0), the tile itself left out.
-    """
-    found = cdshealpix.nested.neighbours(np.array([pixel]), order, num_threads=_THREADS)[0]
-    return tuple(sorted({int(tile) for tile in found} - {-1, pixel}))
 
 
 def polygon_tiles(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64]:

@@ -15,15 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sgclassify.stages.arrays import F32, F64, Bool
-
-REFERENCE_SIGMA: Final = 1.2
-"""Sigma (pixels) of the reference weight: near the matched filter of a PSF of 2.0-2.3 px FWHM plus pixel."""
-
-RATIO_SIGMAS: Final = (0.7, 1.8, 2.7, 4.0, 6.0)
-"""Sigmas (pixels) of the other weights; their fluxes are given relative to the reference flux."""
-
-WIDENINGS: Final = (1.0, 2.5)
-"""Sigmas (pixels) by which the PSF is widened in the search for extended light."""
+from sgclassify.stages.features import (
+    ANNULUS,
+    FEATURES,
+    FLUX_SOFTENING,
+    MOMENT_SIGMA,
+    PSF_SIGMAS,
+    RATIO_SIGMAS,
+    REFERENCE_SIGMA,
+    TOTAL_RADIUS,
+    WIDE_MOMENT_SIGMA,
+    WIDENINGS,
+)
 
 PSF_RADIUS: Final = 6.0
 """Radius (pixels) within which the PSF is fitted to a source."""
@@ -31,7 +34,6 @@ PSF_RADIUS: Final = 6.0
 PSF_ERROR: Final = 0.03
 """Error of the empirical PSF relative to its value, for the chi-square of bright sources."""
 
-MOMENT_SIGMA: Final = 1.8
 GAUSSIAN_FWHM: Final = 2.3548
 HINT_WIDTH: Final = 0.5
 """How far (in the logarithm of the squared width) the point sources may be expected from the FWHM in the header."""
@@ -48,67 +50,6 @@ FEW_STARS: Final = 5
 
 MIN_PSF_SIZE: Final = 0.7
 """Smallest weighted moment (px^2) of a PSF: that of a Gaussian of 1.5 px FWHM; the camera's is 2 px and wider."""
-WIDE_MOMENT_SIGMA: Final = 3.5
-TOTAL_RADIUS: Final = 6.0
-ANNULUS: Final = (8.0, 14.0)
-FLUX_SOFTENING: Final = 0.05
-"""Softening of the asinh magnitude, nanomaggies (magnitude 25.75)."""
-
-PSF_MEASURES: Final = ("ratio_0.7", "ratio_1.8", "ratio_2.7", "ratio_4.0", "size")
-
-FEATURES: Final[tuple[str, ...]] = (
-    "detected",
-    "snr",
-    "flux",
-    "depth",
-    "ratio_0.7",
-    "ratio_1.8",
-    "ratio_2.7",
-    "ratio_4.0",
-    "ratio_6.0",
-    "size",
-    "size_wide",
-    "ellipticity",
-    "peak",
-    "excess_0.7",
-    "excess_1.8",
-    "excess_2.7",
-    "excess_4.0",
-    "excess_size",
-    "significance_0.7",
-    "significance_1.8",
-    "significance_2.7",
-    "significance_4.0",
-    "psf_flux",
-    "psf_snr",
-    "psf_misfit",
-    "extended_1.0",
-    "extended_2.5",
-    "extended_snr_1.0",
-    "extended_snr_2.5",
-    "psf_size",
-    "psf_ratio_2.7",
-    "psf_stars",
-    "header_fwhm",
-    "annulus",
-    "valid_core",
-    "valid_stamp",
-    "saturated_core",
-)
-"""Names of the features of one band, in the order of the feature axis.
-
-``snr`` asinh of the signal-to-noise ratio in the reference weight; ``flux`` asinh of the flux within 6 px over
-0.05 nanomaggies; ``depth`` AB magnitude of five times the noise of the reference flux, minus 25; ``ratio_s`` flux with
-weight sigma s over the reference flux; ``size`` ``size_wide`` weighted second moment, px^2; ``peak`` brightest
-core pixel over the reference flux; ``excess_*`` the measure minus that of the exposure's point sources;
-``significance_*`` asinh of that difference over its error; ``psf_flux`` asinh of the flux of a PSF fit over 0.05
-nanomaggies, ``psf_snr`` asinh of its signal-to-noise ratio, ``psf_misfit`` asinh of its chi-square, less what is
-expected and over the spread expected; ``extended_s`` flux that must be moved from the PSF into the PSF widened by a
-Gaussian of sigma s pixels, over the flux in all, ``extended_snr_s`` asinh of that flux over its error; ``psf_size``
-``psf_ratio_2.7`` ``psf_stars`` the exposure's point-source locus;
-``header_fwhm`` FWHM of the header, px; ``annulus`` flux between 8 and 14 px over the total flux; ``valid_*`` shares of
-valid pixels; ``saturated_core`` share of saturated pixels in the core.
-"""
 
 
 @dataclass(frozen=True)
@@ -118,7 +59,8 @@ class PointSources:
     Attributes
     ----------
     measures : dict of str to float
-        Median of each of `PSF_MEASURES` over the point sources; what is expected of them where the exposure has none.
+        Median over the point sources of each of `sgclassify.stages.features.PSF_MEASURES`; the expected value where
+        the exposure has no point source.
     n_stars : int
         Point sources behind the medians.
     """
@@ -350,7 +292,7 @@ def fwhm_ratio(psf: PointSources, fwhm_px: float) -> float:
 
 def point_sources(measured: Measured, members: npt.NDArray[np.int64]) -> PointSources:
     """The point-source locus: medians of the measures of the members, of which there is one at least."""
-    measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in RATIO_SIGMAS[:4]}
+    measures = {f"ratio_{s}": float(np.median(measured.ratio[s][members])) for s in PSF_SIGMAS}
     measures["size"] = float(np.median(measured.size[members]))
     return PointSources(measures, int(members.size))
 
@@ -497,7 +439,7 @@ def feature_table(
     reference = _gauss(r2, REFERENCE_SIGMA)
     for s in RATIO_SIGMAS:
         column[f"ratio_{s}"] = measured.ratio[s]
-    for s in RATIO_SIGMAS[:4]:
+    for s in PSF_SIGMAS:
         expected = psf[f"ratio_{s}"]
         # error of  flux_s - expected * flux_reference  under sky noise alone
         difference = _gauss(r2, s) - expected[:, None, None] * reference

@@ -8,32 +8,57 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool
 from sgclassify.stages.associate import SkyPositions, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
-from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tangent import moved_back
+from sgclassify.stages.tiling import CHAIN_ARCSEC
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
 
-CHAIN_ARCSEC = 30.0
-"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
-given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model is given of some objects; the first axis of every array is the object.
+
+    Attributes
+    ----------
+    image : ndarray of float32, shape (n, 7, size, size)
+        Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
+    valid : ndarray of bool, shape (n, 7, size, size)
+    sigma : ndarray of float32, shape (n, 7)
+        Noise of a sky pixel, nanomaggies; 1 for an absent band.
+    features : ndarray of float32, shape (n, 7, n_features)
+        Catalogue sequence; NaN where a feature has no value.
+    psf : ndarray of float32, shape (n, 7, size, size)
+        PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
+    used : ndarray of bool, shape (n, 7)
+        Bands that have enough valid pixels to be scored on.
+    """
+
+    image: F32
+    valid: Bool
+    sigma: F32
+    features: F32
+    psf: F32
+    used: Bool
+
+    def __len__(self) -> int:
+        return len(self.image)
 
 
 @dataclass(frozen=True)
-class TileStamps:
+class TileStamps(Inputs):
     """The objects of one tile, ready for the model.
 
     Attributes
@@ -43,17 +68,6 @@ class TileStamps:
     ra, dec : ndarray of float64, shape (n,)
         Sky position of the anchor detection, ICRS degrees.
     sg_flags : ndarray of int32, shape (n,)
-    used : ndarray of bool, shape (n, 7)
-        Bands that have enough valid pixels to be scored on.
-    image : ndarray of float32, shape (n, 7, size, size)
-        Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
-    valid : ndarray of bool, shape (n, 7, size, size)
-    sigma : ndarray of float32, shape (n, 7)
-        Noise of a sky pixel, nanomaggies; 1 for an absent band.
-    features : ndarray of float32, shape (n, 7, n_features)
-        Catalogue sequence; nan where a feature has no value.
-    psf : ndarray of float32, shape (n, 7, size, size)
-        PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
     members : pyarrow.Table
         Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
     """
@@ -61,17 +75,8 @@ class TileStamps:
     object_id: I64
     ra: F64
     dec: F64
-    sg_flags: npt.NDArray[np.int32]
-    used: Bool
-    image: F32
-    valid: Bool
-    sigma: F32
-    features: F32
-    psf: F32
+    sg_flags: I32
     members: pa.Table
-
-    def __len__(self) -> int:
-        return len(self.object_id)
 
     @property
     def n_bands(self) -> npt.NDArray[np.int8]:
@@ -86,7 +91,7 @@ class TileStamps:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Usable detections of all exposures of a tile, in a fixed order of exposures and rows."""
+    """Usable detections of all exposures of a tile, ordered by exposure, then by row."""
 
     at: SkyPositions
     x: F64
@@ -94,7 +99,7 @@ class _Pool:
     sg_flags: npt.NDArray[np.int32]
 
     def load(self, margin_arcsec: float) -> SkyPositions:
-        """All there is: the exposures were chosen with a margin of `CHAIN_ARCSEC`."""
+        """All detections: the exposures of a tile were chosen with a margin of `CHAIN_ARCSEC`."""
         if margin_arcsec > CHAIN_ARCSEC:
             raise ValueError(
                 f"detections within the match radius of each other form a chain of more than {CHAIN_ARCSEC / 2:.0f}"
@@ -109,13 +114,11 @@ def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]
 
 
 def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
-    names = ("row", "x", "y", "ra", "dec", "sg_flags")
-    tables = [
-        pq.read_table(p.detections_path, columns=[*names, "usable"]).filter(pc.field("usable"))
-        for p in exposures
-    ]
+    tables = [exposure.usable_detections() for exposure in exposures]
     rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
-    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    column = {
+        name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names
+    }
     at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
     return _Pool(at, column["x"], column["y"], column["sg_flags"])
 
@@ -140,8 +143,8 @@ def extract_tile(
         Side of the stamps, pixels (the model's contract).
     config : StageConfig
     wanted : callable, optional
-        Says from the positions of the objects, degrees, which to cut and measure; None for all. An object comes out
-        the same whether or not the others are wanted.
+        Takes the positions of the objects, degrees; returns which of them to cut and measure. None for all. The result
+        for an object does not depend on which others are wanted.
 
     Returns
     -------
@@ -214,7 +217,7 @@ def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
 def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
     """Objects with a detection of another object within the blending radius of their anchor.
 
-    Detections that several exposures made of one source all belong to its object, so what is left is another.
+    The detections of one source in several exposures belong to one object, so any other detection is a neighbour.
     """
     owner = np.full(len(pool.at), -1, dtype=np.int64)
     owner[member] = member_object

@@ -1,4 +1,4 @@
-"""Plan of a run: which exposures touch which sky tile, from headers alone."""
+"""Which exposures touch which sky tile, from headers alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from astropy.wcs import Wcsprm
 from numpy.typing import NDArray
 
 from sgclassify.stages import healpix
+from sgclassify.stages.bands import PIXEL_SCALE
+from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.header import ExposureHeader
 
 SAMPLES: Final = 16
 """Points on each side of a detector's outline, so that the outline follows the distortion of the optics."""
+
+CHAIN_ARCSEC: Final = 30.0
+"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. Such a chain
+needs sources that stand side by side without a gap."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,20 @@ class Tile:
         return f"tile {self.order}/{self.pixel}"
 
 
+def tile_pad_arcsec(config: StageConfig) -> float:
+    """How far outside its detector an exposure still counts for a tile: 36.15 arcsec with the default settings.
+
+    The pad is a sum of
+
+    - ``position_tolerance_arcsec`` and ``position_margin_px``: a row of a catalogue may lie that far off the detector;
+    - twice ``blend_radius_arcsec``: the flag BLENDED of an object depends on its neighbours over the border;
+    - ten times ``match_radius_arcsec``, a reserve for the matches at both ends of a chain;
+    - `CHAIN_ARCSEC`: which detections make one object depends on chains of neighbours that cross the border.
+    """
+    off_detector = config.position_tolerance_arcsec + config.position_margin_px * PIXEL_SCALE
+    return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
+
+
 def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arcsec: float) -> list[Tile]:
     """Distribute exposures over sky tiles.
 
@@ -48,8 +68,7 @@ def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arc
     tile_order : int
         HEALPix order of the tiles.
     pad_arcsec : float
-        How far outside its detector an exposure still counts: at least the margin that the association of a
-        tile reads around it, plus how far off the detector a catalogue's positions may lie.
+        How far outside its detector an exposure still counts, see `tile_pad_arcsec`.
 
     Returns
     -------

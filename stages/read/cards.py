@@ -1,6 +1,6 @@
 """Header cards of FITS files: keyword -> value.
 
-astropy's parser warns (through state that all threads share) about every odd card of a file, wanted or not.
+Own code, because astropy's parser warns about every odd card of a file, and changes state that all threads share.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def parse_cards(header: bytes) -> tuple[dict[str, Value], frozenset[str]]:
     Returns
     -------
     values : dict
-        Keyword -> value; of a repeated keyword, the first. Strings come with what CONTINUE cards add to them.
+        Keyword -> value; the first value of a repeated keyword. CONTINUE cards are joined to their strings.
     repeated : frozenset of str
-        Keywords that come again with another value.
+        Keywords that occur again with another value.
     """
     values: dict[str, Value] = {}
     repeated: set[str] = set()
-    # cut before they are decoded: a character of UTF-8 may take several bytes of a card
+    # Cut first, then decode: a UTF-8 character may take several bytes of a card.
     cards = [decode(header[k : k + CARD]) for k in range(0, len(header), CARD)]
     for k, card in enumerate(cards):
         key = card[:8].rstrip()
@@ -57,9 +57,9 @@ def parse_cards(header: bytes) -> tuple[dict[str, Value], frozenset[str]]:
 
 
 def _continued(text: str, following: list[str]) -> str:
-    """A string with what CONTINUE cards add to it (FITS standard 4.0, section 4.2.1.2).
+    """A string and its CONTINUE cards, joined (FITS standard 4.0, section 4.2.1.2).
 
-    An ``&`` at the end stands for the rest only where the next card is a CONTINUE with a string.
+    An ``&`` at the end means "continued" only where the next card is a CONTINUE with a string.
     """
     for card in following:
         more = card[10:].lstrip()
@@ -70,10 +70,10 @@ def _continued(text: str, following: list[str]) -> str:
 
 
 def parse_value(text: str) -> Value:
-    """Value of a card from its text after ``= ``; text that is no FITS value comes back as a string.
+    """Value of a card from its text after the equals sign. Text that is not a FITS value comes back as a string.
 
-    ``NaN`` and ``Inf`` are no FITS values, but some programs write them: they become floats, so that the
-    caller can say what is wrong with them.
+    ``NaN`` and ``Inf`` are not FITS values, but some programs write them. They become floats, so that the caller can
+    say what is wrong.
     """
     text = text.strip()
     if text.startswith("'"):
@@ -89,7 +89,7 @@ def parse_value(text: str) -> Value:
 
 
 def _parse_number(word: str) -> int | float | None:
-    """A number in any form that FITS allows; None where it is none."""
+    """A number in any form that FITS allows; None for other text."""
     if _NUMBER.fullmatch(word):
         if word.lstrip("+-").isdigit():
             return int(word)
@@ -98,6 +98,6 @@ def _parse_number(word: str) -> int | float | None:
 
 
 def as_number(value: Value) -> float:
-    """A header value as a float, also one that the header has in quotes; nan where it is no number."""
+    """A header value as a float, also where the header has it in quotes; NaN where it is not a number."""
     number = _parse_number(value.strip()) if isinstance(value, str) else value
     return math.nan if number is None or isinstance(number, bool) else float(number)

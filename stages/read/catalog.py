@@ -1,4 +1,4 @@
-"""Catalogues (CAT): all rows and columns as they are, and the positions that the stage can use."""
+"""Catalogues (CAT): all rows and columns unchanged, and the positions that the stage can use."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sgclassify.stages.read.header import NO_VALUE, ExposureHeader
 from sgclassify.stages.read.wcs import MAX_DECLINATION, MAX_RIGHT_ASCENSION, right_ascension
 
 ROW_BITS: Final = 21
-"""Bits of ``object_id`` that hold the row of the catalogue; the other 42 hold the key of its exposure."""
+"""Bits of ``object_id`` for the row of the catalogue; the other 42 hold the key of its exposure."""
 
 MAX_COLUMN_NOTES: Final = 5
-"""Most columns of one catalogue that have a remark of their own in the report."""
+"""Most columns of one catalogue that get their own remark in the report."""
 
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "objID": ("objid", "obj_id", "number"),
@@ -32,23 +32,23 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "RA": ("ra", "alphawin_j2000", "alpha_j2000", "x_world"),
     "DEC": ("dec", "deltawin_j2000", "delta_j2000", "y_world"),
 }
-"""Required CAT column -> the names it may have, lower case, in order of preference: the official one, SExtractor's."""
+"""Required CAT column -> its possible names in lower case, in order of preference: the official one, SExtractor's."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Rows of one CAT, in its order; all arrays are of its length.
+    """Rows of one CAT, in its order; all arrays have its length.
 
     Attributes
     ----------
     x, y : float64
-        Pixel position, 0-based, the centre of the first pixel being 0.0; nan where the row has none.
+        Pixel position, 0-based: the centre of the first pixel is 0.0. NaN where the row has none.
     ra, dec : float64
-        ICRS position, degrees, 0 <= ra < 360; nan where the row has none.
+        ICRS position, degrees, 0 <= ra < 360; NaN where the row has none.
     sg_flags : int32
         NO_POSITION, POSITION_MISMATCH, DUPLICATE_ID, STAGE_CATALOG.
     usable : bool
-        The row has a position, on the sky and on the detector, and the two agree.
+        The row has a position on the sky and on the detector, and the two agree.
     """
 
     x: F64
@@ -68,8 +68,8 @@ def read_table(path: str | Path) -> pa.Table:
     Parameters
     ----------
     path : str or Path
-        FITS file with a binary table: the only one, or the only one that has the required columns, such as
-        ``LDAC_OBJECTS`` of a SExtractor LDAC file.
+        FITS file with one binary table, or with several of which one has the required columns, such as
+        ``LDAC_OBJECTS`` in a SExtractor LDAC file.
 
     Returns
     -------
@@ -79,8 +79,8 @@ def read_table(path: str | Path) -> pa.Table:
     Raises
     ------
     UnusableInputError
-        If the file is damaged, holds no table, or several that may be the catalogue, or if two columns have the
-        name of one that the stage reads.
+        If the file is damaged, has no table, or has several possible catalogues, or if two columns share the name
+        of a column that the stage reads.
     """
     path = Path(path)
     tables = [hdu for hdu in table_hdus(path) if hdu.name != "LDAC_IMHEAD"]
@@ -96,18 +96,18 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def _refuse_twins(names: list[str], path: Path) -> None:
-    """Refuse to guess which of two columns of one name, in any case, is the one that the stage reads."""
+    """Refuse two columns with one name (in upper or lower case) where the stage reads one of them."""
     for official in ALIASES:
         found = _find(names, official)
         twins = [name for name in names if found is not None and name.lower() == found.lower()]
-        # the exact official name tells which one it is
+        # The exact official name decides, if only one column has it.
         if len(twins) > 1 and (found != official or names.count(found) > 1):
             fault = f"two columns may be its {official}: {' and '.join(map(repr, twins))}"
             raise UnusableInputError(path, fault, "rename or remove the one that is not")
 
 
 def column_notes(table: pa.Table) -> list[str]:
-    """What the columns of a catalogue do not show as it is in its file: remarks for the report.
+    """Remarks for the report on columns that differ from the file.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def column_notes(table: pa.Table) -> list[str]:
     Returns
     -------
     list of str
-        A line a column; of many columns the first `MAX_COLUMN_NOTES`, and the number of the others.
+        One line per column; at most `MAX_COLUMN_NOTES`, then the number of the others.
     """
     notes = [
         f"CAT column {field.name}: {field.metadata[b'note'].decode()}"
@@ -129,9 +129,9 @@ def column_notes(table: pa.Table) -> list[str]:
 
 
 def find_column(table: pa.Table, name: str) -> str | None:
-    """Name that a table has for an official CAT column; None if it has none.
+    """Name of an official CAT column in a table; None if the table does not have it.
 
-    The official name is preferred to aliases, and its exact spelling to other cases.
+    The official name comes before aliases, and its exact spelling before upper or lower case.
     """
     return _find(table.column_names, name)
 
@@ -149,19 +149,19 @@ def _find(columns: Sequence[str], name: str) -> str | None:
 def read_detections(
     table: pa.Table, header: ExposureHeader, config: StageConfig, path: str | Path
 ) -> Detections:
-    """Find the usable positions of a catalogue, and refuse one that cannot belong to its image.
+    """Find the usable positions of a catalogue, and refuse a catalogue that cannot belong to its image.
 
     Parameters
     ----------
     table : pyarrow.Table
-        From `read_table`, or of the stage's own detection (if ``header.files.catalog`` is None), in which the
-        columns have the official names.
+        From `read_table`, or (if ``header.files.catalog`` is None) from the stage's own detection, whose columns
+        have the official names.
     header : ExposureHeader
         The exposure.
     config : StageConfig
-        Used are the ``position_...``, ``max_bad_rows`` and ``min_px_per_row``.
+        Its ``position_...``, ``max_bad_rows`` and ``min_px_per_row`` are used.
     path : str or Path
-        File that errors name.
+        File to name in errors.
 
     Returns
     -------
@@ -170,8 +170,8 @@ def read_detections(
     Raises
     ------
     UnusableInputError
-        If a required column is missing or holds no numbers, there are too many rows for the detector, or too many
-        without a usable position.
+        If a required column is missing or not numeric, the detector cannot hold so many rows, or too many rows have
+        no usable position.
     """
     own = header.files.catalog is None
     n = table.num_rows
@@ -215,7 +215,7 @@ def read_detections(
 
 
 def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
-    """Angular distance of pairs of positions in degrees, arcsec (haversine: exact for small angles too)."""
+    """Angular distance of pairs of positions (degrees), arcsec; by the haversine, exact for small angles too."""
     ra1, dec1, ra2, dec2 = (np.radians(angle) for angle in (ra1, dec1, ra2, dec2))
     half = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
     apart: F64 = np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1)))) * 3600.0
@@ -223,7 +223,7 @@ def separation_arcsec(ra1: F64, dec1: F64, ra2: F64, dec2: F64) -> F64:
 
 
 def _numbers(table: pa.Table, name: str, path: str | Path) -> F64:
-    """A column as float64, nan for "no value"."""
+    """A column as float64; NaN for "no value"."""
     column = _with_nulls(table, name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise UnusableInputError(path, f"column {name} holds no numbers", "deliver a Level-1 catalogue")
@@ -233,14 +233,14 @@ def _numbers(table: pa.Table, name: str, path: str | Path) -> F64:
 
 
 def _unit_fault(table: pa.Table, name: str) -> str:
-    """What the unit of an angle may have to do with its disagreement: nothing where it is degrees or not given."""
+    """Hint that the unit of an angle may be the cause; empty where it is degrees or not given."""
     metadata = table.schema.field(name).metadata or {}
     unit = metadata.get(b"unit", b"").decode()
     return "" if unit.lower() in ("", "deg", "degree", "degrees") else f"; {name} is in {unit}, not degrees"
 
 
 def _with_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column, null where it has the value that its file declares to stand for none."""
+    """A column with nulls in place of the value that TNULL declares."""
     column, declared = table.column(name), (table.schema.field(name).metadata or {}).get(b"null")
     if declared is None:
         return column
@@ -248,7 +248,7 @@ def _with_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _repeated(column: pa.ChunkedArray, path: str | Path) -> Bool:
-    """Rows whose identifier occurs in other rows too; "no value" is no identifier."""
+    """Rows whose identifier occurs in other rows too; "no value" does not count."""
     if not len(column):
         return np.zeros(0, dtype=bool)
     if pa.types.is_nested(column.type):

@@ -1,4 +1,4 @@
-"""The exposure list: which exposures a run is asked to do."""
+"""The exposure list: which exposures to classify."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from sgclassify.stages.read.names import (
 CSV_COLUMNS: Final = ("image", "weight", "flag", "catalog")
 
 MAX_LIST_BYTES: Final = 2**28
-"""A list longer than 256 MiB (about two million paths) is some other file."""
+"""Longest list accepted, 256 MiB (about two million paths); a longer file is not a list."""
 
 Entry = ExposureFiles | UnusableInputError
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureList:
-    """What a list asks for.
+    """Content of an exposure list.
 
     Attributes
     ----------
     files : tuple of ExposureFiles
-        One an exposure, sorted by exposure and path, whatever the order of the list.
+        One per exposure, sorted by exposure and path, whatever the order of the list.
     notes : tuple of str
-        Entries that repeat another one.
+        Entries that repeat another entry.
     problems : tuple of UnusableInputError
         Entries that cannot be used, sorted.
     """
@@ -55,24 +55,24 @@ def parse_list(path: str | Path) -> ExposureList:
     Parameters
     ----------
     path : str or Path
-        A text file with a path a line: an IMG file, or a folder (all IMG files below it). Blank lines and
-        lines that begin with ``#`` are skipped. Or a ``.csv`` file with a header
-        ``image[,weight,flag,catalog]``, in which an empty cell means that the file is looked for by name.
-        Relative paths are relative to the list.
+        Either a text file with one path per line: an IMG file, or a folder (all IMG files below it); blank lines
+        and lines that begin with ``#`` are skipped. Or a ``.csv`` file with the header
+        ``image[,weight,flag,catalog]``; for an empty cell the file is found by its name. Relative paths start at
+        the folder of the list.
 
     Returns
     -------
     ExposureList
-        Two entries are one exposure if they are the same file (links followed), have the same official name, which
-        holds observation and detector, or in one folder the same stem; the lexicographically first path is kept.
-        ``files`` may be empty if there are problems.
+        Two entries are the same exposure if they are the same file (links followed), have the same official name,
+        which holds observation and detector, or have the same stem in the same folder. The alphabetically first
+        path is kept. ``files`` may be empty if there are problems.
 
     Raises
     ------
     UsageError
-        If the list is missing, no text, or its CSV header or rows are malformed.
+        If the list is missing or not text, or its CSV header or rows are malformed.
     NothingToDoError
-        If it names nothing at all.
+        If it names no exposure at all.
     """
     path = Path(path)
     lines = _lines(path)
@@ -89,7 +89,7 @@ def parse_list(path: str | Path) -> ExposureList:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a text file that say something."""
+    """Lines of a text file, without blank lines and comments."""
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; put its path into a text file, and give that")
@@ -106,13 +106,13 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"the exposure list {path} is not UTF-8 (line {line})") from None
-    # Not str.splitlines, which splits at characters that a path may hold.
+    # Not str.splitlines: it also splits at characters that a path may contain.
     lines = (line.strip(" \t\v\f") for line in re.split(r"\r\n|\n|\r", text))
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _line_entries(path: Path) -> Iterator[Entry]:
-    """Exposures of one line: of a file, or of all IMG files below a folder."""
+    """Exposures of one line: the file, or all IMG files below the folder."""
     try:
         is_folder = path.is_dir()
     except OSError as error:
@@ -131,7 +131,7 @@ def _line_entries(path: Path) -> Iterator[Entry]:
 
 
 def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Path]:
-    """All IMG files below a folder, links to folders followed once."""
+    """All IMG files below a folder; links to folders are followed once."""
 
     visited: set[str] = set()
     walk = os.walk(folder, onerror=lambda error: faults.append(_unreadable(folder, error)), followlinks=True)
@@ -141,7 +141,7 @@ def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Pa
             folders.clear()
             continue
         visited.add(real)
-        # Sorted, so that of two links to one folder the same one is followed in every run.
+        # Sorted, so that every run follows the same one of two links to a folder.
         folders.sort()
         for name in sorted(names):
             if file_kind(name) == "IMG" and has_fits_extension(name) and not name.startswith("."):
@@ -149,7 +149,7 @@ def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Pa
 
 
 def _unreadable(path: Path, error: OSError) -> UnusableInputError:
-    """What the system says of a path of the list: it costs that path."""
+    """Turn an error of the system into the fault of one path of the list."""
     advice = (
         "correct the exposure list"
         if error.errno == errno.ENAMETOOLONG
@@ -159,7 +159,7 @@ def _unreadable(path: Path, error: OSError) -> UnusableInputError:
 
 
 def _entry(image: Path) -> Entry:
-    """One image of the list, with its companions found by name."""
+    """One image of the list and its companions, found by name."""
     try:
         fault = _image_fault(image)
         return fault if fault is not None else find_siblings(image)
@@ -178,7 +178,7 @@ def _image_fault(image: Path) -> UnusableInputError | None:
     if kind not in (None, "IMG"):
         return UnusableInputError(image, f"is a {kind} file", "list the IMG file of the exposure instead")
     if not is_utf8(image.name):
-        # Products get the names of their exposures, and Parquet knows only UTF-8.
+        # Products are named after their exposures, and Parquet allows only UTF-8.
         return UnusableInputError(
             image, "the name of the file is not UTF-8", "rename the files of the exposure"
         )
@@ -233,7 +233,7 @@ def _csv_entry(paths: dict[str, Path]) -> Entry:
 
 
 def _unique(entries: list[ExposureFiles]) -> tuple[tuple[ExposureFiles, ...], tuple[str, ...]]:
-    """Drop repeated exposures; independent of the order of the list."""
+    """Drop repeated exposures; the order of the list does not matter."""
     kept: list[ExposureFiles] = []
     by_stem: dict[str | Path, Path] = {}
     by_file: dict[Path, Path] = {}
@@ -251,7 +251,7 @@ def _unique(entries: list[ExposureFiles]) -> tuple[tuple[ExposureFiles, ...], tu
 
 
 def _name(image: Path) -> str | Path:
-    """What two paths of one exposure share; a name that is not official says nothing about one in another folder."""
+    """Key that two paths of one exposure share; a name that is not official holds only within its folder."""
     stem = exposure_stem(image)
     return stem if parse_name(image) is not None else image.parent / stem
 

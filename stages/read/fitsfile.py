@@ -1,7 +1,7 @@
-"""FITS files as what they are on disk: 2880-byte blocks, header cards, declared sizes, checksums.
+"""FITS files on disk: 2880-byte blocks, header cards, declared sizes, checksums.
 
-Everything that can be known without interpreting the data is checked here, before memory is taken for it: a
-header may declare any size.
+A header may declare any size. So all that can be checked without decoding the data is checked here, before memory is
+allocated for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK: Final = 2880
 """Bytes of a FITS block (FITS standard 4.0, section 3.1)."""
 
 MAX_HEADER_BLOCKS: Final = 1000
-"""A header longer than this (36,000 cards) is no header: stops the search for END in a large foreign file."""
+"""Longest header, 36,000 cards: stops the search for END in a large file that is not FITS."""
 
 CHUNK: Final = 1456 * BLOCK
 """Bytes read at once when a file is streamed (4.2 MB, a whole number of blocks)."""
@@ -39,16 +39,16 @@ RECOPY: Final = "copy the file again from its archive"
 
 @dataclass(frozen=True, slots=True)
 class Hdu:
-    """One header-data unit, its data unread.
+    """One header-data unit; its data are not read.
 
     Attributes
     ----------
     index : int
         Place in the file, 0 for the primary HDU.
     values : dict
-        Keyword -> value; of a repeated keyword, the first.
+        Keyword -> value; the first value of a repeated keyword.
     repeated : frozenset of str
-        Keywords that come again with another value, for which the standard does not say which one holds.
+        Keywords that occur again with another value; the standard does not say which one is valid.
     data_offset : int
         Byte at which the data start (in the decompressed stream of a .gz file).
     data_bytes : int
@@ -63,28 +63,28 @@ class Hdu:
 
     @property
     def name(self) -> str:
-        """EXTNAME, upper case; ``PRIMARY`` or an empty string where there is none."""
+        """EXTNAME in upper case; without it, ``PRIMARY`` for the first HDU and an empty string for the others."""
         name = self.values.get("EXTNAME")
         return str(name).strip().upper() if name is not None else ("PRIMARY" if self.index == 0 else "")
 
     @property
     def label(self) -> str:
-        """How messages call this HDU."""
+        """Name of this HDU in messages."""
         return f"HDU {self.index}" + (f" ({self.name})" if self.name else "")
 
     @property
     def compressed(self) -> bool:
-        """Whether this is a binary table that holds a tile-compressed image."""
+        """Whether this is a tile-compressed image, stored as a binary table."""
         return self.is_table and self.values.get("ZIMAGE") is True
 
     @property
     def is_table(self) -> bool:
-        """Whether this is a binary table (of any content)."""
+        """Whether this is a binary table, whatever it holds."""
         return str(self.values.get("XTENSION", "")).strip() in ("BINTABLE", "A3DTABLE")
 
     @property
     def is_image(self) -> bool:
-        """Whether this HDU is an image, compressed or not, of any number of axes but 0."""
+        """Whether this HDU is an image, compressed or not, with at least one axis."""
         kind = str(self.values.get("XTENSION", "IMAGE")).strip()
         return self.compressed or (kind in ("IMAGE", "IUEIMAGE") and bool(self.axes))
 
@@ -100,7 +100,7 @@ class Hdu:
 
     @property
     def axes_stored(self) -> tuple[int, ...]:
-        """NAXIS1, NAXIS2, ... of the data as stored: for a table its bytes a row and its rows."""
+        """NAXIS1, NAXIS2, ... of the data as stored: for a table, bytes per row and number of rows."""
         lengths = [self.values.get(f"NAXIS{k}") for k in range(1, int(self.number("NAXIS", 0)) + 1)]
         return tuple(n for n in lengths if isinstance(n, int))
 
@@ -110,20 +110,20 @@ class Hdu:
         return -(-self.data_bytes // BLOCK) * BLOCK
 
     def number(self, key: str, default: float) -> float:
-        """Value of a keyword as a float, or ``default`` where it is absent or no number."""
+        """Value of a keyword as a float; ``default`` where it is absent or not a number."""
         value = self.values.get(key)
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
 def scan(path: Path, stop: Callable[[Hdu], bool] | None = None) -> list[Hdu]:
-    """Headers of a FITS file; of the data, only the declared sizes are checked against the file's size.
+    """Read the headers of a FITS file, and check the declared sizes of its data against the size of the file.
 
     Parameters
     ----------
     path : Path
-        FITS file, gzip-compressed or not (told by its content).
+        FITS file, gzip-compressed or not; its content decides, not its name.
     stop : callable, optional
-        Called with each HDU; the scan ends after the first for which it is true.
+        Called with each HDU; the scan ends after the first one for which it returns True.
 
     Returns
     -------
@@ -151,18 +151,18 @@ def scan(path: Path, stop: Callable[[Hdu], bool] | None = None) -> list[Hdu]:
 
 
 def verify(path: Path) -> str:
-    """Read a FITS file from end to end, and verify every CHECKSUM and DATASUM it carries.
+    """Read a whole FITS file, and verify every CHECKSUM and DATASUM in it.
 
     Returns
     -------
     str
-        SHA-256 of the file as it lies on disk, hexadecimal.
+        SHA-256 of the file on disk, hexadecimal.
 
     Raises
     ------
     UnusableInputError
         As `scan`, and if a sum does not match or a .gz file is damaged. Bytes after the last HDU, or after the
-        end of a gzip stream, are no damage.
+        end of a gzip stream, are not an error.
     """
     size = _regular_size(path)
     digest = hashlib.sha256()
@@ -190,13 +190,13 @@ def verify(path: Path) -> str:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
-    """Open a FITS file for reading, decompressed where it is gzip, with its size where that is known.
+    """Open a FITS file for reading; a gzip file is decompressed on the way.
 
     Yields
     ------
     stream : binary file
     size : int or None
-        Bytes of the stream; None for a gzip file, whose decompressed size is not known before its end.
+        Bytes of the stream; None for a gzip file, whose decompressed size is known only at its end.
     """
     size = _regular_size(path)
     with _opened(path) as raw:
@@ -210,7 +210,7 @@ def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
 
 
 def iter_data(stream: BinaryIO, path: Path, hdu: Hdu) -> Iterator[bytes]:
-    """Data of one HDU in pieces, without its padding."""
+    """Data of one HDU in pieces, without padding."""
     with _stream_faults(path):
         stream.seek(hdu.data_offset)
         left = hdu.data_bytes
@@ -223,7 +223,7 @@ def iter_data(stream: BinaryIO, path: Path, hdu: Hdu) -> Iterator[bytes]:
 
 
 def copy_stream(stream: BinaryIO, copy: IO[bytes], path: Path, hdu: Hdu) -> None:
-    """Copy a stream from its start to the end of one HDU, padding included."""
+    """Copy a stream from its start to the end of one HDU, with its padding."""
     with _stream_faults(path):
         stream.seek(0)
         left = hdu.data_offset + hdu.padded_bytes
@@ -236,7 +236,7 @@ def copy_stream(stream: BinaryIO, copy: IO[bytes], path: Path, hdu: Hdu) -> None
 
 
 def first_image(path: Path) -> tuple[Hdu, tuple[Hdu, ...]]:
-    """First two-dimensional image HDU of a file, and the HDUs up to and including it.
+    """Find the first two-dimensional image HDU of a file; return it, and all HDUs up to it.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def _is_plane(hdu: Hdu) -> bool:
 
 
 class _HashingReader:
-    """A file that is read once from its start, and hashed on the way."""
+    """A file that is read once from its start, and hashed at the same time."""
 
     def __init__(self, raw: BinaryIO, digest: hashlib._Hash) -> None:
         self._raw = raw
@@ -284,7 +284,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _stream_faults(path: Path) -> Iterator[None]:
-    """Turn what a damaged gzip stream raises into a fault of the file."""
+    """Turn the errors of a damaged gzip stream into a fault of the file."""
     try:
         yield
     except (EOFError, zlib.error) as error:
@@ -306,7 +306,7 @@ def _regular_size(path: Path) -> int:
 
 
 def _read_header(stream: BinaryIO, path: Path, index: int, before: Hdu | None) -> tuple[Hdu, bytes] | None:
-    """Next header of a stream that stands at a block boundary; None at the end of the HDUs."""
+    """Read the next header of a stream at a block boundary; None after the last HDU."""
     blocks: list[bytes] = []
     start = 0 if before is None else before.data_offset + before.padded_bytes
     while True:
@@ -315,7 +315,7 @@ def _read_header(stream: BinaryIO, path: Path, index: int, before: Hdu | None) -
         if not blocks:
             if index == 0 and not block.startswith(b"SIMPLE  ="):
                 raise UnusableInputError(path, "not a FITS file (it does not begin with SIMPLE)", RECOPY)
-            # After the last HDU the standard allows "special records", which are none of our business.
+            # After the last HDU the standard allows "special records"; they are ignored.
             if index > 0 and not block.startswith(b"XTENSION"):
                 return None
         if len(block) < BLOCK or len(blocks) == MAX_HEADER_BLOCKS:
@@ -353,7 +353,7 @@ def _declared_bytes(values: dict[str, Value], index: int, path: Path) -> int:
 
 
 def _check_size(hdu: Hdu, size: int | None, path: Path) -> None:
-    # Padding may be missing at the end of a file: no data are lost with it.
+    # Padding may be missing at the end of a file: no data are lost.
     if size is not None and hdu.data_offset + hdu.data_bytes > size:
         raise _truncated(path, hdu, max(size - hdu.data_offset, 0))
 
@@ -378,7 +378,7 @@ def _verify_sums(stream: BinaryIO, path: Path, hdu: Hdu, header: bytes) -> None:
     declared = hdu.values.get("DATASUM")
     if declared not in (None, "") and str(declared).strip() != str(datasum):
         raise UnusableInputError(path, f"DATASUM of {hdu.label} does not match its data", RECOPY)
-    # A valid HDU sums to all ones ("minus zero"), CHECKSUM being stored as the complement of the rest.
+    # A valid HDU sums to all ones ("minus zero"), because CHECKSUM is the complement of the rest.
     if hdu.values.get("CHECKSUM") not in (None, "") and _add(datasum, header) not in (0, 0xFFFFFFFF):
         raise UnusableInputError(path, f"CHECKSUM of {hdu.label} does not match", RECOPY)
 

@@ -1,4 +1,4 @@
-"""A gzip stream as a file that can be read and sought, whatever follows its last member."""
+"""A gzip stream as a file with ``read`` and ``seek``, whatever follows its last member."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ MAGIC: Final = b"\x1f\x8b"
 
 _READ: Final = 2**16
 _GZIP_WINDOW: Final = 31
-"""``wbits`` with which zlib reads the header of a member, and checks the CRC and the length at its end."""
+"""``wbits`` that makes zlib read the header of a member and check the CRC and the length at its end."""
 
 
 def gunzip(packed: BinaryIO) -> BinaryIO:
     """Open a gzip stream for reading.
 
-    Zeros and other bytes after a whole member that begin no other member are ignored, as gzip itself does with a
-    warning: tapes and transfers pad files. (`gzip.GzipFile` refuses them, and with them the data.)
+    Bytes after the last member are ignored, as the gzip program does with a warning: tapes and transfers pad files.
+    (`gzip.GzipFile` refuses such a file.)
 
     Parameters
     ----------
     packed : binary file
-        Stands at its start. Only `read` is needed to read forward; to seek backward, `seek` too.
+        At its start. Reading forward needs only its `read`; seeking backward also its `seek`.
 
     Returns
     -------
     binary file
-        Buffered; seeking backward decompresses from the start again. Reading raises `EOFError` where a member ends
+        Buffered. Seeking backward decompresses again from the start. Reading raises `EOFError` where a member ends
         early, and `zlib.error` where it is damaged.
     """
     return cast(BinaryIO, io.BufferedReader(_Members(packed), _READ))

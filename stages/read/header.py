@@ -1,4 +1,4 @@
-"""What the headers of an exposure say: band, calibration, WCS. Reads no pixel."""
+"""The headers of an exposure: band, calibration, WCS. Reads no pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astropy.wcs import WCS
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, PIXEL_SCALE, SLITLESS
-from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.errors import SlitlessExposureError, UnusableInputError
 from sgclassify.stages.read.cards import Value, as_number
 from sgclassify.stages.read.fitsfile import Hdu, first_image
 from sgclassify.stages.read.names import ExposureFiles, catalog_stem, exposure_stem, parse_name
@@ -24,20 +24,16 @@ NO_VALUE: Final = -9999.0
 """What the CSST pipelines write for "no value" (FORMATS: CAT columns)."""
 
 SCALE_TOLERANCE: Final = 0.05
-"""How far (as a share) another pixel scale is from the camera's where it is worth a note: images that are binned or
-resampled, whose noise is not that of the pixels that the model has learnt from."""
+"""Relative difference from the camera's pixel scale above which a note is made. The image is then binned or resampled,
+and its noise differs from that of the pixels that the model was trained on."""
 
 FWHM_RANGE_PX: Final = (1.0, 6.0)
-"""Accepted FWHM of the PSF, pixels; the camera's is about 2. One in arcsec or of a failed fit tells nothing."""
+"""Accepted FWHM of the PSF, pixels; the camera's is about 2. Values outside are in arcsec or from a failed fit."""
 
 ZERO_POINT_RANGE: Final = (10.0, 40.0)
-"""Accepted zero points, AB mag of 1 e-/s; those of the camera lie between 23 and 27."""
+"""Accepted zero points, AB mag of 1 e-/s; the camera's lie between 23 and 27."""
 
 _BAND_BY_NAME: Final = {name.lower(): name for name in (*BANDS, *SLITLESS)}
-
-
-class SlitlessExposureError(UnusableInputError):
-    """The exposure is a slitless spectrum, which shows nothing to classify: skipped, no fault of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +45,9 @@ class ExposureHeader:
     exposure_id : str
         Stem of the image's name: unique key of the exposure in a run.
     catalog_stem : str
-        Name of the CAT without extension; where CAT is missing, the name it would have had.
+        Name of the CAT without extension; where CAT is missing, the name that it would have.
     files : ExposureFiles
-        IMG, and WHT, FLG, CAT where they are.
+        IMG, and WHT, FLG, CAT where they exist.
     obsid : str
         Observation number; empty if neither header nor name has one.
     chip : int or None
@@ -61,14 +57,13 @@ class ExposureHeader:
     shape : (int, int)
         Rows and columns of the image: (ny, nx).
     wcs_cards : str
-        The WCS, as cards of 80 characters that are written from the values of the header's
-        (see `sgclassify.stages.read.wcs.wcs_cards`).
+        The WCS, as cards of 80 characters in a fixed form (see `sgclassify.stages.read.wcs.wcs_cards`).
     pixel_scale : float
         Side of a pixel at the centre of the image, arcsec.
     zero_point : float
         AB magnitude of 1 e-/s.
     exposure_time : float
-        Seconds.
+        Seconds; NaN where the header has no value, as for the numbers below.
     gain : float
         e-/ADU.
     read_noise : float
@@ -76,11 +71,11 @@ class ExposureHeader:
     saturate, sky_background, sky_rms : float
         e-/s per pixel.
     fwhm_px : float
-        FWHM of the PSF, pixels. Of these numbers, nan stands for one that the header does not have.
+        FWHM of the PSF, pixels.
     date_obs : str
-        Start of the observation, as the header writes it; empty if absent.
+        Start of the observation, as in the header; empty if absent.
     notes : tuple of str
-        What an operator may want to know, and the run can live with.
+        Oddities for the operator that do not stop the run.
     """
 
     exposure_id: str
@@ -108,7 +103,7 @@ class ExposureHeader:
 
     @property
     def exposure_key(self) -> int:
-        """42-bit hash of `exposure_id`, from which object identifiers are made."""
+        """42-bit hash of `exposure_id`; object identifiers are made from it."""
         digest = hashlib.blake2b(self.exposure_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 22
 
@@ -120,7 +115,7 @@ class ExposureHeader:
         return float(ra), float(dec)
 
     def wcs(self) -> WCS:
-        """Celestial WCS of the image; do not change it, it is shared within a thread."""
+        """Celestial WCS of the image. Do not change it: the thread shares one object."""
         return build_wcs(self.wcs_cards)
 
     def pixel_to_sky(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[F64, F64]:
@@ -129,28 +124,28 @@ class ExposureHeader:
         Parameters
         ----------
         x, y : array_like
-            Columns and rows, 0-based, the centre of the first pixel being 0.0; any shape, not finite allowed.
+            Columns and rows, 0-based: the centre of the first pixel is 0.0. Any shape; values may be NaN.
 
         Returns
         -------
         ra, dec : float64 arrays
-            Degrees, ICRS, 0 <= ra < 360; nan where the position is not finite or has no counterpart.
+            Degrees, ICRS, 0 <= ra < 360; NaN where the position is not finite or is not on the sky.
         """
         ra, dec = transform(self.wcs(), x, y, forward=True)
         return right_ascension(ra), dec
 
     def sky_to_pixel(self, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[F64, F64]:
-        """Pixel positions of sky positions: the inverse of `pixel_to_sky`, nan where there is none."""
+        """Pixel positions of sky positions: the inverse of `pixel_to_sky`; NaN where there is none."""
         return transform(self.wcs(), ra, dec, forward=False)
 
 
 def read_header(files: ExposureFiles) -> ExposureHeader:
-    """Read the headers of an exposure, and refuse what can never be used.
+    """Read the headers of an exposure, and refuse an exposure that can never be used.
 
     Parameters
     ----------
     files : ExposureFiles
-        The files of the exposure. IMG, WHT and FLG are opened (headers only), CAT is not.
+        The files of the exposure. Of IMG, WHT and FLG the headers are read; CAT is not opened.
 
     Returns
     -------
@@ -159,10 +154,10 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
     Raises
     ------
     SlitlessExposureError
-        If the detector is a slitless one.
+        If the detector is slitless.
     UnusableInputError
         If a file is missing, damaged or truncated, the shapes differ, or the band, the zero point or the WCS
-        is missing or makes no sense.
+        is missing or out of range.
     """
     path = files.image
     image, hdus = first_image(path)
@@ -215,14 +210,14 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
 
 
 def has_noise_model(header: ExposureHeader) -> bool:
-    """Whether the variance of a pixel can be derived from the header, for exposures without WHT."""
+    """Whether the header is enough to derive the variance of a pixel, for exposures without WHT."""
     if math.isfinite(header.exposure_time) and math.isfinite(header.read_noise):
         return True
     return math.isfinite(header.sky_rms)
 
 
 class _Keywords:
-    """Keywords of the image HDU and, where that lacks them, of the primary HDU; collects notes."""
+    """Keywords of the image HDU, or of the primary HDU where the image HDU lacks them; collects notes."""
 
     def __init__(self, path: Path, *hdus: Hdu) -> None:
         self.path = path
@@ -230,7 +225,7 @@ class _Keywords:
         self.notes: list[str] = []
 
     def value(self, *keys: str) -> Value:
-        """First value found, the keys in order of preference; None where there is none."""
+        """First value found, trying the keys in order; None where there is none."""
         for key in keys:
             for hdu in self.hdus:
                 value = hdu.values.get(key)
@@ -240,7 +235,7 @@ class _Keywords:
         return None
 
     def note_repeats(self, hdu: Hdu, *keys: str) -> None:
-        """Note of each keyword, once, that the header has it more than once, with different values."""
+        """Note each keyword that occurs more than once with different values; one note per keyword."""
         for key in keys:
             note = f"{key} occurs more than once, with different values: the first counts"
             if key in hdu.repeated and note not in self.notes:
@@ -252,7 +247,7 @@ class _Keywords:
         return "" if value is None else str(value).strip()
 
     def number(self, *keys: str, above: float = -math.inf, below: float = math.inf) -> float:
-        """First value found as a number; nan where there is none, nan and a note where it makes no sense."""
+        """First value found as a number; NaN where there is none, NaN and a note where it is out of range."""
         value = self.value(*keys)
         number = as_number(value)
         if value is None or number == NO_VALUE:

@@ -1,4 +1,4 @@
-"""One image of a FITS file, plain or tile-compressed: its physical values, and what its storage did to them."""
+"""One image of a FITS file, plain or tile-compressed: its physical values, and what compression changed in them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.read.bintable import read_numbers
 from sgclassify.stages.read.cards import as_number
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, copy_stream, first_image, open_stream
 
 KEEP_FLOATS: Final = ("GZIP_1", "GZIP_2", "NOCOMPRESS")
-"""Compressions (ZCMPTYPE) that take floats as they are; the others take integers only."""
+"""Compressions (ZCMPTYPE) that can store floats unchanged; the others store integers only."""
 
 COMPRESSIONS: Final = (*KEEP_FLOATS, "RICE_1", "RICE_ONE", "PLIO_1", "HCOMPRESS_1")
 """Compressions that astropy decodes."""
 
 UNSIGNED_16: Final = 32768.0
-"""BZERO of 16-bit integers without sign (FITS standard 4.0, table 11)."""
+"""BZERO of unsigned 16-bit integers (FITS standard 4.0, table 11)."""
 
 _DTYPE: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 _FAULTS_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)
-"""System errors of a seek to where only a damaged tile descriptor can point; None is astropy's own OSError."""
+"""System errors that only a damaged tile descriptor can cause, by a seek to nowhere; None is astropy's own OSError."""
 
 _OPENING = threading.Lock()
-"""Held while warnings are filtered: the filters belong to the process, not to the thread."""
+"""Held while warnings are filtered: all threads of a process share the filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Scaling:
     scale, zero : float
         BSCALE and BZERO.
     blank : int or None
-        Stored integer that stands for "no value"; None where there is none, and for floats.
+        Stored integer that means "no value"; None where there is none, and for floats.
     """
 
     scale: float
@@ -60,12 +61,12 @@ class Scaling:
 
     @classmethod
     def of(cls, path: Path, hdu: Hdu) -> Self:
-        """Scaling of an image, refused where it makes no sense."""
+        """Scaling of an image; refused if its cards are not numbers, or BSCALE is 0."""
         scale = _card(path, hdu, "BSCALE", 1.0)
         if scale == 0:
             raise _bad_card(path, hdu, "BSCALE")
         blank: int | None = None
-        # BLANK has no meaning for floats, though astropy looks for it among quantised ones.
+        # BLANK means nothing for floats, though astropy applies it to quantised floats.
         if _bitpix(hdu) > 0:
             key = "BLANK" if hdu.values.get("BLANK") is not None else "ZBLANK"
             value = hdu.values.get(key)
@@ -76,7 +77,7 @@ class Scaling:
         return cls(scale, _card(path, hdu, "BZERO", 0.0), blank)
 
     def physical(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Physical values; nan where there is none. Integers stay integers where only their sign is shifted."""
+        """Physical values; NaN for "no value". Integers stay integers where BZERO only makes them unsigned."""
         if self.blank is None and self.scale == 1.0:
             if self.zero == 0.0:
                 return stored
@@ -86,7 +87,7 @@ class Scaling:
                 unsigned: npt.NDArray[Any] = stored.astype(f"i{size}").view(f"u{size}")
                 unsigned ^= unsigned.dtype.type(sign)
                 return unsigned
-        with np.errstate(all="ignore"):  # damaged pixels hold any number
+        with np.errstate(all="ignore"):  # damaged pixels may hold any number
             values: npt.NDArray[Any] = stored * self.scale + self.zero
         if self.blank is not None:
             values[stored == self.blank] = np.nan
@@ -101,13 +102,13 @@ class ImageReader(ABC):
     shape : (int, int)
         Rows and columns.
     quantised : str
-        How the pixels were rounded to steps when the image was compressed; empty where they were not.
+        How compression rounded the pixels to steps; empty where it did not.
     smeared : str
-        How the compression mixed neighbouring pixels, so that none is exact; empty where it did not.
+        How compression mixed neighbouring pixels, so that none is exact; empty where it did not.
     keeps_zeros : bool
-        Whether a quantised pixel is 0 where, and only where, it was 0 before.
+        Whether a quantised pixel is 0 exactly where it was 0 before.
     has_blank : bool
-        Whether a stored integer stands for "no value".
+        Whether a stored integer means "no value".
     """
 
     quantised: str = ""
@@ -126,12 +127,12 @@ class ImageReader(ABC):
         return self.scaling.physical(self._stored(y0, y1, x0, x1))
 
     def step(self, y0: int, y1: int, x0: int, x1: int) -> F64 | float:
-        """Steps to which the values of a window were rounded: each lies within half a step of what it was.
+        """Steps to which the values of a window were rounded: each is within half a step of the original.
 
         Returns
         -------
         float or float64 array that broadcasts to the window
-            In the unit of the pixels; 0 where the values are what they were.
+            In the unit of the pixels; 0 where the values are the original ones.
         """
         return abs(self.scaling.scale) if _bitpix(self.hdu) > 0 else 0.0
 
@@ -140,7 +141,7 @@ class ImageReader(ABC):
 
 
 class _PlainReader(ImageReader):
-    """Image that lies uncompressed in its file."""
+    """Uncompressed image."""
 
     def __init__(self, path: Path, stream: BinaryIO, hdu: Hdu) -> None:
         super().__init__(path, hdu)
@@ -157,15 +158,15 @@ class _PlainReader(ImageReader):
 
 
 class _CompressedReader(ImageReader):
-    """Tile-compressed image: astropy decodes the tiles that a section touches."""
+    """Tile-compressed image: astropy reads and decodes only the tiles that a window touches."""
 
-    def __init__(self, path: Path, stack: ExitStack, location: Path, hdu: Hdu) -> None:
+    def __init__(self, path: Path, stack: ExitStack, stream: BinaryIO, location: Path, hdu: Hdu) -> None:
         super().__init__(path, hdu)
         kind = _compression(path, hdu)
         values = hdu.values
         self.has_blank = self.has_blank or "ZBLANK" in values or "ZBLANK" in _columns(hdu)
         with _OPENING, warnings.catch_warnings(), _decoding(path):
-            # Odd cards elsewhere in the header are no concern of ours; damage raises.
+            # Odd cards elsewhere in the header do not matter here; damage raises.
             warnings.simplefilter("ignore", AstropyUserWarning)
             # Scaled here and not by astropy, which forgets BLANK beside the BZERO of unsigned integers.
             hdus = stack.enter_context(fits.open(location, memmap=False, do_not_scale_image_data=True))
@@ -174,12 +175,11 @@ class _CompressedReader(ImageReader):
             self.section = found.section
             self.section[:1, :1]
             self.tile: tuple[int, int] = found.tile_shape
-            tiles = tuple(-(-n // k) for n, k in zip(self.shape, self.tile, strict=True))
             self.scales = np.zeros((1, 1))
             if _quantised(hdu):
-                scales = np.asarray(found.compressed_data["ZSCALE"], dtype=np.float64)
-                self.scales = np.abs(scales).reshape(tiles)
-        # tiles that could not be quantised are stored as they are, without a scale
+                tiles = [-(-n // k) for n, k in zip(self.shape, self.tile, strict=True)]
+                self.scales = np.abs(read_numbers(stream, path, hdu, "ZSCALE")).reshape(tiles)
+        # Tiles that could not be quantised are stored unchanged, without a scale.
         if self.scales.any():
             method = values.get("ZQUANTIZ") or "NO_DITHER"
             self.quantised = f"floats rounded to steps of up to {self.scales.max():.3g} ({method})"
@@ -187,7 +187,7 @@ class _CompressedReader(ImageReader):
         loss = _setting(hdu, "SCALE", 0.0) if kind == "HCOMPRESS_1" else 0.0
         if loss:
             self.smeared = f"compressed with loss (HCOMPRESS_1, SCALE {loss:g})"
-        # CFITSIO hands PLIO, which knows no negative numbers, unsigned integers without their offset.
+        # PLIO cannot store negative numbers, so CFITSIO stores unsigned integers without their offset.
         self.positive = kind == "PLIO_1" and _bitpix(hdu) == 16 and self.scaling.zero == UNSIGNED_16
 
     def step(self, y0: int, y1: int, x0: int, x1: int) -> F64 | float:
@@ -215,42 +215,42 @@ def open_image(stack: ExitStack, path: Path) -> ImageReader:
     Raises
     ------
     UnusableInputError
-        If there is no such image, it cannot be decoded, or its storage has spoilt its pixels.
+        If there is no such image, it cannot be decoded, or compression has destroyed its pixels.
     """
     hdu, _ = first_image(path)
     stream, size = stack.enter_context(open_stream(path))
     location = path
     if size is None:
-        # Windows would seek backwards in the gzip stream, each time from its start: decompress it once.
+        # Decompress once: each seek backwards in a gzip stream starts again from its beginning.
         temporary = tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits")  # noqa: SIM115
         copy = stack.enter_context(temporary)
         copy_stream(stream, copy, path, hdu)
         stream, location = cast(BinaryIO, copy), Path(copy.name)
     if hdu.compressed:
-        return _CompressedReader(path, stack, location, hdu)
+        return _CompressedReader(path, stack, stream, location, hdu)
     return _PlainReader(path, stream, hdu)
 
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Turn what astropy raises on damaged compressed data into a fault of the file."""
+    """Turn astropy's errors on damaged compressed data into a fault of the file."""
     try:
-        # Damaged tiles hold any number; what is not finite is masked later.
+        # Damaged tiles may hold any number; values that are not finite are masked later.
         with np.errstate(all="ignore"):
             yield
-    except MemoryError:
+    except (MemoryError, UnusableInputError):
         raise
     except Exception as error:
-        # Its decoders share no base class of errors, and that of the C code has no public name. Nothing but them
-        # runs here, on bytes whose sums may not have been verified.
+        # The errors of astropy's decoders have no common class, and that of the C code has no public name. Only the
+        # decoders run here, on bytes whose checksums may not have been verified.
         if isinstance(error, OSError) and error.errno not in _FAULTS_OF_THE_FILE:
-            raise  # the disk's or the network's fault, which may pass
+            raise  # a fault of the disk or the network, which may pass
         text = " ".join(str(error).split())
         raise UnusableInputError(path, f"compressed image cannot be decoded ({text})", RECOPY) from error
 
 
 def _compression(path: Path, hdu: Hdu) -> str:
-    """ZCMPTYPE of a compressed image; refused where it is not known, or cannot have kept the pixels."""
+    """ZCMPTYPE of a compressed image; refused where it is unknown, or has destroyed the pixels."""
     kind = str(hdu.values.get("ZCMPTYPE", "")).strip()
     if kind not in COMPRESSIONS:
         fault = f"compressed by an unknown method (ZCMPTYPE {kind!r})"

@@ -37,15 +37,15 @@ class ExposureName:
     Attributes
     ----------
     obsid : str
-        Observation number, its leading zeros kept.
+        Observation number, with its leading zeros.
     chip : int
         Detector number.
     version : str
         Version of the Level-1 processing; empty in the older names.
     kind : str
-        ``IMG``, ``WHT``, ``FLG`` or ``CAT``, upper case whatever the file's name has.
+        ``IMG``, ``WHT``, ``FLG`` or ``CAT``, always upper case.
     stem : str
-        What the four files of the exposure have in common.
+        The part that the names of the four files have in common.
     """
 
     obsid: str
@@ -57,7 +57,7 @@ class ExposureName:
 
 @dataclass(frozen=True, slots=True)
 class ExposureFiles:
-    """The files of one exposure; None for one that is missing."""
+    """The files of one exposure; None for a missing one."""
 
     image: Path
     weight: Path | None = None
@@ -66,7 +66,7 @@ class ExposureFiles:
 
     @property
     def present(self) -> dict[str, Path]:
-        """The files that are there, by kind."""
+        """The files that exist, by kind."""
         return {kind.name: path for kind in fields(self) if (path := getattr(self, kind.name)) is not None}
 
 
@@ -82,24 +82,24 @@ def has_fits_extension(name: str) -> bool:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file name can be written as UTF-8; Python carries bytes that cannot as lone surrogates."""
+    """Whether a file name is UTF-8; Python represents other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def parse_name(path: str | Path) -> ExposureName | None:
-    """Take a CSST file name apart.
+    """Split a CSST file name into its parts.
 
     Parameters
     ----------
     path : str or Path
-        File name, with or without its folder. Read are
+        File name, with or without its folder. Two forms are known:
         ``CSST_MSC_MS_<TYPE>_<start>_<stop>_<obsid>_<chip>_L1_<version>_<KIND>.fits`` and the older
-        ``..._<obsid>_<chip>_<kind>[_L1].fits``, in either case of letters, and ``.fits.fz``, ``.fits.gz``.
+        ``..._<obsid>_<chip>_<kind>[_L1].fits``, in upper or lower case, also with ``.fits.fz`` or ``.fits.gz``.
 
     Returns
     -------
     ExposureName or None
-        None if the name is of another form.
+        None if the name has another form.
     """
     name = Path(path).name
     if not has_fits_extension(name):
@@ -114,15 +114,15 @@ def parse_name(path: str | Path) -> ExposureName | None:
 
 
 def file_kind(path: str | Path) -> str | None:
-    """Kind that a file name ends on (``IMG``, ``WHT``, ``FLG``, ``CAT``), standard name or not; else None."""
+    """Kind at the end of any file name (``IMG``, ``WHT``, ``FLG``, ``CAT``); None if there is none."""
     match = _OTHER.fullmatch(strip_extension(Path(path).name))
     return match["kind"].upper() if match else None
 
 
 def exposure_stem(path: str | Path) -> str:
-    """Name of the exposure that a file belongs to: its name without extension, kind and ``_L1`` after that.
+    """Name of the exposure that a file belongs to: its name without the kind, the ``_L1`` after it and the extension.
 
-    The four files of an exposure have the same stem. It is the exposure's identifier within a run.
+    The four files of an exposure have the same stem. It identifies the exposure within a run.
     """
     bare = strip_extension(Path(path).name)
     match = _STANDARD.fullmatch(bare) or _OTHER.fullmatch(bare)
@@ -132,9 +132,9 @@ def exposure_stem(path: str | Path) -> str:
 def find_siblings(image: Path) -> ExposureFiles:
     """Find WHT, FLG and CAT beside an image, by name.
 
-    Either case of the kind, and any of the three extensions, whatever the image's own: one exposure may be
-    compressed in part. Of several, the one most like the image's name is taken. Where the image is a link, as a
-    staging area has them, what does not lie beside the link is looked for beside the file that it leads to.
+    The kind may be in upper or lower case, and each file may have any of the three extensions: one exposure may be
+    compressed in part. If several files match, the one with the name most like the image's is taken. Where the image
+    is a link, as in a staging area, files that are not beside the link are looked for beside its target.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def find_siblings(image: Path) -> ExposureFiles:
     Returns
     -------
     ExposureFiles
-        With None for what is not there.
+        None for each missing file.
     """
     places = _linked(image)
     found = {
@@ -155,7 +155,7 @@ def find_siblings(image: Path) -> ExposureFiles:
 
 
 def _linked(path: Path) -> list[Path]:
-    """A path and, where it is a link, what it leads to, step by step."""
+    """A path and, where it is a link, its targets, step by step."""
     places = [path]
     while places[-1].is_symlink():
         place = places[-1].parent / places[-1].readlink()
@@ -169,14 +169,14 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:
-        # the other spellings of a name may be longer than the system bears, though it is not
+        # Other spellings of a legal name may be longer than the system allows.
         if error.errno == errno.ENAMETOOLONG:
             return False
         raise
 
 
 def catalog_stem(files: ExposureFiles) -> str:
-    """Name of the CAT file without its extension, or the name that it would have had where it is missing."""
+    """Name of the CAT file without its extension; where CAT is missing, the name that it would have."""
     path = files.catalog if files.catalog is not None else next(_candidates(files.image, "CAT"))
     return strip_extension(path.name)
 
@@ -189,7 +189,7 @@ def _candidates(image: Path, kind: str) -> Iterator[Path]:
     stem = match["stem"] if match else bare
     level = (match.groupdict().get("level") or "") if match else ""
     lower = match is not None and match["kind"].islower()
-    # The older names have _L1 after the kind of the images, but not of the catalogue.
+    # Older names have _L1 after the kind, except for the catalogue.
     levels = dict.fromkeys(("", level) if kind == "CAT" else (level, ""))
     for spelling in (kind.lower(), kind) if lower else (kind, kind.lower()):
         for tail in levels:

@@ -1,4 +1,4 @@
-"""Pixels of an exposure: image, weight and flags, read in windows, and the check of all of them."""
+"""Pixels of an exposure: image, weight and flags. Reads them in windows, and checks them all."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.image import ImageReader, open_image
 
 HARMLESS: Final = int(InputFlag.GHOST | InputFlag.SCATTERED)
-"""Bits of FLG that leave a pixel valid: the light is real, if not the source's own."""
+"""Bits of FLG that leave a pixel valid: the light is real, though not from the source."""
 
 UNKNOWN_BIT: Final = 1 << 15
-"""Set in the flags where FLG holds a value that is no uint16 bit mask."""
+"""Set in the flags where the value in FLG is not a uint16 bit mask."""
 
 CHECK_ROWS: Final = 256
 """Rows read at once by `check_exposure` (9 MB of a 9216-pixel row of float32)."""
 
-SKY_SAMPLES: Final = 200_000
-"""About this many pixels give the robust sky: its error is then 0.3 percent of the noise."""
-
 HALF_STEP: Final = 0.501
-"""A zero that was rounded to steps lies within this share of a step of 0: half, and the rounding of its decoding."""
+"""Largest distance, in steps, of a quantised zero from 0: half a step, plus rounding in the decoder."""
 
 MAX_UNRESOLVED: Final = 0.1
-"""Largest share of pixels whose weight may be lost in the steps of WHT: in star cores it is, a thousandth of all."""
+"""Largest share of pixels whose weight may be below a step of WHT. Usually it is 0.001: the cores of stars."""
 
 
 @dataclass(slots=True)
@@ -45,7 +42,7 @@ class PixelWindow:
     Attributes
     ----------
     image : float32 array
-        e-/s, sky not subtracted; nan where the file has no value.
+        e-/s, sky not subtracted; NaN where the file has no value.
     weight : float32 array
         Inverse variance, (e-/s)^-2; 0 where the pixel is unusable.
     flags : uint16 array
@@ -62,7 +59,7 @@ class PixelWindow:
 
     @property
     def valid(self) -> Bool:
-        """Pixels that are data, [y, x]: weight > 0, finite, and no flag but ghost or scattered light."""
+        """Pixels with data, [y, x]: weight > 0, finite, and no flag except ghost or scattered light."""
         masking = np.uint16(0xFFFF & ~HARMLESS)
         good: Bool = (self.weight > 0) & np.isfinite(self.image) & ((self.flags & masking) == 0)
         return good
@@ -75,19 +72,12 @@ class ExposureCheck:
     Attributes
     ----------
     sha256 : dict
-        Path of each file of the exposure -> SHA-256 of the file as it lies on disk, hexadecimal.
-    sky_level, sky_sigma : float
-        Robust level and standard deviation of the valid pixels, e-/s.
-    valid_fraction : float
-        Share of valid pixels.
+        Path of each file of the exposure -> SHA-256 of the file on disk, hexadecimal.
     moved_zeros, unresolved : int
-        As those of `ExposurePixels`, of all pixels.
+        As in `ExposurePixels`, over all pixels.
     """
 
     sha256: dict[str, str]
-    sky_level: float
-    sky_sigma: float
-    valid_fraction: float
     moved_zeros: int
     unresolved: int
 
@@ -95,8 +85,8 @@ class ExposureCheck:
 class ExposurePixels:
     """Windows into the pixels of one exposure; a context manager, used by one thread at a time.
 
-    Nothing is mapped into memory and no whole image is held: a window costs its own rows. (A tile-compressed
-    file costs its compressed bytes besides, a .gz file a decompressed copy in the temporary folder.)
+    Nothing is mapped into memory, and no whole image is held: a window costs only its own rows. (A .gz file also
+    costs a decompressed copy in the temporary folder.)
 
     Parameters
     ----------
@@ -106,17 +96,17 @@ class ExposurePixels:
     Attributes
     ----------
     moved_zeros : int
-        Pixels of the windows read so far whose weight is above 0, but taken for 0, which the quantisation of WHT
-        has moved.
+        Pixels of the windows read so far with a weight above 0 that is taken for 0: quantisation of WHT has moved
+        it.
     unresolved : int
         Pixels of these windows that are so bright that their weight is less than a step of the quantisation:
-        usable where FLG says nothing, unusable where there is no FLG.
+        usable where FLG has no flag, unusable where there is no FLG.
 
     Raises
     ------
     UnusableInputError
-        On entering, if a file cannot be opened, its image has not the shape that the header says, or its
-        compression has lost what the pixels mean.
+        On entering, if a file cannot be opened, its image does not have the shape in the header, or its compression
+        has lost the meaning of the pixels.
     """
 
     def __init__(self, header: ExposureHeader) -> None:
@@ -148,7 +138,7 @@ class ExposurePixels:
         Parameters
         ----------
         y0, y1, x0, x1 : int
-            Half-open range of rows and columns, 0-based, within the detector and not empty.
+            Half-open range of rows and columns, 0-based, on the detector and not empty.
 
         Returns
         -------
@@ -158,7 +148,7 @@ class ExposurePixels:
         Raises
         ------
         ValueError
-            If the range is empty or reaches over the detector's edge.
+            If the range is empty or goes beyond the edge of the detector.
         UnusableInputError
             If the data cannot be decoded.
         """
@@ -186,10 +176,10 @@ class ExposurePixels:
     def _mask_dead(
         self, weight: F32, image: F32, reader: ImageReader, step: npt.NDArray[np.float64] | float
     ) -> None:
-        """Set to 0 the weight of unusable pixels, among them those whose 0 was moved when WHT was quantised.
+        """Set the weight of unusable pixels to 0, also where quantisation of WHT has moved a 0.
 
-        The light of a bright pixel alone may make its weight less than a step, so that it looks like one that
-        was 0; FLG has to tell them apart.
+        The weight of a bright pixel may be less than a step because of its own light, and then looks like a moved 0.
+        Only FLG can tell the two apart.
         """
         near = HALF_STEP * step
         dead = ~(np.isfinite(weight) & (weight > near))
@@ -198,13 +188,13 @@ class ExposurePixels:
             if reader.keeps_zeros:
                 alive = small & (weight != 0)
             else:
-                # No weight is above t / data, that of the photon noise; data in e-/s.
+                # Photon noise alone limits the weight to t / data, data in e-/s.
                 with np.errstate(invalid="ignore", over="ignore"):
                     unresolved = small & (step > 0) & (image * step >= self.header.exposure_time)
                 alive = unresolved & (self._flag is not None)
                 self.unresolved += int(np.count_nonzero(unresolved))
                 self.moved_zeros += int(np.count_nonzero(small & (weight > 0) & ~unresolved))
-            # the middle of what is rounded to such a value
+            # The middle of the weights that round to this value.
             weight[alive] = ((weight + near) / 2)[alive]
             dead &= ~alive
         weight[dead] = 0
@@ -223,7 +213,7 @@ class ExposurePixels:
 
 
 def check_exposure(header: ExposureHeader) -> ExposureCheck:
-    """Read every byte of an exposure once, and refuse what is damaged or empty.
+    """Read every byte of an exposure once, and refuse an exposure that is damaged or empty.
 
     Parameters
     ----------
@@ -237,24 +227,19 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
     Raises
     ------
     UnusableInputError
-        If a file is truncated, a CHECKSUM or DATASUM does not match, data cannot be decoded, IMG is all nan,
-        WHT all zero, or no pixel is valid.
+        If a file is truncated, a CHECKSUM or DATASUM does not match, data cannot be decoded, IMG is all NaN, WHT is
+        all zero, or no pixel is valid.
     """
     files = header.files
     sha256 = {str(path): verify(path) for path in files.present.values()}
     ny, nx = header.shape
-    step = max(1, math.isqrt(ny * nx // SKY_SAMPLES))
     finite = weighted = valid_pixels = 0
-    samples: list[F32] = []
     with ExposurePixels(header) as pixels:
         for y0 in range(0, ny, CHECK_ROWS):
             window = pixels.window(y0, min(y0 + CHECK_ROWS, ny), 0, nx)
-            valid = window.valid
             finite += int(np.isfinite(window.image).sum())
             weighted += int((window.weight > 0).sum())
-            valid_pixels += int(valid.sum())
-            grid = (slice(-y0 % step, None, step), slice(None, None, step))
-            samples.append(window.image[grid][valid[grid]])
+            valid_pixels += int(window.valid.sum())
     if not finite:
         raise UnusableInputError(files.image, "every pixel of IMG is nan", "process the exposure again")
     if pixels.unresolved > MAX_UNRESOLVED * ny * nx:
@@ -268,13 +253,11 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
     if not valid_pixels:
         fault = "no pixel is valid: WHT, FLG and IMG together mask all"
         raise UnusableInputError(files.flag or files.image, fault, "process the exposure again")
-    level, sigma = _robust(np.concatenate(samples))
-    valid_fraction = valid_pixels / (ny * nx)
-    return ExposureCheck(sha256, level, sigma, valid_fraction, pixels.moved_zeros, pixels.unresolved)
+    return ExposureCheck(sha256, pixels.moved_zeros, pixels.unresolved)
 
 
 def _loss(kind: str, reader: ImageReader) -> str:
-    """What the compression of an image has lost that cannot be done without; empty where there is nothing."""
+    """Information that compression of an image has lost and the stage needs; empty where there is none."""
     if kind == "FLG" and (reader.quantised or reader.smeared):
         return f"{reader.quantised or reader.smeared}: its bits are lost"
     if kind == "WHT" and reader.smeared:
@@ -285,12 +268,12 @@ def _loss(kind: str, reader: ImageReader) -> str:
 
 
 def _as_float32(values: npt.NDArray[Any]) -> F32:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and so not valid
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so not valid
         return np.array(values, dtype=np.float32, order="C")
 
 
 def _as_flags(values: npt.NDArray[Any]) -> U16:
-    """Bit mask of what FLG holds; a value that is no uint16 gets a bit that masks the pixel."""
+    """FLG as a bit mask; a value that is not a uint16 gets a bit that masks the pixel."""
     if values.dtype == np.uint16:
         return np.array(values, dtype=np.uint16)
     strange = ~((values >= 0) & (values <= 0xFFFF))
@@ -302,8 +285,8 @@ def _as_flags(values: npt.NDArray[Any]) -> U16:
 def _noise_weight(image: F32, header: ExposureHeader) -> F32:
     """Inverse variance from photon and read noise: t^2 / (max(data, 0) t + RN^2), data in e-/s.
 
-    The data are electrons, so that the photon noise needs no gain. Where EXPTIME or RDNOISE1 is missing,
-    SKY_RMS stands for the noise of every pixel, and the photon noise of the sources is added if it is known.
+    The data are electrons, so the photon noise needs no gain. Where EXPTIME or RDNOISE1 is missing, SKY_RMS is the
+    noise of every pixel; the photon noise of the sources is added if EXPTIME and SKY_BKG are known.
     """
     time = header.exposure_time
     signal = np.maximum(image, np.float32(0))
@@ -315,17 +298,3 @@ def _noise_weight(image: F32, header: ExposureHeader) -> F32:
             variance += np.maximum(signal - header.sky_background, 0) / time
     good = np.isfinite(image) & (variance > 0)
     return np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0).astype(np.float32)
-
-
-def _robust(values: F32) -> tuple[float, float]:
-    """Median and 1.4826 MAD of what is left after clipping at 4 sigma."""
-    values = values.astype(np.float64)
-    level = sigma = math.nan
-    for _ in range(10):
-        level = float(np.median(values)) if values.size else math.nan
-        sigma = 1.4826 * float(np.median(np.abs(values - level))) if values.size else math.nan
-        kept = values[np.abs(values - level) <= 4 * sigma]
-        if kept.size == values.size or not kept.size:
-            break
-        values = kept
-    return level, sigma

@@ -1,10 +1,10 @@
-"""Text of FITS files, whose standard knows ASCII alone, and whose writers do not."""
+"""Text of FITS files. The standard allows ASCII only; some programs write other characters."""
 
 from __future__ import annotations
 
 
 def decode(stored: bytes) -> str:
-    """Text of the bytes of a header card or of a table: UTF-8, or Latin-1, which knows every byte, where it is none."""
+    """Decode bytes of a header card or of a table as UTF-8, or as Latin-1, which accepts every byte, if that fails."""
     try:
         return stored.decode("utf-8")
     except UnicodeDecodeError:
@@ -12,5 +12,5 @@ def decode(stored: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which XML does not know, and without blanks around it."""
+    """The text without control characters, which XML does not allow, and without blanks around it."""
     return "".join(c for c in text if c.isprintable()).strip()

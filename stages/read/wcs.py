@@ -1,7 +1,7 @@
 """The celestial WCS of an image header.
 
-The cards are read once, by the project's own parser. What wcslib and astropy get are cards that this module writes
-from those values, so that no card is ever read in two ways. Where a card is missing, the FITS standard says what holds.
+The project's own parser reads the cards once. This module then writes new cards from those values for wcslib and
+astropy, so that no card is ever read in two ways. A missing card gets the default of the FITS standard.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.cards import Value, as_number
 
 PIXEL_SCALE_RANGE: Final = (0.01, 1.0)
-"""Accepted pixel scales, arcsec. Beyond them CD is in another unit or wrong."""
+"""Accepted pixel scales, arcsec. Outside, CD is wrong or in another unit."""
 
 MAX_ANISOTROPY: Final = 2.0
-"""Largest accepted ratio of the pixel scales along the two axes; an undistorted camera has 1."""
+"""Largest accepted ratio of the pixel scales of the two axes; 1 without distortion."""
 
 MAX_ROUND_TRIP_PX: Final = 0.1
-"""Largest accepted error of pixel -> sky -> pixel: above it the distortion polynomial does not invert."""
+"""Largest accepted error of pixel -> sky -> pixel. Above it, the distortion polynomial cannot be inverted."""
 
 MAX_RIGHT_ASCENSION: Final = 720.0
-"""Largest right ascension, degrees of either sign, that is still an angle counted in another range than 0 to 360."""
+"""Largest accepted right ascension, degrees, positive or negative: some programs count beyond 0 to 360."""
 
 MAX_DECLINATION: Final = 90.0 + 1e-9
-"""Largest declination, degrees of either sign: that of a pole, and what rounding adds to it."""
+"""Largest accepted declination, degrees, positive or negative: a pole, plus rounding."""
 
 WCS_KEY: Final = re.compile(
     r"C(?:TYPE|UNIT|RVAL|RPIX|DELT)[12]|CROTA2|(?:CD|PC)[12]_[12]|PV[12]_(?:0|[1-9][0-9]?)|LONPOLE|LATPOLE"
     r"|RADE(?:C)?SYS|EQUINOX|EPOCH|[AB]_(?:ORDER|[0-9]_[0-9])"
 )
-"""Keywords that `wcs_cards` may look at. AP and BP of SIP are not among them: the polynomial itself is inverted."""
+"""Keywords that `wcs_cards` reads. AP and BP of SIP are not needed: the polynomial itself is inverted."""
 
 _PV_KEY: Final = re.compile(r"PV([12])_(0|[1-9][0-9]?)")
 _MATRIX: Final = ((1, 1), (1, 2), (2, 1), (2, 2))
 
-# wcslib takes codes that it does not know, such as TAN-TPD, and TNX without its WAT cards, for an undistorted TAN
+# Known codes only: wcslib reads others, such as TAN-TPD, or TNX without its WAT cards, as an undistorted TAN.
 _PROJECTIONS: Final = re.compile(
     "AZP|SZP|TAN|STG|SIN|ARC|ZPN|ZEA|AIR|CYP|CEA|CAR|MER|SFL|PAR|MOL|AIT|COP|COE|COD|COO|BON|PCO|TSC|CSC|QSC|HPX|XPH|TPV"
 )
@@ -55,33 +55,33 @@ _CTYPE: Final = re.compile(r"([A-Z]{3})(-SIP)?")
 
 
 def right_ascension(ra: npt.ArrayLike) -> F64:
-    """Right ascensions in degrees, counted in any range, as 0 <= ra < 360; those within it are not changed."""
+    """Right ascensions wrapped to 0 <= ra < 360 degrees; values already in this range do not change."""
     wrapped = np.mod(np.asarray(ra, dtype=np.float64), 360.0)
-    # the remainder of a tiny negative number rounds to 360
+    # The remainder of a tiny negative number rounds to 360.
     return np.where(wrapped == 360.0, 0.0, wrapped)
 
 
 def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
-    """The WCS of a header as cards of one fixed form.
+    """Write the WCS of a header as cards of a fixed form.
 
     Parameters
     ----------
     values : mapping of str to header values
-        Keyword -> value of the HDU that has the WCS. A keyword without a value counts as absent.
+        Keyword -> value of the HDU with the WCS. A keyword without a value counts as absent.
     path : Path
         File that errors name.
 
     Returns
     -------
     str
-        Cards of 80 characters, sorted. The linear part is CD, whatever the header has; the frame is ICRS; numbers
-        have all the digits of their float64. Polynomials are called TPV or TAN-SIP, and are complete.
+        Cards of 80 characters, sorted. The linear part is always CD, and the frame ICRS. Numbers have all digits of
+        their float64. Polynomials are named TPV or TAN-SIP, and are complete.
 
     Raises
     ------
     UnusableInputError
-        If the axes, the frame or the units are others than those wanted, a number that counts is missing or is no
-        number, or the cards may be read in two ways.
+        If the axes, the frame or the units are not supported, a number that is needed is missing or malformed, or
+        the cards can be read in two ways.
     """
     header = _Values(values, path)
     projection, suffix = header.projection()
@@ -105,11 +105,11 @@ def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
 
     pv = header.pv()
     sip: dict[str, int | float] = {}
-    # SCAMP wrote TPV polynomials under the name TAN until 2012, and Starlink's PolyTan still does. The standard gives
-    # TAN no PV2, and no PV1 above PV1_4.
+    # SCAMP named its TPV polynomials TAN until 2012, and Starlink's PolyTan still does. In the standard, TAN has no
+    # PV2, and no PV1 above PV1_4.
     if projection == "TAN" and any(m >= 5 or (axis == 2 and value) for (axis, m), value in pv.items()):
         if (suffix or max(m for _, m in pv) < 5) and header.sip():
-            # SIP says the same, and is what CTYPE names or alone knows of a distortion
+            # SIP says the same: CTYPE names it, or PV holds no distortion.
             pv = {}
         else:
             projection = "TPV"
@@ -117,7 +117,7 @@ def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
         pv = {(axis, m): value for (axis, m), value in pv.items() if axis == 1}
         _check_native(pv, path)
     if projection == "TPV":
-        # SIP beside it says the same again
+        # SIP beside TPV says the same again.
         pv = {(1, 1): 1.0, (2, 1): 1.0} | pv
     else:
         sip = header.sip()
@@ -128,7 +128,7 @@ def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
 
 
 class _Values:
-    """The values of a header, taken as the FITS standard says for a WCS."""
+    """The values of a header, read by the rules of the FITS standard for a WCS."""
 
     def __init__(self, values: Mapping[str, Value], path: Path) -> None:
         self.values = values
@@ -156,18 +156,18 @@ class _Values:
         return match[1], match[2] or ""
 
     def check_frame(self) -> None:
-        """Refuse what is not ICRS. FK5 of J2000 agrees with it within 0.02 arcsec."""
-        # RADECSYS and EPOCH are the names that RADESYS and EQUINOX had before 2002
+        """Refuse frames other than ICRS. FK5 of J2000 agrees with it within 0.02 arcsec."""
+        # RADECSYS and EPOCH are the names of RADESYS and EQUINOX before 2002.
         frame = str(self.values.get("RADESYS") or self.values.get("RADECSYS") or "").strip().upper()
         given = self.values.get("EQUINOX") or None
         if frame == "ICRS":
-            # EQUINOX has no meaning beside it
+            # EQUINOX means nothing for ICRS.
             return
         equinox = 2000.0
         if given is not None:
             equinox = as_number(given.strip().removeprefix("J") if isinstance(given, str) else given)
         elif not frame and as_number(self.values.get("EPOCH")) < 1984.0:
-            # later ones are often that of the observation
+            # A later EPOCH is often that of the observation.
             equinox = as_number(self.values["EPOCH"])
         if frame not in ("", "FK5") or equinox != 2000.0:
             year = repr(given) if math.isnan(equinox) else f"{equinox:g}"
@@ -184,7 +184,7 @@ class _Values:
             raise bad_wcs(self.path, "neither CD nor CDELT")
         cd = {f"CD{i}_{j}": self.number(f"CD{i}_{j}", 0.0) for i, j in _MATRIX} if has["CD"] else {}
         if cd and not has["PC"]:
-            # CDELT and CROTA2 beside CD are for programs that do not know CD
+            # CDELT and CROTA2 beside CD are for programs that cannot read CD.
             return cd
         delta = {i: self.number(f"CDELT{i}", 1.0) for i in (1, 2)}
         if has["PC"]:
@@ -214,7 +214,7 @@ class _Values:
         }
 
     def sip(self) -> dict[str, int | float]:
-        """The cards of the SIP polynomials; none where there is no distortion."""
+        """The cards of the SIP polynomials; empty without distortion."""
         found: dict[str, int | float] = {}
         orders: dict[str, int] = {}
         for axis in "AB":
@@ -238,16 +238,16 @@ class _Values:
         for axis in "AB":
             if axis not in orders:
                 raise bad_wcs(self.path, f"{axis}_ORDER is missing")
-            # astropy leaves out both polynomials where one has a lower degree
+            # astropy ignores both polynomials if one has a degree below 2.
             found[f"{axis}_ORDER"] = max(orders[axis], 2)
         return found
 
 
 def _check_native(pv: Mapping[tuple[int, int], float], path: Path) -> None:
-    """Refuse PV cards of TAN that the standard and a polynomial's author would read differently.
+    """Refuse PV cards beside TAN that may be a polynomial.
 
-    PV1_1 and PV1_2 are the native longitude and latitude of CRVAL in the standard, which nobody puts elsewhere than
-    at the pole of a TAN projection.
+    In the standard, PV1_1 and PV1_2 are the native longitude and latitude of CRVAL; for TAN everybody puts CRVAL at the
+    pole. Other values are more likely the start of a TPV polynomial.
     """
     native = (pv.get((1, 1), 0.0), pv.get((1, 2), 90.0)) == (0.0, 90.0)
     if native and (not pv.get((1, 0)) or (1, 1) in pv or (1, 2) in pv):
@@ -262,27 +262,27 @@ def _card(key: str, value: str | int | float) -> str:
 
 
 def bad_wcs(path: Path, fault: str) -> UnusableInputError:
-    """The error for a WCS that cannot be used."""
+    """Make the error for a WCS that cannot be used."""
     return UnusableInputError(path, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure")
 
 
 def build_wcs(cards: str) -> WCS:
-    """WCS from its cards, cached.
+    """Make a WCS from its cards, cached.
 
-    One object a thread: wcslib converts undefined values in place during a transformation, so that two
-    threads must not use the same object at once.
+    Each thread gets its own object: wcslib changes undefined values in place during a transformation, so two threads
+    must not use the same object at once.
     """
     return _build_wcs(cards, threading.get_ident())
 
 
 @lru_cache(maxsize=128)
 def _build_wcs(cards: str, _thread: int) -> WCS:
-    # fix=False: the cards were put right in wcs_cards; "fixing" would warn about dates and units.
+    # fix=False: wcs_cards has corrected the cards already; "fixing" would warn about dates and units.
     return WCS(Header.fromstring(cards), naxis=2, fix=False)
 
 
 def transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> tuple[F64, F64]:
-    """Pixel to sky (``forward``) or sky to pixel: 0-based pixels, degrees; nan where there is no counterpart."""
+    """Pixel to sky (``forward``) or sky to pixel: 0-based pixels, degrees; NaN where there is no counterpart."""
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     out = np.full((2, first.size), np.nan)
     good = (np.isfinite(first) & np.isfinite(second)).ravel()
@@ -291,7 +291,7 @@ def transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> tu
         if forward:
             out[:, good] = wcs.all_pix2world(*pairs, 0)
         elif wcs.sip is not None:
-            # quiet: what does not converge is no reason to lose the rest; read_header has checked the image.
+            # quiet: a point that does not converge must not stop the others; read_header has checked the image.
             out[:, good] = wcs.all_world2pix(*pairs, 0, quiet=True)
         else:
             # TAN and TPV are inverted by wcslib itself.
@@ -301,7 +301,7 @@ def transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> tu
 
 
 def check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
-    """Refuse a WCS that cannot be set up, has no sensible scale at the image, or does not invert over it.
+    """Refuse a WCS that wcslib rejects, has an impossible pixel scale, or cannot be inverted over the image.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
         raise bad_wcs(path, " ".join(str(error).split())) from None
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise bad_wcs(path, "the image has no position on the sky")
-    # Steps of one pixel in x and in y at the centre of the image, in space: at a pole angles would not do.
+    # Steps of one pixel in x and in y at the centre of the image, as vectors: angles would fail at a pole.
     a, d = np.radians(ra[4:]), np.radians(dec[4:])
     place = np.array([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
     scales = 3600.0 * np.degrees(np.linalg.svd(place[:, 1:] - place[:, :1], compute_uv=False))
@@ -342,7 +342,7 @@ def check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
         raise bad_wcs(path, f"the pixel scale is {scale:.3g} arcsec, not within {low} to {high}")
     if scales[0] > MAX_ANISOTROPY * scales[1]:
         raise bad_wcs(path, f"the pixel scales are {scales[0]:.3g} and {scales[1]:.3g} arcsec")
-    # "not <=" so that nan counts as an error.
+    # "not <=" so that NaN counts as an error.
     if not np.hypot(back_x - x, back_y - y).max() <= MAX_ROUND_TRIP_PX:
         raise bad_wcs(path, "pixel to sky to pixel does not come back")
     return scale

@@ -23,13 +23,13 @@ import torch
 from astropy.io import fits
 from click.testing import CliRunner
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import Trained
 from sgclassify.pipeline.cli import main
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.read.names import find_siblings
 
 FIELD = SimulationConfig(

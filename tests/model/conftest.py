@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
-from sgclassify.stages.measure import FEATURES
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
+from sgclassify.stages.features import FEATURES
 
 SIZE = 16
 CLASSES = ("star", "galaxy", "qso", "spurious")

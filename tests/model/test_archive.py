@@ -5,21 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import Trained
+from sgclassify.stages import classify
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
+from sgclassify.stages.tile import Inputs
 
 SIZE = 32
 WEIGHTS = {name: torch.eye(3)[k] for k, name in enumerate(HEADS)}
@@ -62,14 +63,9 @@ def archive(tmp_path_factory):
     return path, contract
 
 
-class Stamps(SimpleNamespace):
-    def __len__(self):
-        return len(self.image)
-
-
 def score(classifier, data):
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
-    return classifier.score_arrays(image, data.valid, data.sigma, data.features, psf)
+    return classifier.probabilities(image, data.valid, data.sigma, data.features, psf)[:, 0]
 
 
 def test_archive_carries_its_contract(archive):
@@ -99,8 +95,8 @@ def test_what_is_not_valid_is_never_looked_at(archive):
     data = sample(8, seed=6)
     image = data.image.astype(np.float32)
     image[~data.valid] = 1e4
-    got = classifier.score_arrays(image, data.valid, data.sigma, data.features, data.psf.astype(np.float32))
-    np.testing.assert_array_equal(got, score(classifier, data))
+    got = classifier.probabilities(image, data.valid, data.sigma, data.features, data.psf.astype(np.float32))
+    np.testing.assert_array_equal(got[:, 0], score(classifier, data))
 
 
 def test_not_finite_output_is_nan(archive):
@@ -119,9 +115,8 @@ def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
 
     def averaged(turned):
         image, valid, psf = turned
-        both = classifier.averaged(
-            Stamps(image=image, valid=valid, psf=psf, sigma=data.sigma, features=data.features)
-        )
+        inputs = Inputs(image, valid, data.sigma, data.features, psf, valid.any(axis=(2, 3)))
+        both = classify.averaged(classify.each_symmetry(inputs, classifier.probabilities))
         np.testing.assert_allclose(both.sum(axis=1), 1.0, atol=2e-7)
         return both[:, 0]
 
@@ -132,9 +127,8 @@ def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
         for mirror in (1, -1):
             turned = [np.rot90(stack, k, axes=(2, 3))[..., ::mirror] for stack in stacks]
             np.testing.assert_allclose(averaged(turned), expected, atol=2e-7)
-            everything.append(
-                classifier.score_arrays(turned[0], turned[1], data.sigma, data.features, turned[2])
-            )
+            both = classifier.probabilities(turned[0], turned[1], data.sigma, data.features, turned[2])
+            everything.append(both[:, 0])
     # each of the eight counts once, by direct computation
     np.testing.assert_allclose(np.mean(everything, axis=0, dtype=np.float64), expected, atol=2e-7)
     assert np.ptp(everything, axis=0).max() > 0
@@ -232,7 +226,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
     code = (
         "import sys; from sgclassify.model.serve.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
-        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train.loop', 'sgclassify.model.data.dataset'))]; "
+        " or m.startswith(('sgclassify.simulation', *(f'sgclassify.model.{k}' for k in ('train', 'data', 'judge'))))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run(

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from sgclassify.model.cli import baselines as command
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
 from sgclassify.model.judge import baselines as baselines_module
-from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
+from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, CatalogSample, class_star, inputs
 from sgclassify.model.judge.ceiling import MagnitudePrior
+from sgclassify.model.serve import runtime
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 G, R, I = (BAND_INDEX[band] for band in "gri")  # noqa: E741
 
@@ -50,7 +51,7 @@ def measured(n, seed, found=1.0, share=0.5):
     catalog[rng.random(n) > found] = np.nan
     features = rng.normal(0, 1, (n, 7, len(FEATURES))).astype(np.float32)
     features[:, 2, 5] += 4 * star
-    return Measured(catalog, features, star)
+    return CatalogSample(catalog, features, star)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,10 +199,11 @@ def data(tmp_path, monkeypatch):
         p = 0.9 if path is None else int(path.name[1]) / 10
         contract = SimpleNamespace(prior_star_fraction=0.4, stamp_size=SIZE)
         return SimpleNamespace(
-            contract=contract, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
+            contract=contract,
+            probabilities=lambda image, *_: np.full((len(image), 2), [p, 1 - p], np.float32),
         )
 
-    monkeypatch.setattr(baselines_module, "load", load)
+    monkeypatch.setattr(runtime, "load", load)
     return tmp_path
 
 

@@ -13,19 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.model.data import dataset as dataset_module
-from sgclassify.model.data.dataset import (
-    CATALOG_COLUMNS,
-    catalog_columns,
-    make_dataset,
-    match_truth,
-    read_samples,
-    read_shard,
-    split_of,
-    write_shard,
-)
+from sgclassify.model.data.dataset import make_dataset
+from sgclassify.model.data.match import catalog_columns, match_truth
+from sgclassify.model.data.shards import CATALOG_COLUMNS, read_samples, read_shard, split_of, write_shard
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.program import TRAINING_DATA, code_digest
 
 ARCSEC = 1 / 3600

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages.measure import (
+from sgclassify.stages.features import (
     FEATURES,
     FLUX_SOFTENING,
     MOMENT_SIGMA,
     PSF_MEASURES,
     RATIO_SIGMAS,
     REFERENCE_SIGMA,
+)
+from sgclassify.stages.measure import (
     Measured,
     feature_table,
     fit_with_psf,

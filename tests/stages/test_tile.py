@@ -8,11 +8,12 @@ from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 
 from sgclassify.stages.bands import BAND_INDEX
+from sgclassify.stages.collect import nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_of
-from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prepare import nanomaggies_per_count, prepare_exposure
+from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.tile import extract_tile
