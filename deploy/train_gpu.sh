@@ -1,18 +1,18 @@
 #!/bin/bash
-# Make the data, train and evaluate a model on one node: everything from nothing, in one go, and on again after a stop.
+# Make the data, train and evaluate a model on one node, in one go. After a stop, the same command continues.
 #
 #   deploy/train_gpu.sh OUTPUT [FIELDS [PROCESSES]]
 #
-# OUTPUT     folder for data/ (shards), one for each network (checkpoint, curves.png, model.pt), validation.json and
-#            shifted.json; the model.pt of the last network holds all of them
-# FIELDS     simulated fields; of the default the training fields alone hold more than the paper's sample
-# PROCESSES  that make the data; the default is one a core
+# OUTPUT     folder for data/ (shards), a folder per network (checkpoint, curves.png, model.pt), validation.json and
+#            shifted.json; the model.pt of the last network holds all networks
+# FIELDS     simulated fields; with the default, the training fields alone hold more than the paper's sample
+# PROCESSES  processes that make the data; the default is one per core
 #
 # From the environment: DEVICE (cuda, or cpu), ARCHITECTURES ("bands resnet50": one network of each, which answer
-# together), EPOCHS (50), GPUS (one by default; more by torchrun), BATCH (512 a GPU), SEED of the data. Needs Python 3.11
-# or later with this package and its extras:
+# together), EPOCHS (50), GPUS (1; more use torchrun), BATCH (512 per GPU), SEED of the data. Needs Python 3.11 or later
+# with this package and its extras:
 #   pip install '.[train,simulate]'    (torch, torchvision, numpy, scipy, astropy, pyarrow, galsim, skypy, speclite)
-# Nothing is downloaded while it runs. Where Debian's sextractor is installed, seven of ten fields have its catalogues.
+# It downloads nothing while it runs. With Debian's sextractor, seven of ten fields have SExtractor's catalogues.
 set -euo pipefail
 
 if [[ $# -lt 1 || $# -gt 3 ]]; then
@@ -32,7 +32,7 @@ seed=${SEED:-20260}
 data=$output/data
 mkdir -p "$output"
 
-# a process each: threads within them would only wait for each other
+# One thread per process: more would only wait for each other.
 OMP_NUM_THREADS=1 sgclassify dataset --output "$data" --fields "$fields" --shifted $(((fields + 15) / 16)) \
     --seed "$seed" --processes "$processes"
 
@@ -51,7 +51,7 @@ for architecture in $architectures; do
     beside=(--beside "$model/model.pt")
 done
 
-# the shares of stars in the data: the figures of calibration are for them
+# The calibration is judged with the share of stars in the data.
 sgclassify evaluate --data "$data" --part validation --prior-star-fraction 0.41 --model "$model/model.pt" \
     --json "$output/validation.json"
 sgclassify evaluate --data "$data" --part shifted --prior-star-fraction 0.5 --model "$model/model.pt" \

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sgclassify.model.judge.evaluate import read_objects
+from sgclassify.model.judge.scores import read_objects
 from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels

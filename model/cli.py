@@ -7,14 +7,19 @@ import json
 import logging
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from sgclassify.stages.errors import SgClassifyError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sgclassify.model.judge.results import Evaluation
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -30,8 +35,8 @@ MODELS = click.option(
     "given",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Model archive to score --data with [default: the shipped one]; with a name, another beside it, say of an"
-    " ablation. Repeatable.",
+    help="Model archive that scores --data [default: the shipped one]. NAME=FILE adds another one, say of an ablation."
+    " Repeatable.",
 )
 
 
@@ -89,7 +94,7 @@ def dataset(
 ) -> None:
     """Make training data: simulated exposures taken through the stages of a run, matched to truth.
 
-    Goes on where it stopped. A smaller set is a prefix of a larger one.
+    Continues where it stopped. A smaller set is a prefix of a larger one.
     """
     if first >= fields:
         raise click.UsageError(f"--first {first} leaves nothing of --fields {fields}")
@@ -127,10 +132,10 @@ def dataset(
 @click.option("--architecture", type=click.Choice(("bands", "resnet50")), default=None, help="Image encoder.")
 @click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
 @click.option(
-    "--augmentation/--no-augmentation", default=None, help="Turned, shifted, noisier, masked stamps."
+    "--augmentation/--no-augmentation", default=None, help="Turn, shift and mask stamps, and add noise."
 )
 @click.option(
-    "--class-balance/--no-class-balance", default=None, help="Weigh either class alike in training."
+    "--class-balance/--no-class-balance", default=None, help="Give both classes the same weight in training."
 )
 @click.option(
     "--prior-star-fraction",
@@ -153,60 +158,54 @@ def dataset(
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=click.IntRange(0), default=None)
 @click.option(
-    "--initial", type=FILE, help="Checkpoint or archive to start from; what stands beside it there stays."
+    "--initial",
+    type=FILE,
+    help="Checkpoint or archive to start from, with the networks that stand beside it there.",
 )
 @click.option(
     "--beside",
     type=FILE,
-    help="Checkpoint or archive whose networks answer together with the one that is trained.",
+    help="Checkpoint or archive whose networks answer together with the trained one.",
 )
 @click.option(
-    "--training-fields", "fields", type=click.IntRange(1), help="Train on the first so many fields only."
+    "--training-fields",
+    "fields",
+    type=click.IntRange(1),
+    help="Train on this many fields only, the first ones.",
 )
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
 )
 @click.option(
-    "--max-minutes", type=float, default=math.inf, help="Cut the passes so that training ends in time."
+    "--max-minutes",
+    type=float,
+    default=math.inf,
+    help="Shorten the passes so that training ends in this time.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
 def train(
-    data: Path,
-    output: Path,
-    device: str,
-    max_minutes: float,
-    resume: bool,
-    initial: Path | None,
-    beside: Path | None,
-    fields: int | None,
-    **recipe: Any,
+    data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any
 ) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     manifest = data / "manifest.json"
     if not manifest.is_file():
         raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
-    from sgclassify.model.data.dataset import read_samples
+    from sgclassify.model.data.shards import read_samples
     from sgclassify.model.train.export import export
-    from sgclassify.model.train.loop import draw_history
+    from sgclassify.model.train.loop import Earlier
     from sgclassify.model.train.loop import train as run_training
+    from sgclassify.model.train.outcome import draw_history
     from sgclassify.model.train.recipe import Recipe
     from sgclassify.stages.columns import CLASSES
     from sgclassify.stages.read.checksum import sha256_of
 
     _log()
-    chosen = replace(Recipe(), **{name: value for name, value in recipe.items() if value is not None})
+    earlier = Earlier(**{name: options.pop(name) for name in ("resume", "initial", "beside")})
+    chosen = replace(Recipe(), **{name: value for name, value in options.items() if value is not None})
     try:
         training_set = sha256_of(manifest)
         trained = run_training(
-            data,
-            output,
-            chosen,
-            device=device,
-            resume=resume,
-            max_minutes=max_minutes,
-            initial=initial,
-            beside=beside,
-            fields=fields,
+            data, output, chosen, device=device, max_minutes=max_minutes, fields=fields, earlier=earlier
         )
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -234,84 +233,126 @@ def train(
     type=click.Choice(("validation", "calibration", "test", "shifted", "all")),
     default="validation",
     show_default=True,
-    help="Fields of --data; all (but the shifted ones) where the model has met none of them.",
+    help="Fields of --data. Use `all` (without the shifted ones) for data that the model was not trained on.",
 )
 @MODELS
-@click.option("--table", type=FILE, help="Instead: any table, of these formats, with p_star and true_class.")
+@click.option(
+    "--table", type=FILE, help="Instead: any table with p_star and true_class, in one of these formats."
+)
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
 @click.option(
-    "--paper", is_flag=True, help="Only the paper's kind of sample: SNR in i of at least 10, unblended."
+    "--paper", is_flag=True, help="Only objects like the paper's: SNR in i of at least 10, unblended."
 )
 @click.option("--min-snr", type=float, help="Only objects whose SNR reaches this in some band.")
-@click.option("--bands", is_flag=True, help="With --data: also with bands hidden.")
+@click.option("--bands", is_flag=True, help="With --data: also judge with bands hidden.")
 @PRIOR
-@click.option("--symmetries", is_flag=True, help="With --data: also with stamps turned and mirrored.")
+@click.option("--symmetries", is_flag=True, help="With --data: also judge with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
-def evaluate(
-    run_dir: Path | None, truth: Path | None, data: Path | None, part: str, given: tuple[str, ...],
-    table: Path | None, band: str, edges: str, unblended: bool, paper: bool, min_snr: float | None, bands: bool,
-    symmetries: bool, json_path: Path | None, report: Path | None, prior: float | None,
-) -> None:  # fmt: skip
+def evaluate(**options: Any) -> None:
     """Compare probabilities with truth: recall, ranking and calibration, with 95 % intervals, by magnitude and more."""
-    bins = _edges(edges)
-    models = _models(given)
-    model = models.pop("model")
-    sources = (run_dir is not None and truth is not None, data is not None, table is not None)
-    if (
-        sum(sources) != 1
-        or (run_dir is None) != (truth is None)
-        or ((bands or symmetries or prior is not None or given) and data is None)
-    ):
-        raise click.UsageError(
-            "give --run and --truth, or --data, or --table;"
-            " --model, --bands, --symmetries and --prior-star-fraction go with --data"
-        )
-    for path in (run_dir, truth, data, table):
-        if path is not None and not path.exists():
-            raise click.UsageError(f"{path} does not exist")
-    # imported here: it takes seconds, which wrong usage need not wait for
-    from sgclassify.model.judge import evaluate as judge
-    from sgclassify.stages.write.atomic import write_atomic_text
+    asked = _Evaluate(**options)
+    edges, models = _edges(asked.edges), _models(asked.given)
+    asked.check()
+    # imported here: it takes seconds, and wrong usage should fail at once
+    from sgclassify.model.judge import robustness, text
+    from sgclassify.model.judge.evaluate import evaluate as judge
 
+    model = models.pop("model")
     try:
-        if data is not None:
-            scores = judge.scores_of_part(data, part, model, prior, models)
-        elif table is not None:
-            scores = judge.read_scores(table)
-        else:
-            assert run_dir is not None
-            assert truth is not None
-            scores = judge.scores_of_run(run_dir, truth)
+        scores = asked.scores(model, models)
         others = [name for name in scores.column_names if name.startswith("mag_")]
         chosen = click.get_current_context().get_parameter_source("band") is not ParameterSource.DEFAULT
-        if chosen and others and f"mag_{band}" not in others:
-            raise click.UsageError(f"--band {band}: no column mag_{band}; there are {', '.join(others)}")
-        result = judge.evaluate(scores, band, bins, unblended, paper, min_snr)
-        found = judge.by_bands(data, part, model, prior) if bands and data is not None else None
-        turned = judge.by_symmetry(data, part, model, prior) if symmetries and data is not None else None
+        if chosen and others and f"mag_{asked.band}" not in others:
+            raise click.UsageError(
+                f"--band {asked.band}: no column mag_{asked.band}; there are {', '.join(others)}"
+            )
+        result = judge(scores, asked.band, edges, asked.unblended, asked.paper, asked.min_snr)
+        again = None if asked.data is None else (asked.data, asked.part, model, asked.prior)
+        if again and asked.bands:
+            result = replace(result, bands=robustness.by_bands(*again))
+        if again and asked.symmetries:
+            result = replace(result, symmetries=robustness.by_symmetry(*again))
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(judge.as_text(result))
-    if found is not None:
-        result["bands"] = found
-        click.echo(judge.bands_as_text(found))
-    if turned is not None:
-        result["symmetries"] = turned
-        click.echo(judge.symmetry_as_text(turned))
+    click.echo(text.as_text(result))
+    if result.bands is not None:
+        click.echo(text.bands_as_text(result.bands))
+    if result.symmetries is not None:
+        click.echo(text.symmetry_as_text(result.symmetries))
     try:
-        if json_path is not None:
-            write_atomic_text(json.dumps(judge.plain(result), indent=1) + "\n", json_path)
-        if report is not None:
-            from sgclassify.model.judge.page import gallery, write_page
-
-            keep = judge.Judged(scores, band).kept(result["sample"] | {"unblended": True})
-            stamps = gallery(data, part, scores, keep) if data is not None else None
-            write_page(report, f"Evaluation of {data or run_dir or table}", result, scores, found, stamps)
+        asked.write(result, scores)
     except OSError as error:
         raise click.ClickException(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Options of ``sgclassify evaluate``."""
+
+    run_dir: Path | None
+    truth: Path | None
+    data: Path | None
+    part: str
+    given: tuple[str, ...]
+    table: Path | None
+    band: str
+    edges: str
+    unblended: bool
+    paper: bool
+    min_snr: float | None
+    bands: bool
+    prior: float | None
+    symmetries: bool
+    json_path: Path | None
+    report: Path | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together, and paths that do not exist."""
+        of_run = self.run_dir is not None and self.truth is not None
+        of_data = self.bands or self.symmetries or self.prior is not None or self.given
+        if (
+            sum((of_run, self.data is not None, self.table is not None)) != 1
+            or (self.run_dir is None) != (self.truth is None)
+            or (of_data and self.data is None)
+        ):
+            raise click.UsageError(
+                "give --run and --truth, or --data, or --table;"
+                " --model, --bands, --symmetries and --prior-star-fraction go with --data"
+            )
+        for path in (self.run_dir, self.truth, self.data, self.table):
+            if path is not None and not path.exists():
+                raise click.UsageError(f"{path} does not exist")
+
+    def scores(self, model: Path | None, others: dict[str, Path | None]) -> pa.Table:
+        """The scored objects, beside their truth."""
+        from sgclassify.model.judge.scores import read_scores, scores_of_part, scores_of_run
+
+        if self.data is not None:
+            return scores_of_part(self.data, self.part, model, self.prior, others)
+        if self.table is not None:
+            return read_scores(self.table)
+        assert self.run_dir is not None
+        assert self.truth is not None
+        return scores_of_run(self.run_dir, self.truth)
+
+    def write(self, result: Evaluation, scores: pa.Table) -> None:
+        """Write the figures and the page, where they are asked for."""
+        if self.json_path is not None:
+            from sgclassify.model.judge.results import plain
+            from sgclassify.stages.write.atomic import write_atomic_text
+
+            write_atomic_text(json.dumps(plain(result), indent=1) + "\n", self.json_path)
+        if self.report is not None:
+            from sgclassify.model.judge.judged import Judged
+            from sgclassify.model.judge.page import gallery, write_page
+
+            keep = Judged(scores, self.band).kept(replace(result.sample.selection, unblended=True))
+            stamps = None if self.data is None else gallery(self.data, self.part, scores, keep)
+            title = f"Evaluation of {self.data or self.run_dir or self.table}"
+            write_page(self.report, title, result, scores, stamps)
 
 
 @click.command("baselines")
@@ -321,22 +362,22 @@ def evaluate(
     type=click.Choice(("validation", "test", "shifted", "all")),
     default="test",
     show_default=True,
-    help="Fields of --data; all (but the shifted ones) where neither the model nor --training has met any of them.",
+    help="Fields of --data. Use `all` (without the shifted ones) for data that nothing here was trained on.",
 )
 @click.option(
     "--training",
     type=FOLDER,
-    help="Another data set, to whose training fields the methods are fitted.  [default: --data]",
+    help="Data set whose training fields the methods are fitted to.  [default: --data]",
 )
 @MODELS
 @PRIOR
-@click.option("--found-only", is_flag=True, help="Leave out what SExtractor did not find.")
+@click.option("--found-only", is_flag=True, help="Leave out objects that SExtractor did not find.")
 @click.option(
     "--oracle",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Objects that are also judged by an oracle that knows the true PSF; some a second.",
+    help="Objects to judge also by an oracle that knows the true PSF, a few per second.",
 )
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
 def baselines(
@@ -351,9 +392,9 @@ def baselines(
 ) -> None:
     """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
 
-    What a method has no value for gets the prior; prints how many these are.
+    An object without a value for a method gets the prior. Prints the coverage of each method.
     """
-    _models(given)  # wrong usage need not wait for the imports
+    _models(given)  # wrong usage fails before the slow imports
     import pyarrow.parquet as pq
 
     from sgclassify.model.judge.baselines import METHODS, ORACLE, as_text, score_part
@@ -361,10 +402,10 @@ def baselines(
 
     models = _models(given, taken=(ORACLE, *METHODS))
     try:
-        table, told = score_part(data, part, models, found_only, oracle, prior, training)
+        table, summaries = score_part(data, part, models, found_only, oracle, prior, training)
         with atomic_path(output) as part_path:
             pq.write_table(table, part_path)
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{output}: {table.num_rows} objects")
-    click.echo(as_text(told))
+    click.echo(as_text(summaries))

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sgclassify.pipeline import surroundings
-from sgclassify.pipeline.config import DEVICES
+from sgclassify.pipeline.config import DEVICES, RunConfig
 from sgclassify.pipeline.streams import lenient
-from sgclassify.stages.errors import SgClassifyError
+from sgclassify.stages.errors import ExitCode, SgClassifyError
+from sgclassify.stages.settings import declared
 
 if TYPE_CHECKING:
     from sgclassify.pipeline.record.record import RunRecord
@@ -35,22 +36,24 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
     "baselines": (_MODEL_CLI, "baselines", "Score a part of a data set by classical methods."),
     "evaluate": (_MODEL_CLI, "evaluate", "Compare the products of a run with the truth."),
 }
-"""Commands of the other parts: module, attribute, help. They are imported when they are called."""
+"""Commands of the other packages: module, attribute, help. They are imported when they are called."""
 
 _WRITING: Final = ("run", "simulate", "dataset", "train", "baselines")
-"""Commands whose result is what they write into files; that of the others is what they print."""
+"""Commands whose result is files; the result of the others is what they print."""
 _DRY: Final = "sgclassify.dry"
+
+_SETTINGS: Final = {setting.name: setting for setting in declared(RunConfig)}
 
 _EXTRA: Final = {"sgclassify.simulation.cli": "simulate", _MODEL_CLI: "train"}
 
 
 class _Group(click.Group):
-    """A group that imports the commands of other parts when they are called."""
+    """A group that imports the commands of other packages when they are called."""
 
     _written = False
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command; what standard output does not take is told at its end, whichever command it is."""
+        """Run the command; if standard output cannot be written, say so at the end."""
         self._written = False
         surroundings.have_home()
         with lenient() as output:
@@ -61,7 +64,7 @@ class _Group(click.Group):
                 if failure is None:
                     raise
                 click.echo(f"standard output cannot be written: {failure.strerror}", err=True)
-                # what was written elsewhere counts, as does what went wrong before
+                # the files that were written count, and so does an earlier fault
                 raise SystemExit(end.code if self._written or end.code else 1) from None
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -102,12 +105,12 @@ def main() -> None:
     """Star/galaxy classification of CSST survey exposures."""
 
 
-@main.command()
+@main.command(epilog="Exit status: " + "; ".join(f"{code} {code.meaning}" for code in ExitCode) + ".")
 @click.option(
     "--exposure-list",
     required=True,
     type=click.Path(path_type=Path),
-    help="Text file with an IMG file or a folder a line, or a CSV file with a header.",
+    help="Text file with an IMG file or a folder per line, or a CSV file with a header.",
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the products.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model archive. [default: the shipped one]")
@@ -128,83 +131,46 @@ def main() -> None:
 @click.option(
     "--device",
     type=click.Choice(DEVICES),
-    help="Where the model runs; auto: on GPUs, but on the CPU where the cluster is of this machine and has none."
-    " [default: as configured]",
+    help=f"{_SETTINGS['device'].meaning} {_SETTINGS['device'].reason} [default: as configured]",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option(
     "--prior-star-fraction",
-    help="Share of stars that the probabilities shall assume: a number, or a CSV or Parquet table of it by"
-    " magnitude. [default: the model's own]",
+    "prior",
+    help="Share of stars that the probabilities assume: a number, or a CSV or Parquet table by magnitude."
+    " [default: the model's own]",
 )
-@click.option("--tta", is_flag=True, help="Average over the eight symmetries of the square; slower.")
+@click.option("--tta", is_flag=True, help=f"{_SETTINGS['tta'].meaning} {_SETTINGS['tta'].reason}")
 @click.option(
     "--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings."
 )
-@click.option("--keep-work", is_flag=True, help="Keep the work folder of a finished run, to look into it.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and what would be done; write nothing.")
+@click.option("--keep-work", is_flag=True, help="Keep the work folder of a finished run.")
+@click.option("--dry-run", is_flag=True, help="Print what the run would do; write nothing.")
 @click.option(
     "--verify-inputs",
     is_flag=True,
-    help="Compare the checksums of inputs that an earlier run has read, not only their size and time.",
+    help="Compare inputs with those of an earlier run by checksum, not only by size and time.",
 )
 @click.option(
     "--metrics-file",
     type=click.Path(path_type=Path),
-    help="Keep metrics in this file, for the textfile collector of Prometheus' node exporter.",
+    help="Write metrics into this file, for the textfile collector of Prometheus' node exporter.",
 )
 @click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
-def run(
-    exposure_list: Path,
-    output: Path,
-    model: Path | None,
-    scheduler: str | None,
-    scheduler_file: Path | None,
-    workers: int | None,
-    device: str | None,
-    config: Path | None,
-    prior_star_fraction: str | None,
-    tta: bool,
-    overwrite: bool,
-    keep_work: bool,
-    dry_run: bool,
-    verify_inputs: bool,
-    metrics_file: Path | None,
-    log_format: str,
-) -> None:
+def run(dry_run: bool, log_format: str, **options: Any) -> None:
     """Classify the sources of a list of exposures.
 
-    The same command again goes on from what is complete; exposures that were appended to the list add what they
-    touch.
-
-    Exit status: 0 all done; 1 a defect in the program; 2 usage or configuration; 3 finished, but some
-    exposures or tiles were set aside; 4 no usable input; 5 the model cannot be used; 6 the cluster cannot do
-    the work.
+    The same command again continues from what is complete. Exposures that were appended to the list add the tiles
+    that they touch.
     """
     from sgclassify.pipeline.progress import reporting
     from sgclassify.pipeline.request import Options, check
 
     click.get_current_context().meta[_DRY] = dry_run
-    options = Options(
-        exposure_list=exposure_list,
-        output=output,
-        model=model,
-        scheduler=scheduler,
-        scheduler_file=scheduler_file,
-        device=device,
-        workers=workers,
-        config=config,
-        prior=prior_star_fraction,
-        tta=tta,
-        overwrite=overwrite,
-        keep_work=keep_work,
-        verify_inputs=verify_inputs,
-        metrics_file=metrics_file,
-        command=("sgclassify", *sys.argv[1:]),
-    )
+    given = Options(**options, command=("sgclassify", *sys.argv[1:]))
     with reporting(log_format) as reporter, _terminable():
         try:
-            request = check(options, dry=dry_run)
+            request = check(given, dry=dry_run)
             surroundings.import_dask()
             # Imported here: it takes seconds, which --help and wrong usage need not wait for.
             from sgclassify.pipeline.run import plan
@@ -219,10 +185,10 @@ def run(
             sys.exit(error.exit_code)
         except OSError as error:
             log.exception("the system refused: %s", error)
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
         except Exception:
             log.exception("a defect in the program; please report it with the lines below")
-            sys.exit(1)
+            sys.exit(ExitCode.DEFECT)
     click.echo(summary(record))
     sys.exit(record.exit_code)
 
@@ -231,7 +197,7 @@ def run(
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(folder: Path, as_json: bool) -> None:
-    """Say what a run is doing, or how far a dead one came, from its output FOLDER."""
+    """Say what the run in an output FOLDER is doing, or how far it came."""
     from sgclassify.pipeline.record.status import describe, read_status
 
     try:
@@ -266,7 +232,7 @@ def summary(record: RunRecord) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let signals end the run in order: workers end, the lock is given back, the status is 128 + signal."""
+    """Let signals end the run in order: the workers end, the lock is released, the exit status is 128 + signal."""
     ends: list[SystemExit] = []
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -275,7 +241,7 @@ def _terminable() -> Iterator[None]:
         raise ends[-1]
 
     def ignored(unraisable: sys.UnraisableHookArgs) -> None:
-        # Python ignores what is raised in finalisers and callbacks of the garbage collector: once more, a moment later
+        # Python ignores what is raised in finalisers and callbacks of the garbage collector: raise it again soon
         if any(unraisable.exc_value is one for one in ends):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
         else:

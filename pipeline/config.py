@@ -1,99 +1,124 @@
-"""Configuration of a run: one versioned TOML file over documented defaults."""
+"""Configuration of a run: one versioned TOML file over the declared defaults."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UsageError
+from sgclassify.stages.settings import declared, setting
 
 CONFIG_VERSION: Final = 1
 DEVICES: Final = ("auto", "cpu", "gpu")
 
-# Numbers outside these ranges can only be slips; a setting that is not named must be 0 or more.
-_RANGE: Final[dict[str, tuple[float, float]]] = {
-    "tile_order": (4, 14),
-    "window": (1, 1000),
-    "batch_size": (1, 65536),
-    "torch_threads": (1, 1024),
-    "header_threads": (1, 256),
-    "worker_timeout_s": (0.1, 86400.0),
-    "lost_workers_timeout_s": (0.1, 86400.0),
-    "task_timeout_s": (0.0, 86400.0),
-    "header_timeout_s": (0.1, 86400.0),
-    "tile_shuffle_seed": (0, 2**31 - 1),
-    "prior_star_fraction": (0.0, 0.999999),
-    "match_radius_arcsec": (0.001, 5.0),
-    "max_bad_rows": (0.0, 1.0),
-    "detect_threshold_sigma": (0.1, 1000.0),
-    "detect_min_px": (1, 10000),
-    "deblend_contrast": (0.0, 1.0),
-    "sky_box_px": (8, 4096),
-    "blend_radius_arcsec": (0.0, 5.0),
-    "min_valid_core": (0.0, 1.0),
-    "core_radius_px": (1.0, 64.0),
-}
+_HEAD: Final = f"""\
+# Every setting of a run with its default. Give `sgclassify run --config FILE` a file with the settings to change;
+# a setting that the file does not name keeps the value below.
+
+# Version of the layout of this file.
+config_version = {CONFIG_VERSION}
+"""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run can be told beside its inputs; ``default.toml`` explains each setting.
+    """Everything that a run can be told beside its inputs; ``docs/reference.md`` lists the settings.
 
     Attributes
     ----------
-    tile_order : int
-        HEALPix order of the tiles.
-    window : int
-        Tiles in flight for every worker.
-    batch_size : int
-        Objects in one forward pass of the model.
-    device : str
-        ``"auto"``, ``"cpu"`` or ``"gpu"``.
-    torch_threads : int
-        Threads of the model in one CPU worker.
-    header_threads : int
-        Threads of the driver that read headers.
-    worker_timeout_s : float
-        Seconds to wait for workers at the start.
-    lost_workers_timeout_s : float
-        Seconds to wait for workers once the run has lost them all.
-    task_timeout_s : float
-        Longest time on a worker for an exposure or a tile; 0 for no limit.
-    header_timeout_s : float
-        Longest time to read the headers of an exposure.
-    tile_shuffle_seed : int
-        Seed that shuffles the order of the tiles; 0 keeps it.
-    prior_star_fraction : float
-        Share of stars that the probabilities shall assume; 0 for the model's own.
-    prior_table : str
-        Table of that share by magnitude, instead; empty for none.
-    tta : bool
-        Average over the eight symmetries of the square.
     stage : StageConfig
-        Configuration of the stages.
+        Configuration of the stages; all other attributes are settings.
     """
 
-    tile_order: int = 10
-    window: int = 2
-    batch_size: int = 64
-    device: str = "auto"
-    torch_threads: int = 1
-    header_threads: int = 8
-    worker_timeout_s: float = 60.0
-    lost_workers_timeout_s: float = 300.0
-    task_timeout_s: float = 1800.0
-    header_timeout_s: float = 120.0
-    tile_shuffle_seed: int = 0
-    prior_star_fraction: float = 0.0
-    prior_table: str = ""
-    tta: bool = False
+    tile_order: int = setting(
+        10,
+        "HEALPix order of the sky tiles, the units of work.",
+        "Tiles of order 10 are 3.4 arcmin wide. A higher order makes smaller tiles, which need less memory.",
+        low=4,
+        high=14,
+    )
+    window: int = setting(
+        2,
+        "Tiles in flight per worker.",
+        "More keep workers busier and hold more stamps in memory.",
+        low=1,
+        high=1000,
+    )
+    batch_size: int = setting(
+        64,
+        "Objects in one forward pass of the model.",
+        "Another value may change the last bits of the probabilities.",
+        low=1,
+        high=65536,
+    )
+    device: str = setting(
+        "auto",
+        "Where the model runs.",
+        "auto: GPU workers; the CPU only on a local cluster without a GPU.",
+        choices=DEVICES,
+    )
+    torch_threads: int = setting(
+        1,
+        "Threads of the model in one CPU worker.",
+        "Another value may change the last bits of the probabilities.",
+        low=1,
+        high=1024,
+    )
+    header_threads: int = setting(
+        8, "Threads of the driver that read the headers of the exposures.", low=1, high=256
+    )
+    worker_timeout_s: float = setting(
+        60.0, "Longest wait at the start for workers that can do the work.", unit="s", low=0.1, high=86400
+    )
+    lost_workers_timeout_s: float = setting(
+        300.0,
+        "Longest wait for workers once the run has lost all that can do the work.",
+        unit="s",
+        low=0.1,
+        high=86400,
+    )
+    task_timeout_s: float = setting(
+        1800.0,
+        "Longest time that a worker may spend on one exposure or tile; 0: no limit.",
+        "After it the worker ends itself. The work is tried once more, alone, and set aside if that fails too.",
+        unit="s",
+        high=86400,
+    )
+    header_timeout_s: float = setting(
+        120.0,
+        "Longest time to read the headers of one exposure; after it the exposure is set aside.",
+        unit="s",
+        low=0.1,
+        high=86400,
+    )
+    tile_shuffle_seed: int = setting(
+        0,
+        "Seed that shuffles the order in which tiles are computed; 0: in order of their pixel.",
+        "For tests: the products do not depend on it.",
+        high=2**31 - 1,
+    )
+    prior_star_fraction: float = setting(
+        0.0,
+        "Share of stars that the probabilities assume; 0: that of the model's training sample.",
+        high=0.999999,
+    )
+    prior_table: str = setting(
+        "",
+        "CSV or Parquet file with that share by AB magnitude (columns magnitude, star_fraction); empty: none.",
+        "It excludes `prior_star_fraction`.",
+    )
+    tta: bool = setting(
+        False,
+        "Average the probabilities over the eight symmetries of the square.",
+        "The model then takes eight times as long.",
+    )
     stage: StageConfig = field(default_factory=StageConfig)
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,9 +128,22 @@ class RunConfig:
         return {"config_version": CONFIG_VERSION, "run": run, "stage": stage}
 
 
+SECTIONS: Final = {"run": RunConfig, "stage": StageConfig}
+"""The tables of the TOML file."""
+
+
 def default_text() -> str:
-    """The commented file of all defaults."""
-    return resources.files("sgclassify.pipeline").joinpath("default.toml").read_text(encoding="utf-8")
+    """The commented TOML file of all defaults, ``default.toml``."""
+    lines = [_HEAD]
+    for section, kind in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for one in declared(kind):
+            comment = textwrap.wrap(f"{one.meaning} {one.reason}", 116)
+            comment += [f"Allowed: {one.allowed}"] if one.allowed else []
+            # these types look the same in JSON and TOML
+            lines += [*(f"# {line}" for line in comment), f"{one.name} = {json.dumps(one.default)}"]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def load_config(path: Path | None) -> RunConfig:
@@ -123,8 +161,8 @@ def load_config(path: Path | None) -> RunConfig:
     Raises
     ------
     UsageError
-        If the file cannot be read, has another version, or a setting is unknown, of the wrong type or out of
-        its range. The message names file and setting.
+        If the file cannot be read or has another version, or if a setting is unknown, of the wrong type or not
+        allowed. The message names file and setting.
     """
     if path is None:
         return RunConfig()
@@ -146,20 +184,14 @@ def parse_config(text: str, name: str) -> RunConfig:
         raise UsageError(f"{name}: config_version is missing; write config_version = {CONFIG_VERSION}")
     if isinstance(version, bool) or version != CONFIG_VERSION:
         raise UsageError(f"{name}: config_version is {version!r}, this software reads {CONFIG_VERSION}")
-    sections: dict[str, dict[str, Any]] = {}
-    for section in ("run", "stage"):
-        value = raw.pop(section, {})
+    sections = {section: raw.pop(section, {}) for section in SECTIONS}
+    for section, value in sections.items():
         if not isinstance(value, dict):
             raise UsageError(f"{name}: [{section}] must be a table")
-        sections[section] = value
     if raw:
         raise UsageError(f"{name}: unknown {_list(raw)}; settings stand below [run] or [stage]")
     stage = _build(StageConfig, sections["stage"], f"{name}: stage")
-    if "stage" in sections["run"]:
-        raise UsageError(f"{name}: unknown setting run.stage")
-    config = _build(RunConfig, {**sections["run"], "stage": stage}, f"{name}: run")
-    if config.device not in DEVICES:
-        raise UsageError(f"{name}: run.device is {config.device!r}, it must be one of {', '.join(DEVICES)}")
+    config = dataclasses.replace(_build(RunConfig, sections["run"], f"{name}: run"), stage=stage)
     if config.prior_star_fraction and config.prior_table:
         raise UsageError(f"{name}: run.prior_star_fraction and run.prior_table exclude each other")
     return config
@@ -173,27 +205,12 @@ T = TypeVar("T", StageConfig, RunConfig)
 
 
 def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    """A configuration with checked values; ``where`` is what messages call its table."""
+    known = {one.name: one for one in declared(kind)}
     unknown = {key: None for key in values if key not in known}
     if unknown:
-        raise UsageError(
-            f"{where}: unknown {_list(unknown)}; known are {', '.join(n for n in known if n != 'stage')}"
-        )
-    checked = {
-        key: _value(value, str(known[key].type), f"{where}.{key}", key) for key, value in values.items()
-    }
-    return kind(**checked)
-
-
-def _value(value: Any, kind: str, where: str, key: str) -> Any:
-    """Check one value against the annotation of its field."""
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    wanted = {"int": int, "float": float, "str": str, "bool": bool, "StageConfig": StageConfig}[kind]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise UsageError(f"{where} is {value!r}, it must be of type {kind}")
-    if isinstance(value, int | float) and wanted is not bool:
-        low, high = _RANGE.get(key, (0.0, math.inf))
-        if not (low <= value <= high and math.isfinite(value)):
-            raise UsageError(f"{where} is {value!r}, it must be between {low:g} and {high:g}")
-    return value
+        raise UsageError(f"{where}: unknown {_list(unknown)}; known are {', '.join(known)}")
+    try:
+        return kind(**{key: known[key].checked(value) for key, value in values.items()})
+    except ValueError as error:
+        raise UsageError(f"{where}.{error}") from None

@@ -1,4 +1,4 @@
-"""Read the headers of a list of exposures, many at a time, none for longer than it may take."""
+"""Read the headers of a list of exposures, many at a time, each within a time limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from sgclassify.pipeline.record.record import Failure
-from sgclassify.stages.read.header import ExposureHeader, SlitlessExposureError
+from sgclassify.stages.errors import SlitlessExposureError
+from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
 
 Found = ExposureHeader | SlitlessExposureError | Failure
 
 _POLL_S: Final = 0.2
 _AHEAD: Final = 256
-"""Headers that are read ahead of the one that is waited for."""
+"""Headers that are read ahead."""
 
 
 class _Reading:
@@ -44,8 +45,8 @@ def read_headers(
         Reads the headers of one exposure.
     threads : int
     timeout_s : float
-        Longest time for one exposure. A thread that is stuck in a read cannot be ended, so another one takes its
-        place, and it does not keep the program from ending.
+        Longest time for one exposure. A thread that is stuck in a read cannot be ended: another one takes its
+        place, and the program can end without it.
     """
     jobs: queue.SimpleQueue[_Reading | None] = queue.SimpleQueue()
 
@@ -83,7 +84,7 @@ def read_headers(
 
 
 def _outcome(files: ExposureFiles, read: Callable[[ExposureFiles], ExposureHeader]) -> Found:
-    """A task border: whatever goes wrong costs this exposure only."""
+    """Whatever goes wrong costs this exposure only."""
     try:
         return read(files)
     except SlitlessExposureError as error:

@@ -1,13 +1,14 @@
-"""What a run tells while it works: log lines, and a progress bar on a terminal."""
+"""Progress of a run: log lines, and a bar on a terminal."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,7 +28,7 @@ Observer = Callable[[str, int, int], None]
 
 LOGGER: Final = "sgclassify"
 _SECONDS_BETWEEN_LINES: Final = 10.0
-# What every LogRecord has; the rest was given by ``extra=`` and belongs into a JSON line.
+# Attributes of every LogRecord; all others were given by ``extra=`` and belong into a JSON line.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -56,13 +57,7 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        style = (
-            "red"
-            if record.levelno >= logging.ERROR
-            else "yellow"
-            if record.levelno >= logging.WARNING
-            else ""
-        )
+        style = {logging.WARNING: "yellow", logging.INFO: ""}.get(record.levelno, "red")
         self._console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -111,53 +106,47 @@ class Reporter:
         self._observers: list[Observer] = []
 
     def observe(self, observer: Observer) -> None:
-        """Call ``observer`` with phase, steps done and all steps, at the start of each phase and after each step."""
+        """Call ``observer`` with phase, steps done and their total, at the start of each phase and after each step."""
         self._observers.append(observer)
 
-    def _tell(self, phase: Phase) -> None:
+    def _tell(self, phase: Steps) -> None:
         for observer in self._observers:
             observer(phase.name, phase.done, phase.total)
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Phase]:
+    def phase(self, name: str, total: int) -> Iterator[Steps]:
         """A phase of ``total`` steps; ``name`` is what the operator reads."""
         start = time.monotonic()
-        if self._console is None:
-            phase = Phase(name, total, self._tell)
-            log.info("%s: %d", name, total, extra={"phase": name, "total": total})
-            self._tell(phase)
-            yield phase
-        else:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            with Progress(*columns, console=self._console, transient=True) as bar:
-                task = bar.add_task(name, total=total)
-                phase = Phase(name, total, self._tell, lambda: bar.advance(task))
-                self._tell(phase)
-                yield phase
+        with ExitStack() as stack:
+            advance = None
+            if self._console is None:
+                log.info("%s: %d", name, total, extra={"phase": name, "total": total})
+            else:
+                columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+                text = SpinnerColumn(), TextColumn("{task.description}")
+                bar = stack.enter_context(Progress(*text, *columns, console=self._console, transient=True))
+                advance = functools.partial(bar.advance, bar.add_task(name, total=total))
+            steps = Steps(name, total, self._tell, advance)
+            self._tell(steps)
+            yield steps
         log.info(
             "%s: %d of %d done in %.1f s",
             name,
-            phase.done,
+            steps.done,
             total,
             time.monotonic() - start,
-            extra={"phase": name, "done": phase.done, "total": total},
+            extra={"phase": name, "done": steps.done, "total": total},
         )
 
 
-class Phase:
-    """Counter of one phase."""
+class Steps:
+    """Counts the steps of one phase."""
 
     def __init__(
         self,
         name: str,
         total: int,
-        tell: Callable[[Phase], None],
+        tell: Callable[[Steps], None],
         advance: Callable[[], None] | None = None,
     ) -> None:
         self.name = name

@@ -1,6 +1,6 @@
-"""What a run is asked to do, checked as far as it can be without torch, Dask and astropy.
+"""What a run is asked to do, checked without torch, Dask and astropy.
 
-Those take seconds to import, and wrong usage should be refused at once: nothing here may import them.
+Nothing here may import them: that takes seconds, and wrong usage is refused at once.
 """
 
 from __future__ import annotations
@@ -10,45 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgclassify.model.serve.archive import verified
+from sgclassify.model.serve.archive import Archive, verified
 from sgclassify.pipeline.config import RunConfig, load_config
 from sgclassify.pipeline.record.output import OutputFolder
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.prior import Prior, read_prior
+from sgclassify.stages.prior import Prior
 from sgclassify.stages.program import code_digest
 from sgclassify.stages.read.exposure_list import ExposureList, parse_list
+from sgclassify.stages.read.prior import read_prior
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """The options of ``sgclassify run``, whose help explains them; `command` is the command line, for the record.
 
-    Attributes
-    ----------
-    exposure_list, output : Path
-    model : Path or None
-        Model archive; None for the shipped one.
-    scheduler : str or None
-        Address of an existing scheduler.
-    scheduler_file : Path or None
-        File that a scheduler wrote its address into. Without either, the cluster is an embedded one.
-    device : str or None
-        ``"auto"``, ``"cpu"`` or ``"gpu"``; None for what the configuration says.
-    workers : int or None
-        Worker processes.
-    config : Path or None
-        Configuration file.
-    prior : str or None
-        Share of stars to assume, or a table of it by magnitude; None for what the configuration says.
-    tta : bool
-        Average over the eight symmetries of the square; also if the configuration says so.
-    overwrite, keep_work : bool
-    verify_inputs : bool
-        Compare the checksums of inputs that an earlier run has read.
-    metrics_file : Path or None
-        File for Prometheus' textfile collector.
-    command : tuple of str
-        The command line, for the record.
+    Without `scheduler` and `scheduler_file`, the cluster is one of this machine. None, and False for `tta`, leave the
+    value to the configuration, or for `model` to the package.
     """
 
     exposure_list: Path
@@ -70,18 +47,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked to do, read and found sound.
+    """What a run is asked to do, checked.
 
     Attributes
     ----------
     options : Options
     config : RunConfig
-        With what the command line says of it.
+        The options of the command line are taken over.
     prior : Prior or None
         Share of stars to assume; None for the model's own.
     listed : ExposureList
-    model_sha256 : str
-        Checksum of the model archive.
+    model : Archive
+        Not loaded yet.
     settings : dict
         What decides about the products beside the inputs.
     """
@@ -90,7 +67,7 @@ class Request:
     config: RunConfig
     prior: Prior | None
     listed: ExposureList
-    model_sha256: str
+    model: Archive
     settings: dict[str, Any]
 
     def folder(self) -> OutputFolder:
@@ -125,8 +102,8 @@ def check(options: Options, *, dry: bool = False) -> Request:
     )
     prior = prior_of(config)
     listed = parse_list(options.exposure_list)
-    _, sha256 = verified(options.model)
-    request = Request(options, config, prior, listed, sha256, settings_of(sha256, config, prior))
+    model = verified(options.model)
+    request = Request(options, config, prior, listed, model, settings_of(model.sha256, config, prior))
     folder = request.folder()
     folder.inspect()
     if not dry:

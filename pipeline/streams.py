@@ -1,7 +1,7 @@
-"""Standard output and error of a command, which must never change what it does.
+"""Standard output and error of a command, which never stop it.
 
-A full disk or a closed pipe behind them, a terminal that has gone, a character that it cannot show: the command goes
-on, and its end tells.
+With a full disk or a closed pipe behind them, a terminal that is gone, or a character that it cannot show, the command
+continues and reports the fault at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Lenient(io.FileIO):
-    """A descriptor that is written as long as it can be; what fails first is kept as `failure`."""
+    """A descriptor that is written as long as that works; `failure` is the first error."""
 
     failure: OSError | None = None
 
@@ -46,7 +46,7 @@ class Output:
     raw: _Lenient | None
 
     def failure(self) -> OSError | None:
-        """Why not all could be written; None where all was."""
+        """The first error of writing; None if all was written."""
         sys.stdout.flush()
         return self.raw.failure if self.raw is not None else None
 
@@ -71,7 +71,7 @@ def lenient() -> Iterator[Output]:
 
 
 def _fill() -> None:
-    """Put the null device where a standard stream is closed: else, a file that is opened would take its place."""
+    """Open the null device for a closed standard stream: else the next file that is opened would take its place."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

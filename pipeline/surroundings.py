@@ -1,4 +1,4 @@
-"""What a command finds around it and may stumble over as it imports the libraries: a home folder, Dask's settings."""
+"""What libraries need as they are imported: a home folder, and sound settings of Dask."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ NO_HOME: Final = os.devnull
 
 
 def have_home() -> None:
-    """Make sure that libraries can look into the home folder for their settings.
+    """Make sure that libraries can look for their settings in a home folder.
 
-    A process that has none (HOME is not set and its user is not in the password database), or must not look into it,
-    gets the null device instead, below which nothing is found and nothing can be written.
+    If the process has none (HOME is not set, and its user is not in the password database) or may not read it, the null
+    device takes its place: nothing is found below it, and nothing can be written.
     """
     try:
         (Path.home() / ".config").stat()
     except (RuntimeError, PermissionError):
         os.environ["HOME"] = NO_HOME
     except OSError:
-        pass  # nothing there is fine
+        pass  # an empty home is fine
 
 
 def drop_working_folder() -> None:
-    """Take the working folder off the path of modules, where ``python -m`` puts it: it holds data, not code."""
+    """Take the working folder, where ``python -m`` puts it, off the path of modules: it holds data, not code."""
     if not sys.flags.safe_path:
         del sys.path[0]
 
 
 def import_dask() -> None:
-    """Import Dask, which reads the user's configuration of it as it is imported.
+    """Import Dask, which then reads the user's configuration.
 
     Raises
     ------
     UsageError
-        If that configuration is malformed; names the file.
+        If that configuration is malformed. The message names the file.
     """
     try:
         import distributed  # noqa: F401

@@ -1,6 +1,6 @@
-"""What runs on the workers: thin functions over the stages that hand back small receipts.
+"""What runs on the workers: thin functions over the stages that send small receipts back to the driver.
 
-Nothing here may import torchvision, training code or the simulator. Errors pass through to the driver.
+Nothing here may import torchvision, training code or the simulator.
 """
 
 from __future__ import annotations
@@ -8,24 +8,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import resource
-import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sgclassify.model.serve.loaded import ModelRef, classifier_of
 from sgclassify.pipeline.cluster.gpu import claim_gpu
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError, time_limit
+from sgclassify.pipeline.errors import StaleRunError, TaskError, TaskTimeoutError
+from sgclassify.pipeline.process import peak_mib, process_name, time_limit
 from sgclassify.pipeline.record.receipts import (
     PREPARED,
     RECEIPT,
@@ -35,37 +34,26 @@ from sgclassify.pipeline.record.receipts import (
     digest_of,
     members_path,
     stats_of,
-    write_receipt,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
-from sgclassify.stages.arrays import F32, F64
-from sgclassify.stages.bands import PIXEL_SCALE
+from sgclassify.stages.arrays import F32
+from sgclassify.stages.classify import classify
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
-from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.prepare import PreparedExposure, prepare_exposure
-from sgclassify.stages.prior import Prior, logit_of, magnitudes, star_probability
+from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tile import CHAIN_ARCSEC, TileStamps, extract_tile
-from sgclassify.stages.tiling import Tile, footprint_tiles
+from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.tile import TileStamps, extract_tile
+from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec
 from sgclassify.stages.write.atomic import write_atomic
-from sgclassify.stages.write.publish import (
-    finish_hats,
-    publish_detections,
-    publish_objects,
-    scored_table,
-)
-
-if TYPE_CHECKING:
-    from sgclassify.model.serve.runtime import Classifier
-
+from sgclassify.stages.write.publish import publish_detections, publish_objects
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 MOST_FRAMES: Final = 40
-"""Frames of a traceback that is told of."""
+"""Frames that are kept of a traceback."""
 
 JOINED: Final = tuple(column.name for column in DETECTION_COLUMNS)
 """Columns of an object that its detections get."""
@@ -82,37 +70,6 @@ _NO_MEMBERS: Final = pa.schema(
 
 
 @dataclass(frozen=True)
-class ModelRef:
-    """Which model the workers load, and how.
-
-    Attributes
-    ----------
-    path : Path or None
-        The archive; None for the one that the worker's own installation ships.
-    sha256 : str
-        Checksum that it must have.
-    batch_size, threads : int
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    tta : bool
-        Average over the eight symmetries of the square.
-    own_prior : float
-        Share of stars that the model assumes.
-    prior : Prior or None
-        What to assume instead.
-    """
-
-    path: Path | None
-    sha256: str
-    batch_size: int
-    threads: int
-    device: str = "cpu"
-    tta: bool = False
-    own_prior: float = 0.5
-    prior: Prior | None = None
-
-
-@dataclass(frozen=True)
 class Places:
     """Where the files of a run lie, and the token that says whose they are.
 
@@ -121,7 +78,7 @@ class Places:
     prepared, objects, detections, exposures, tiles : Path
         Folders: of prepared exposures, of the two products, and of the receipts of exposures and tiles.
     notes : Path
-        Folder of what a worker leaves that ends itself.
+        Folder for the notes of workers that end themselves.
     token_path : Path
     token : str
         What `token_path` holds as long as this run owns the folder.
@@ -140,17 +97,17 @@ class Places:
     limit_s: float = 0.0
 
     def note(self, what: str) -> Path:
-        """File that a worker leaves which ended itself because ``what`` took too long."""
+        """File that a worker leaves if it ends itself because ``what`` took too long."""
         return self.notes / f"{digest_of(what)}.json"
 
     def limited(self, what: str) -> AbstractContextManager[None]:
-        """Context in which no more than `limit_s` may be spent, or else the process ends; see `time_limit`.
+        """Context that ends the process after `limit_s`; see `time_limit`.
 
         Raises
         ------
         TaskTimeoutError
-            If ``what`` has ended another worker in this try: a scheduler that gives it to the next one by itself
-            shall not lose them all, each after the whole time.
+            If ``what`` has ended another worker in this try. A scheduler may give it to the next worker by itself, and
+            would lose them all, each after the whole time.
         """
         note = self.note(what)
         if note.exists():
@@ -158,24 +115,13 @@ class Places:
         return time_limit(self.limit_s, what, note)
 
     def check(self) -> None:
-        """Refuse to write for a run that is over.
-
-        A scheduler of others may go on with the tasks of a driver that was killed.
-
-        Raises
-        ------
-        StaleRunError
-        """
+        """Raise `StaleRunError` if the run is over: a scheduler may continue the tasks of a driver that was killed."""
         try:
             owner = self.token_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             owner = ""
         if owner != self.token:
             raise StaleRunError(str(self.token_path))
-
-
-class StaleRunError(SgClassifyError):
-    """The run that asked for this is over; another one may be at work in its folder."""
 
 
 @dataclass(frozen=True)
@@ -221,85 +167,53 @@ class ScoredTile:
     peak_mib: float = 0.0
 
 
-class TaskError(Exception):
-    """An unexpected error of a task in a form that crosses any process border.
-
-    An exception may hold what cannot be unpickled elsewhere, or a traceback that is too deep for it; the driver would
-    never hear of the task again.
-
-    Parameters
-    ----------
-    name, text, trace : str
-        Name of the exception's class, its message, and its traceback.
-    """
-
-    def __init__(self, name: str, text: str, trace: str) -> None:
-        super().__init__(name, text, trace)
-        self.name = name
-        self.text = text
-        self.trace = trace
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.text}"
-
-
 def bordered(function: Callable[P, R]) -> Callable[P, R]:
     """Let nothing but errors of this project, errors of the system and `TaskError` out of a function."""
 
     @functools.wraps(function)
     def task(*arguments: P.args, **options: P.kwargs) -> R:
+        error: Exception
         try:
             return function(*arguments, **options)
-        except SgClassifyError as error:
-            raise error.with_traceback(None) from None
-        except OSError as error:
-            raise OSError(*error.args, *([error.filename] if error.filename else [])) from None
-        except Exception as error:  # noqa: BLE001
-            trace = "".join(traceback.format_exception(error, limit=-MOST_FRAMES))
-            raise TaskError(type(error).__name__, str(error), trace) from None
+        except SgClassifyError as known:
+            error = known.with_traceback(None)
+        except OSError as known:
+            error = OSError(*known.args, *([known.filename] if known.filename else []))
+        except Exception as other:  # noqa: BLE001
+            trace = "".join(traceback.format_exception(other, limit=-MOST_FRAMES))
+            error = TaskError(type(other).__name__, str(other), trace)
+        # Raised out here, and without what caused it: Dask would send that along, and its tracebacks.
+        error.__cause__ = error.__context__ = None
+        raise error
 
     return task
-
-
-def worker_name() -> str:
-    """This process: host and number."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, MiB (Linux counts in KiB)."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 @bordered
 def prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
     """Check and prepare one exposure; the receipt of its prepared files is written last."""
-    with places.limited(str(header)):
-        return _prepare(header, places, tile_order, config)
-
-
-def _prepare(header: ExposureHeader, places: Places, tile_order: int, config: StageConfig) -> ExposureReceipt:
     start = time.monotonic()
-    stats = stats_of(header.files)
-    tiles = footprint_tiles(header, tile_order, tile_pad_arcsec(config))
-    places.check()
-    prepared = prepare_exposure(header, places.prepared, config)
-    digest = content_digest(header.exposure_id, header.catalog_stem, header.files, prepared.sha256)
-    receipt = ExposureReceipt(
-        exposure_id=header.exposure_id,
-        catalog_stem=header.catalog_stem,
-        digest=digest,
-        stats=stats,
-        sha256=prepared.sha256,
-        rows=prepared.n_rows,
-        usable=prepared.n_usable,
-        notes=prepared.notes,
-        tiles=tuple(tiles.tolist()),
-        seconds=round(time.monotonic() - start, 3),
-        worker=worker_name(),
-        peak_mib=peak_mib(),
-    )
-    write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}", prepared=prepared.as_dict())
+    with places.limited(str(header)):
+        stats = stats_of(header.files)
+        tiles = footprint_tiles(header, tile_order, tile_pad_arcsec(config))
+        places.check()
+        prepared = prepare_exposure(header, places.prepared, config)
+        receipt = ExposureReceipt(
+            exposure_id=header.exposure_id,
+            catalog_stem=header.catalog_stem,
+            digest=content_digest(header.exposure_id, header.catalog_stem, header.files, prepared.sha256),
+            stats=stats,
+            sha256=prepared.sha256,
+            rows=prepared.n_rows,
+            usable=prepared.n_usable,
+            notes=prepared.notes,
+            tiles=tuple(tiles.tolist()),
+            seconds=round(time.monotonic() - start, 3),
+            worker=process_name(),
+            peak_mib=peak_mib(),
+        )
+        path = places.prepared / f"{header.exposure_id}{PREPARED}"
+        receipt.write(path, prepared=prepared.as_dict())
     return receipt
 
 
@@ -307,17 +221,6 @@ def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
     """The prepared exposure that an earlier task left."""
     values = json.loads((places.prepared / f"{exposure_id}{PREPARED}").read_text(encoding="utf-8"))
     return PreparedExposure.from_dict(values["prepared"], places.prepared)
-
-
-def tile_pad_arcsec(config: StageConfig) -> float:
-    """How far beyond its detector an exposure still counts for a tile.
-
-    Catalogue positions may lie off the detector by the tolerances. The rest is for association: what the
-    objects of a tile depend on reaches over its border by chains of neighbours within the match radius;
-    sources would have to stand side by side without a gap for a chain as long as `CHAIN_ARCSEC`.
-    """
-    off_detector = config.position_tolerance_arcsec + config.position_margin_px * PIXEL_SCALE
-    return off_detector + 2.0 * config.blend_radius_arcsec + 10.0 * config.match_radius_arcsec + CHAIN_ARCSEC
 
 
 @bordered
@@ -332,84 +235,25 @@ def extract(tile: Tile, places: Places, stamp_size: int, config: StageConfig) ->
 
 @bordered
 def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
-    """Score the stamps of one tile."""
-    if len(extracted.stamps):
-        # the first tile of a worker waits for the model, which is no fault of that tile
-        classifier_of(model)
-    with places.limited(str(tile)):
-        return _infer(extracted, model)
-
-
-def _infer(extracted: Stamps, model: ModelRef) -> ScoredTile:
-    stamps = extracted.stamps
-    start = time.monotonic()
-    p_star, logit = np.empty(0, dtype=np.float32), np.empty(0)
-    device = model.device
+    """Score the stamps of one tile; without stamps, the model is not loaded."""
+    stamps, device = extracted.stamps, model.device
     if len(stamps):
-        classifier = classifier_of(model)
-        # a worker that offers a GPU may have none that torch sees
-        device = classifier.device.type
-        both = classifier.averaged(stamps) if model.tta else classifier(stamps)
-        p_star, logit = both[:, 0], logit_of(both)
-        if model.prior is not None:
-            new = model.prior.at(magnitudes(stamps))
-            p_star = star_probability(logit, model.own_prior, new).astype(np.float32)
-    return ScoredTile(
-        object_table(stamps, p_star, logit),
-        stamps.members,
-        extracted.seconds + time.monotonic() - start,
-        device,
-        max(extracted.peak_mib, peak_mib()),
-    )
+        if model.device == "cuda":
+            # done already where the run's plugin has prepared this worker
+            claim_gpu()
+        # The first tile of a worker waits for the model, which is no fault of that tile: outside of its time limit.
+        # A worker that offers a GPU may have none that torch sees.
+        device = classifier_of(model).device.type
 
+    def scorer(*arrays: Any) -> F32:
+        # not called for a tile without objects, which needs no model
+        return classifier_of(model).probabilities(*arrays)
 
-@functools.lru_cache(maxsize=1)
-def classifier_of(model: ModelRef) -> Classifier:
-    """The model of this worker process: loaded, checked and warmed at its first tile, then kept.
-
-    Raises
-    ------
-    ModelError
-        If this worker has not the very model that the driver checked.
-    """
-    # Imported here, so that workers which only read and cut do not load torch.
-    import torch
-
-    from sgclassify.model.serve import runtime
-
-    # The nanny sets OMP_NUM_THREADS=1 in embedded workers only. Sums are split by threads, so their number
-    # decides about the last bits and must be the same wherever a tile is computed.
-    torch.set_num_threads(model.threads)
-    if model.device == "cuda":
-        # done already where the run's plugin has prepared this worker
-        claim_gpu()
-    return runtime.load(
-        model.path, device=model.device, batch_size=model.batch_size, expected_sha256=model.sha256
-    )
-
-
-def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
-    """The rows of the object catalogue.
-
-    Parameters
-    ----------
-    stamps : TileStamps
-    p_star : ndarray of float32, shape (n,)
-        Probability of being a star; nan where the model gave no finite number.
-    logit : ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy) under the model's own prior.
-
-    Returns
-    -------
-    pyarrow.Table
-        Probabilities and class are null where an object is not scored, and ``sg_flags`` says why.
-    """
-    flags = stamps.sg_flags.astype(np.int32)
-    failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
-    flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)
-    return scored_table(
-        stamps.object_id, stamps.ra, stamps.dec, p_star, logit, flags, stamps.n_bands, stamps.bands
-    )
+    start = time.monotonic()
+    with places.limited(str(tile)):
+        objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta)
+    seconds = extracted.seconds + time.monotonic() - start
+    return ScoredTile(objects, stamps.members, seconds, device, max(extracted.peak_mib, peak_mib()))
 
 
 @bordered
@@ -426,45 +270,35 @@ def publish(
     A tile without objects writes no partition. ``key`` says what the tile was made of; the receipt shows one object of
     every ``2**sample_level``.
     """
-    with places.limited(str(tile)):
-        return _publish(tile, key, scored, places, metadata, sample_level)
-
-
-def _publish(
-    tile: Tile,
-    key: str,
-    scored: ScoredTile,
-    places: Places,
-    metadata: Mapping[str, str],
-    sample_level: int,
-) -> TileReceipt:
     start = time.monotonic()
-    places.check()
-    path = publish_objects(tile.order, tile.pixel, scored.objects, places.objects, metadata)
-    table = scored.objects
-    p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
-    known = p_star[np.isfinite(p_star)]
-    identity, ra, dec = (table[name].to_numpy() for name in ("object_id", "ra", "dec"))
-    n_stars = int(np.count_nonzero(known >= 0.5))
-    receipt = TileReceipt(
-        order=tile.order,
-        pixel=tile.pixel,
-        key=key,
-        n_objects=len(p_star),
-        n_stars=n_stars,
-        n_galaxies=len(known) - n_stars,
-        n_not_scored=len(p_star) - len(known),
-        seconds=round(scored.seconds + time.monotonic() - start, 3),
-        histogram=np.histogram(known, bins=np.asarray(HISTOGRAM_EDGES))[0].astype(np.int64),
-        sample=draw(identity, ra, dec, p_star, sample_level),
-        sample_level=sample_level,
-        worker=worker_name(),
-        device=scored.device,
-        peak_mib=max(scored.peak_mib, peak_mib()),
-        size=path.stat().st_size if path is not None else 0,
-    )
-    members = members_path(places.tiles, tile.order, tile.pixel)
-    write_atomic(member_table(scored), members, {RECEIPT.decode(): receipt.as_json()})
+    with places.limited(str(tile)):
+        places.check()
+        path = publish_objects(tile.order, tile.pixel, scored.objects, places.objects, metadata)
+        table = scored.objects
+        p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
+        known = p_star[np.isfinite(p_star)]
+        identity, ra, dec = (table[name].to_numpy() for name in ("object_id", "ra", "dec"))
+        n_stars = int(np.count_nonzero(known >= 0.5))
+        receipt = TileReceipt(
+            order=tile.order,
+            pixel=tile.pixel,
+            key=key,
+            n_objects=len(p_star),
+            n_stars=n_stars,
+            n_galaxies=len(known) - n_stars,
+            n_not_scored=len(p_star) - len(known),
+            seconds=round(scored.seconds + time.monotonic() - start, 3),
+            histogram=np.histogram(known, bins=np.asarray(HISTOGRAM_EDGES))[0].astype(np.int64),
+            sample=draw(identity, ra, dec, p_star, sample_level),
+            sample_level=sample_level,
+            worker=process_name(),
+            device=scored.device,
+            peak_mib=max(scored.peak_mib, peak_mib()),
+            size=path.stat().st_size if path is not None else 0,
+            exposures=tile.exposures,
+        )
+        members = members_path(places.tiles, tile.order, tile.pixel)
+        write_atomic(member_table(scored), members, {RECEIPT.decode(): receipt.as_json()})
     return receipt
 
 
@@ -505,35 +339,16 @@ def join(
     -------
     ExposureReceipt
     """
-    with places.limited(f"exposure {receipt.exposure_id}"):
-        return _join(receipt, key, members, places, metadata)
-
-
-def _join(
-    receipt: ExposureReceipt, key: str, members: Sequence[Path], places: Places, metadata: Mapping[str, str]
-) -> ExposureReceipt:
-    prepared = load_prepared(receipt.exposure_id, places)
-    own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
-    mine = pc.field("exposure_id") == receipt.exposure_id
-    found = [pq.read_table(path, filters=mine, columns=_NO_MEMBERS.column_names) for path in members]
-    scores = pa.concat_tables([_NO_MEMBERS, *(table.replace_schema_metadata() for table in found)])
-    catalog = pq.read_table(prepared.catalog_path)
-    path = places.detections / f"{receipt.catalog_stem}.parquet"
-    places.check()
-    scored = publish_detections(catalog, scores, path, metadata, own)
-    done = dataclasses.replace(receipt, join_key=key, scored=scored, size=path.stat().st_size)
-    write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+    with places.limited(str(receipt)):
+        prepared = load_prepared(receipt.exposure_id, places)
+        own = pq.read_table(prepared.detections_path, columns=["sg_flags"])["sg_flags"].to_numpy()
+        mine = pc.field("exposure_id") == receipt.exposure_id
+        found = [pq.read_table(path, filters=mine, columns=_NO_MEMBERS.column_names) for path in members]
+        scores = pa.concat_tables([_NO_MEMBERS, *(table.replace_schema_metadata() for table in found)])
+        catalog = pq.read_table(prepared.catalog_path)
+        path = places.detections / f"{receipt.catalog_stem}.parquet"
+        places.check()
+        scored = publish_detections(catalog, scores, path, metadata, own)
+        done = dataclasses.replace(receipt, join_key=key, scored=scored, size=path.stat().st_size)
+        done.write(places.exposures / f"{receipt.exposure_id}.json")
     return done
-
-
-def finish(objects: Path, tiles: Iterable[tuple[int, int, int]], metadata: Mapping[str, str]) -> None:
-    """Make the published partitions a catalogue; runs in the driver.
-
-    Parameters
-    ----------
-    objects : Path
-    tiles : iterable of (int, int, int)
-        Order, pixel and number of objects of every published tile.
-    metadata : mapping of str to str
-    """
-    finish_hats(objects, [tile for tile in tiles if tile[2]], metadata)

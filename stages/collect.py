@@ -11,17 +11,24 @@ import numpy.typing as npt
 from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import FEATURES, PSF_MEASURES, feature_table, measure_stamps
-from sgclassify.stages.prepare import PreparedExposure, nanomaggies_per_count
+from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
+from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposurePixels
-from sgclassify.stages.stamps import cut_stamps
+from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.stamps import cut_sources, stamp_origin
 
 CORE_BITS = (
     (InputFlag.SATURATED, SgFlag.SATURATED),
     (InputFlag.COSMIC_RAY, SgFlag.COSMIC_RAY),
     (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
 )
+
+
+def nanomaggies_per_count(header: ExposureHeader) -> float:
+    """Factor from e-/s to nanomaggies (AB magnitude 22.5 is one nanomaggy)."""
+    return float(10.0 ** (0.4 * (22.5 - header.zero_point)))
 
 
 @dataclass
@@ -72,9 +79,9 @@ class BandStamps:
     def add_exposure(
         self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig
     ) -> None:
-        """Cut the stamps of one exposure and keep those that are better than what is there.
+        """Cut the stamps of one exposure and keep those that are better than the stamps so far.
 
-        Better is the larger sum of inverse variance over the core; of equals the first stays.
+        The better stamp has the larger sum of inverse variance over its core. Of two equal ones the first stays.
 
         Parameters
         ----------
@@ -82,7 +89,7 @@ class BandStamps:
         number : int
             Number by which the exposure is remembered.
         x, y : ndarray of float64, shape (n,)
-            Positions of all objects on its detector, 0-based pixels; not finite where there is none.
+            Positions of all objects on its detector, 0-based pixels; not finite where an object has none.
         config : StageConfig
         """
         ny, nx = prepared.header.shape
@@ -94,8 +101,7 @@ class BandStamps:
         if not index.size:
             return
         x, y = x[index], y[index]
-        first_x = np.ceil(x - self.size / 2).astype(np.int64)
-        first_y = np.ceil(y - self.size / 2).astype(np.int64)
+        first_x, first_y = stamp_origin(x, self.size), stamp_origin(y, self.size)
         x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + self.size)
         y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + self.size)
         with ExposurePixels(prepared.header) as pixels:
@@ -105,12 +111,9 @@ class BandStamps:
         data = (window.image - level) * np.float32(scale)
         good = window.valid & np.isfinite(data) & (noise > 0)
 
-        image, inside = cut_stamps(data, x - x0, y - y0, self.size)
-        valid = cut_stamps(good, x - x0, y - y0, self.size)[0] & inside
-        bits = cut_stamps(window.flags, x - x0, y - y0, self.size)[0]
-        column = np.clip(np.rint(x).astype(np.int64) - x0, 0, x1 - x0 - 1)
-        row = np.clip(np.rint(y).astype(np.int64) - y0, 0, y1 - y0 - 1)
-        sigma = np.where(noise[row, column] > 0, noise[row, column] * np.float32(scale), np.float32(1.0))
+        cut = cut_sources(window, data, good, noise, x, y, self.size)
+        image, valid, bits = cut.image, cut.valid, cut.flags
+        sigma = np.where(cut.noise > 0, cut.noise * np.float32(scale), np.float32(1.0))
 
         axis = np.arange(self.size)
         squared_radius = (axis[None, None, :] - (x - first_x)[:, None, None]) ** 2 + (
@@ -124,7 +127,7 @@ class BandStamps:
         chosen = index[better]
 
         flags = np.zeros(index.size, dtype=np.int32)
-        flags[~inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
+        flags[~cut.inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
         flags[share < 1.0] |= int(SgFlag.MASKED)
         for mask, flag in CORE_BITS:
             flags[(core & ((bits & int(mask)) != 0)).any(axis=(1, 2))] |= int(flag)
@@ -153,7 +156,7 @@ class BandStamps:
         return flags
 
     def measure(self, exposures: Sequence[PreparedExposure], detected: Bool, config: StageConfig) -> F32:
-        """Catalogue sequence of every object, shape (n, 7, n_features); nan for an absent band. Fills `psf` too.
+        """Catalogue sequence of every object, shape (n, 7, n_features); NaN for an absent band. Fills `psf` too.
 
         Parameters
         ----------
@@ -191,16 +194,9 @@ class BandStamps:
                 place = corner[own] + np.stack([x, y], axis=1)
                 model = exposures[number].psf_model
                 self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
+            stamps = Stamps(self.image[index, band], valid, sigma, self.psf[index, band], shot[source])
+            measures = {name: values[source] for name, values in locus.items()}
             features[index, band] = feature_table(
-                measured,
-                detected[index, band],
-                sigma,
-                {name: values[source] for name, values in locus.items()},
-                stars[source],
-                fwhm[source],
-                self.image[index, band],
-                valid,
-                self.psf[index, band],
-                shot[source],
+                measured, detected[index, band], stamps, StampLocus(measures, stars[source], fwhm[source])
             )
         return features

@@ -16,8 +16,8 @@ import pyarrow as pa
 from astropy import units
 
 NO_OBJECT: Final = -1
-"""``object_id`` of a row that belongs to no object. Not null: readers turn integers with nulls into floats, and so
-identifiers beyond 2^53 into those of other objects."""
+"""``object_id`` of a row that belongs to no object. It is not null: readers turn integers with nulls into floats, which
+changes identifiers beyond 2^53 into those of other objects."""
 
 CLASSES: Final = ("star", "galaxy")
 """Values of ``sg_class``, in the order of its dictionary."""
@@ -152,7 +152,7 @@ _XML_START: Final = (
     r"\u2C00-\u2FEF\u3001-\uD7FF\uF900-\uFDCF\uFDF0-\uFFFD\U00010000-\U000EFFFF"
 )
 _XML_NAME: Final = re.compile(rf"[{_XML_START}][{_XML_START}.0-9\u00B7\u0300-\u036F\u203F-\u2040-]*")
-"""What may be an ID in XML: a name without a colon (Namespaces in XML 1.0, production 4)."""
+"""What XML allows as an ID: a name without a colon (Namespaces in XML 1.0, production 4)."""
 
 _VOTABLE_TYPES: Final = (
     (pa.types.is_boolean, "boolean"),
@@ -190,9 +190,9 @@ def describe(
     Returns
     -------
     dict of str to str
-        Entries for the key-value metadata of the Parquet file; the same input gives the same text. One FIELD a
-        column, with its name. astropy names columns by ID, where there is one: what it could not join to the
-        data (lists of texts, names that no XML identifier may have) has an ID that no column has as its name.
+        Entries for the key-value metadata of the Parquet file; the same input gives the same text. There is one FIELD
+        per column, with its name. astropy names a column by its ID if it has one. A column that astropy cannot join
+        to the data (a list of texts, or a name that is no XML identifier) gets an ID that is the name of no column.
     """
     known = {column.name: column for column in columns}
     root = ET.Element("VOTABLE", version="1.4", xmlns="http://www.ivoa.net/xml/VOTable/v1.3")
@@ -226,7 +226,7 @@ def describe(
 
 
 def _input_column(field: pa.Field) -> Column:
-    """Description of an input column: from its file where that has one, otherwise from the registry."""
+    """Description of an input column: from its file if the file has one, else from the registry."""
     registered = INPUT_COLUMNS.get(field.name.lower(), Column(field.name, None, "", "", ""))
     said = {key.decode(): value.decode("utf-8", "replace") for key, value in (field.metadata or {}).items()}
     remarks = [said.get("description") or registered.description]
@@ -250,7 +250,7 @@ def _input_column(field: pa.Field) -> Column:
 
 
 def _identifier(field: pa.Field, taken: Collection[str]) -> str:
-    """ID of a FIELD: the name of its column where it may be one, else one that is not taken."""
+    """ID of a FIELD: the name of its column where XML allows it, else a name that is not taken."""
     texts = pa.types.is_fixed_size_list(field.type) and _datatype(field.type, 1)["datatype"] == "unicodeChar"
     if _XML_NAME.fullmatch(field.name) and not texts:
         return str(field.name)
@@ -261,13 +261,13 @@ def _identifier(field: pa.Field, taken: Collection[str]) -> str:
 
 
 def _element(kind: pa.DataType) -> pa.DataType:
-    """Type of the values of a column of lists; of any other, the column's own."""
+    """Type of the values in a column of lists; for any other column, its own type."""
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
     return kind.value_type if is_list else kind
 
 
 def _vounit(text: str) -> str:
-    """A unit of a FITS header in VOUnit notation; empty if it has none there."""
+    """A unit of a FITS header in VOUnit notation; empty if VOUnit cannot write it."""
     for notation in ("vounit", "fits", "generic"):
         try:
             found = units.Unit(text, format=notation, parse_strict="raise")

@@ -1,4 +1,4 @@
-"""The handful of errors a run can end in, each with its exit code.
+"""The exit codes, and the errors that a run can end in, each with its code.
 
 Every error keeps its values as attributes and survives pickling, since most are raised on a Dask worker and
 reported by the driver.
@@ -6,7 +6,62 @@ reported by the driver.
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
+from typing import Self
+
+
+class ExitCode(enum.IntEnum):
+    """Exit status of ``sgclassify run``: the meaning in a few words, the cases, and what to do."""
+
+    meaning: str
+    cases: str
+    advice: str
+
+    def __new__(cls, value: int, meaning: str, cases: str, advice: str) -> Self:
+        """One code."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning, code.cases, code.advice = meaning, cases, advice
+        return code
+
+    DONE = 0, "all done", "", "nothing"
+    DEFECT = (
+        1,
+        "a defect in the program",
+        "",
+        "keep the log and report it; the same command goes on from what is complete",
+    )
+    USAGE = (
+        2,
+        "usage or configuration",
+        "an unknown option or setting; an output folder that cannot be written or holds other work",
+        "read the message: it names the option, setting or folder",
+    )
+    SET_ASIDE = (
+        3,
+        "finished, but some exposures or tiles were set aside",
+        "the rest is written",
+        "see what `sgclassify status` names, correct it, run the same command again",
+    )
+    NO_INPUT = (
+        4,
+        "no usable input",
+        "the list is empty, or every exposure was set aside",
+        "read the messages: they name each file",
+    )
+    NO_MODEL = (
+        5,
+        "the model cannot be used",
+        "it is missing or damaged, or has another checksum or other features",
+        "give the right archive with `--model`",
+    )
+    NO_CLUSTER = (
+        6,
+        "the cluster cannot do the work",
+        "no worker can, the scheduler is lost, or the disk is full",
+        "look up the message under the symptoms in operations.md",
+    )
 
 
 class SgClassifyError(Exception):
@@ -15,16 +70,16 @@ class SgClassifyError(Exception):
     Attributes
     ----------
     exit_code : int
-        Exit status of ``sgclassify run`` when this error ends the run (FORMATS: exit codes).
+        Exit status of ``sgclassify run`` when this error ends the run.
     """
 
-    exit_code: int = 1
+    exit_code: int = ExitCode.DEFECT
 
 
 class UsageError(SgClassifyError):
     """The command line or the configuration is wrong."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class UnusableInputError(SgClassifyError, ValueError):
@@ -40,7 +95,7 @@ class UnusableInputError(SgClassifyError, ValueError):
         What the operator can do about it.
     """
 
-    exit_code = 3
+    exit_code = ExitCode.SET_ASIDE
 
     def __init__(self, path: str | Path, fault: str, advice: str = "") -> None:
         super().__init__(str(path), fault, advice)
@@ -53,19 +108,23 @@ class UnusableInputError(SgClassifyError, ValueError):
         return f"{text}; {self.advice}" if self.advice else text
 
 
+class SlitlessExposureError(UnusableInputError):
+    """The exposure is a slitless spectrum, which shows nothing to classify: skipped, no fault of the file."""
+
+
 class NothingToDoError(SgClassifyError):
     """No usable input is left."""
 
-    exit_code = 4
+    exit_code = ExitCode.NO_INPUT
 
 
 class ModelError(SgClassifyError):
     """The model archive cannot be used: missing, damaged, or not what its contract says."""
 
-    exit_code = 5
+    exit_code = ExitCode.NO_MODEL
 
 
 class ClusterError(SgClassifyError):
     """The cluster cannot do the work: no such worker, or the scheduler is lost."""
 
-    exit_code = 6
+    exit_code = ExitCode.NO_CLUSTER

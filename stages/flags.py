@@ -6,47 +6,37 @@ The bits are frozen: a bit is never given another meaning, new ones are added at
 from __future__ import annotations
 
 import enum
+from typing import Self
 
 
 class SgFlag(enum.IntFlag):
-    """Bits of the ``sg_flags`` column (int32)."""
+    """Bits of the ``sg_flags`` column (int32), each with its meaning."""
 
-    NO_POSITION = 1 << 0
-    POSITION_MISMATCH = 1 << 1
-    NOT_SCORED = 1 << 2
-    NO_WEIGHT = 1 << 3
-    NO_FLAG_IMAGE = 1 << 4
-    STAGE_CATALOG = 1 << 5
-    EDGE = 1 << 6
-    MASKED = 1 << 7
-    SATURATED = 1 << 8
-    COSMIC_RAY = 1 << 9
-    ARTIFACT = 1 << 10
-    BLENDED = 1 << 11
-    FEW_BANDS = 1 << 12
-    LOW_SNR = 1 << 13
-    DUPLICATE_ID = 1 << 14
-    NOT_FINITE = 1 << 15
+    meaning: str
 
+    def __new__(cls, value: int, meaning: str = "") -> Self:
+        """One bit."""
+        flag = int.__new__(cls, value)
+        flag._value_ = value
+        flag.meaning = meaning
+        return flag
 
-MEANING: dict[SgFlag, str] = {
-    SgFlag.NO_POSITION: "catalogue row without a usable position; not scored",
-    SgFlag.POSITION_MISMATCH: "pixel and sky position of the row disagree; not scored",
-    SgFlag.NOT_SCORED: "probabilities are null: too few valid pixels in every band, or another bit says why",
-    SgFlag.NO_WEIGHT: "a band was used without its weight image",
-    SgFlag.NO_FLAG_IMAGE: "a band was used without its flag image",
-    SgFlag.STAGE_CATALOG: "a detection comes from the stage's own source detection, its CAT being missing",
-    SgFlag.EDGE: "the stamp of a band reaches over the edge of its detector",
-    SgFlag.MASKED: "the core of a band has masked pixels",
-    SgFlag.SATURATED: "the core of a band has saturated pixels",
-    SgFlag.COSMIC_RAY: "the core of a band was hit by a cosmic ray",
-    SgFlag.ARTIFACT: "the core of a band lies on a satellite trail, ghost or scattered light",
-    SgFlag.BLENDED: "another object lies within the blending radius",
-    SgFlag.FEW_BANDS: "fewer than three bands were used",
-    SgFlag.LOW_SNR: "no band reaches a signal-to-noise ratio of 5",
-    SgFlag.DUPLICATE_ID: "the row's objID occurs more than once in its CAT",
-    SgFlag.NOT_FINITE: "the model returned a probability that is not finite; not scored",
-}
+    NO_POSITION = 1 << 0, "catalogue row without a usable position; not scored"
+    POSITION_MISMATCH = 1 << 1, "pixel and sky position of the row disagree; not scored"
+    NOT_SCORED = 1 << 2, "probabilities are null: too few valid pixels in every band, or another bit says why"
+    NO_WEIGHT = 1 << 3, "a band was used without its weight image"
+    NO_FLAG_IMAGE = 1 << 4, "a band was used without its flag image"
+    STAGE_CATALOG = 1 << 5, "a detection comes from the stage's own source detection, its CAT being missing"
+    EDGE = 1 << 6, "the stamp of a band reaches over the edge of its detector"
+    MASKED = 1 << 7, "the core of a band has masked pixels"
+    SATURATED = 1 << 8, "the core of a band has saturated pixels"
+    COSMIC_RAY = 1 << 9, "the core of a band was hit by a cosmic ray"
+    ARTIFACT = 1 << 10, "the core of a band lies on a satellite trail, ghost or scattered light"
+    BLENDED = 1 << 11, "another object lies within the blending radius"
+    FEW_BANDS = 1 << 12, "fewer than three bands were used"
+    LOW_SNR = 1 << 13, "no band reaches a signal-to-noise ratio of 5"
+    DUPLICATE_ID = 1 << 14, "the row's objID occurs more than once in its CAT"
+    NOT_FINITE = 1 << 15, "the model returned a probability that is not finite; not scored"
 
 
 class InputFlag(enum.IntFlag):

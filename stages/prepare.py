@@ -1,176 +1,60 @@
 """Prepare one exposure for the tiles: check it, measure its sky and point sources, make its detections canonical.
 
-Every fault of an exposure shows here, before any tile is begun, so that an exposure that is set aside has never
-touched an object of the others.
+Every fault of an exposure shows here, before the first tile starts. So an exposure that is set aside has no part in any
+object.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from sgclassify.stages.arrays import F32, F64, Bool
+from sgclassify.stages.arrays import F32, U16, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import (
+from sgclassify.stages.locus import (
     FEW_STARS,
     GAUSSIAN_FWHM,
-    Measured,
+    MIN_SNR,
     PointSources,
     fwhm_ratio,
     gaussian_width,
-    measure_stamps,
     point_source_members,
     point_sources,
 )
-from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
+from sgclassify.stages.measure import Measured, measure_stamps
+from sgclassify.stages.psf import PsfModel, Stars, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, column_notes, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
-from sgclassify.stages.stamps import cut_stamps
+from sgclassify.stages.stamps import cut_sources
 from sgclassify.stages.tangent import offsets
-from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
+from sgclassify.stages.write.prepared import write_prepared
 
 FWHM_RATIOS = (0.85, 1.25)
-"""Widths of the point sources, relative to the FWHM in the header, that need no note: where it is right they are 0.96
-to 1.16, by the shape of the PSF, whose wings count in a moment (88 simulated exposures)."""
+"""Widths of the point sources, relative to the FWHM in the header, that need no note. With a right FWHM they are 0.96
+to 1.16, as the wings of the PSF count in a second moment (88 simulated exposures)."""
 
 FWHM_STARS = 10
 """Fewest point sources that may contradict the header."""
 
 MAX_MISSED = 10
-"""Most sources that the stage may detect where the catalogue has no rows: SExtractor's thresholds find fewer."""
+"""Most sources that the stage may detect where the catalogue has no rows. SExtractor's thresholds are higher."""
 
 PSF_STAMP = 32
 STRIP_ROWS = 1024
 OFFSET_ARCSEC = 0.05
-"""Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than calibration leaves."""
+"""Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than a calibration error."""
 
-PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
 """Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
-
-
-@dataclass(frozen=True)
-class PreparedExposure:
-    """What the tiles and the report need to know of a prepared exposure; small enough to travel.
-
-    Attributes
-    ----------
-    header : ExposureHeader
-    work_dir : Path
-        Folder that holds the exposure's prepared files.
-    catalog_made : bool
-        Whether the detections are the stage's own, its CAT being missing.
-    n_rows, n_usable : int
-        Rows of the catalogue, and those with a usable position.
-    sha256 : dict of str to str
-        Checksum of each input file, by path.
-    sky_level, sky_sigma : float
-        Median sky and its noise, e-/s per pixel.
-    offset_deg : tuple of float
-        Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north at
-        the centre of the image (see `sgclassify.stages.tangent`).
-    psf : PointSources
-        Locus of the point sources.
-    psf_model : PsfModel
-        Empirical PSF; round, of the expected width, where the exposure has no point sources.
-    notes : tuple of str
-        Remarks for the report.
-    """
-
-    header: ExposureHeader
-    work_dir: Path
-    catalog_made: bool
-    n_rows: int
-    n_usable: int
-    sha256: dict[str, str]
-    sky_level: float
-    sky_sigma: float
-    offset_deg: tuple[float, float]
-    psf: PointSources
-    psf_model: PsfModel
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return str(self.header)
-
-    @property
-    def exposure_id(self) -> str:
-        """Unique key of the exposure in a run."""
-        return self.header.exposure_id
-
-    @property
-    def detections_path(self) -> Path:
-        """Canonical detections, a Parquet table with one row for every row of the catalogue."""
-        return self.work_dir / f"{self.exposure_id}.detections.parquet"
-
-    @property
-    def catalog_path(self) -> Path:
-        """The catalogue as it was read or made: every row, every column."""
-        return self.work_dir / f"{self.exposure_id}.catalog.parquet"
-
-    @property
-    def sky_path(self) -> Path:
-        """The sky mesh."""
-        return self.work_dir / f"{self.exposure_id}.sky.npz"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them; `from_dict` makes the exposure again."""
-        values = dataclasses.asdict(self)
-        values["work_dir"] = str(self.work_dir)
-        values["header"]["files"] = {
-            kind: None if path is None else str(path) for kind, path in values["header"]["files"].items()
-        }
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], work_dir: Path) -> PreparedExposure:
-        """The exposure that `as_dict` described, its prepared files being in ``work_dir``."""
-        header = dict(values["header"])
-        files = {kind: None if path is None else Path(path) for kind, path in header["files"].items()}
-        header |= {
-            "files": ExposureFiles(**files),  # type: ignore[arg-type]
-            "shape": tuple(header["shape"]),
-            "notes": tuple(header["notes"]),
-        }
-        model = values["psf_model"]
-        coefficients = tuple(tuple(row) for row in model["coefficients"])
-        model = PsfModel(**{**model, "coefficients": coefficients, "shape": tuple(model["shape"])})
-        return cls(
-            **{
-                **values,
-                "header": ExposureHeader(**header),
-                "work_dir": work_dir,
-                "offset_deg": tuple(values["offset_deg"]),
-                "psf": PointSources(**values["psf"]),
-                "psf_model": model,
-                "notes": tuple(values["notes"]),
-            }
-        )
-
-    def sky(self) -> SkyMesh:
-        """Read the sky mesh back."""
-        with np.load(self.sky_path, allow_pickle=False) as data:
-            ny, nx, box = (int(v) for v in data["layout"])
-            return SkyMesh(level=data["level"], sigma=data["sigma"], box=box, shape=(ny, nx))
-
-
-def nanomaggies_per_count(header: ExposureHeader) -> float:
-    """Factor from e-/s to nanomaggies (AB magnitude 22.5 is one nanomaggy)."""
-    return float(10.0 ** (0.4 * (22.5 - header.zero_point)))
 
 
 def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig) -> PreparedExposure:
@@ -195,7 +79,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     check = check_exposure(header)
     notes = list(header.notes)
     notes += _weight_notes(check, header)
-    # A catalogue is read first: it is cheap, and a bad one spares the passes over the pixels.
+    # The catalogue comes first: reading it is cheap, and a bad one saves the passes over the pixels.
     table = read_table(header.files.catalog) if header.files.catalog is not None else None
     detections = (
         read_detections(table, header, config, header.files.catalog)
@@ -216,7 +100,7 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             detections = read_detections(table, header, config, path)
             notes.append(f"CAT missing: {table.num_rows} sources detected by the stage")
         elif not table.num_rows and header.files.catalog is not None:
-            # as upstream finds it in a short exposure in NUV; where there is much to see, the rows were lost
+            # A short exposure in NUV may show no source. Where the stage sees many, the rows were lost.
             missed = _detect(pixels, sky, header, config).num_rows
             if missed > MAX_MISSED:
                 fault = f"the catalogue has no rows, the stage detects {missed} sources"
@@ -228,12 +112,9 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     prepared = PreparedExposure(
         header=header,
         work_dir=work_dir,
-        catalog_made=made,
         n_rows=table.num_rows,
         n_usable=int(detections.usable.sum()),
         sha256=check.sha256,
-        sky_level=float(np.median(sky.level)),
-        sky_sigma=float(np.median(sky.sigma)),
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
@@ -245,31 +126,22 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
             + _psf_notes(psf, header)
         ),
     )
-    write_atomic(_detections_table(detections, made), prepared.detections_path, {})
-    write_atomic(table, prepared.catalog_path, {})
-    _write_sky(sky, prepared.sky_path)
+    write_prepared(prepared, _detections_table(detections, made), table, sky)
     return prepared
 
 
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
     # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
-    from sgclassify.stages.detect import detect_in_strips
+    from sgclassify.stages.detect import Calibration, detect_in_strips
 
-    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
+    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, U16]:
         window = pixels.window(y0, y1, 0, header.shape[1])
         level, sigma = sky.at(y0, y1, 0, header.shape[1])
         return window.image - level, window.valid, sigma, window.flags
 
-    return detect_in_strips(
-        strip,
-        header.shape,
-        wcs=header.wcs(),
-        zero_point=header.zero_point,
-        config=config,
-        fwhm_px=_expected_fwhm(header),
-        exposure_time=header.exposure_time,
-    )
+    calibration = Calibration(header.wcs(), header.zero_point, _expected_fwhm(header), header.exposure_time)
+    return detect_in_strips(strip, header.shape, calibration, config)
 
 
 def _weight_notes(check: ExposureCheck, header: ExposureHeader) -> list[str]:
@@ -297,7 +169,7 @@ def _row_notes(detections: Detections) -> list[str]:
 
 
 def _wcs_notes(detections: Detections, made: bool, offset_deg: tuple[float, float]) -> list[str]:
-    """How far the WCS was checked, where that is not row by row, and what the rows say against it."""
+    """A note where no row checks the WCS, or where all rows are off it by the same offset."""
     if made or not detections.usable.any():
         return [
             "no catalogue to check the WCS against: the positions of its objects rest on the header alone"
@@ -336,13 +208,6 @@ def _detections_table(detections: Detections, made: bool) -> pa.Table:
     )
 
 
-def _write_sky(sky: SkyMesh, path: Path) -> None:
-    buffer = io.BytesIO()
-    layout = np.array([*sky.shape, sky.box], dtype=np.int64)
-    np.savez(buffer, level=sky.level, sigma=sky.sigma, layout=layout)
-    write_atomic_bytes(buffer.getvalue(), path)
-
-
 def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple[float, float]:
     """Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north."""
     good = detections.usable
@@ -362,8 +227,8 @@ def _point_sources(
         index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
     ny, nx = header.shape
     parts: list[Measured] = []
-    # stamps of what is bright enough to be a star of the PSF; a few thousand at most
-    stamps: list[tuple[F32, Bool, F32, F64, F64]] = []
+    # what is bright enough to be a star of the PSF; a few thousand at most
+    stars: list[Stars] = []
     for y0 in range(0, ny, STRIP_ROWS):
         y = detections.y[index]
         # rows just outside the detector belong to the first and the last strip
@@ -373,45 +238,41 @@ def _point_sources(
         low, high = max(0, y0 - PSF_STAMP), min(ny, y0 + STRIP_ROWS + PSF_STAMP)
         window = pixels.window(low, high, 0, nx)
         level, noise = sky.at(low, high, 0, nx)
-        x, y = detections.x[here], detections.y[here] - low
-        image, inside = cut_stamps(window.image - level, x, y, PSF_STAMP)
-        valid = cut_stamps(window.valid, x, y, PSF_STAMP)[0] & inside
-        saturated = cut_stamps((window.flags & int(InputFlag.SATURATED)) != 0, x, y, PSF_STAMP)[0]
-        column = np.clip(np.rint(x), 0, nx - 1).astype(np.int64)
-        row = np.clip(np.rint(y), 0, high - low - 1).astype(np.int64)
-        first_x, first_y = np.ceil(x - PSF_STAMP / 2), np.ceil(y - PSF_STAMP / 2)
-        sigma = noise[row, column]
+        x, y = detections.x[here], detections.y[here]
+        cut = cut_sources(window, window.image - level, window.valid, noise, x, y, PSF_STAMP)
         measured = measure_stamps(
-            image, valid, saturated, sigma, x - first_x, y - first_y, config.core_radius_px
+            cut.image,
+            cut.valid,
+            (cut.flags & int(InputFlag.SATURATED)) != 0,
+            cut.noise,
+            x - cut.first_x,
+            y - cut.first_y,
+            config.core_radius_px,
         )
-        bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
-        parts.append(measured.take(bright))
-        stamps.append((image[bright], valid[bright], sigma[bright], first_x[bright], first_y[bright] + low))
-    found = Measured.concatenate(parts) if parts else None
-    members = np.zeros(0, np.int64)
+        bright = np.flatnonzero(measured.snr >= MIN_SNR)
+        measured = measured.take(bright)
+        parts.append(measured)
+        stars.append(
+            Stars(
+                cut.image[bright],
+                cut.valid[bright],
+                cut.noise[bright],
+                measured.reference_flux,
+                measured.x,
+                measured.y,
+                cut.first_x[bright] + measured.x,
+                cut.first_y[bright] + measured.y,
+            )
+        )
     fwhm = _expected_fwhm(header)
-    if found is not None:
-        members = point_source_members(found, fwhm)
+    found = Measured.concatenate(parts) if parts else None
+    members = np.zeros(0, np.int64) if found is None else point_source_members(found, fwhm)
     if found is None or not members.size:
         model = round_psf(fwhm / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
     psf = point_sources(found, members)
-    image, valid, sigma, first_x, first_y = (
-        np.concatenate(column)[members] for column in zip(*stamps, strict=True)
-    )
-    x, y = found.x[members], found.y[members]
-    return psf, fit_psf(
-        image,
-        valid,
-        sigma,
-        found.reference_flux[members],
-        x,
-        y,
-        first_x + x,
-        first_y + y,
-        header.shape,
-        gaussian_width(psf.measures["size"]),
-    )
+    width = gaussian_width(psf.measures["size"])
+    return psf, fit_psf(Stars.concatenate(stars).take(members), header.shape, width)
 
 
 def _expected_fwhm(header: ExposureHeader) -> float:

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
+from sgclassify.stages.features import FEATURES, FLUX_SOFTENING
 
 if TYPE_CHECKING:
-    from sgclassify.stages.tile import TileStamps
+    from sgclassify.stages.tile import Inputs
 
 
 PRIOR_BANDS: Final = ("i", "r", "z", "g", "y", "u", "NUV")
-"""Where the magnitude of a table's prior is taken from: the first of these bands that was used and has a flux."""
-
-EDGE: Final = 2.0**-24
-"""A re-weighted probability stays this far from 0 and 1: half of the spacing of float32 below 1."""
+"""Bands of the magnitude that a prior is read at: the first one that was used and has a positive flux counts."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Prior:
             raise UsageError("the magnitudes of a prior must ascend")
 
     def at(self, magnitude: F64) -> F64:
-        """Share of stars at some magnitudes; where they are nan, that of the faint end."""
+        """Share of stars at some magnitudes; a NaN magnitude counts as faint."""
         faint = np.where(np.isnan(magnitude), np.inf, magnitude)
         return np.asarray(np.interp(faint, self.magnitude, self.star_fraction))
 
@@ -68,38 +61,10 @@ class Prior:
         return json.dumps(self.describe())
 
 
-def read_prior(path: Path) -> Prior:
-    """Read a table of the prior by magnitude.
+def magnitudes(stamps: Inputs) -> F64:
+    """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else NaN.
 
-    Parameters
-    ----------
-    path : Path
-        CSV (with a header) or Parquet file with the columns ``magnitude`` and ``star_fraction``.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read, or its numbers are no prior.
-    """
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pacsv.read_csv(path)
-        columns = [table[name].cast(pa.float64()).to_pylist() for name in ("star_fraction", "magnitude")]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{path}: not a CSV or Parquet table with the columns magnitude and star_fraction: {error}"
-        ) from error
-    if any(value is None for column in columns for value in column):
-        raise UsageError(f"{path}: a number of the prior is missing")
-    try:
-        return Prior(*(tuple(column) for column in columns))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def magnitudes(stamps: TileStamps) -> F64:
-    """AB magnitude within a radius of 6 px in the first of `PRIOR_BANDS` with a positive flux, shape (n,); else nan.
-
-    It is what the stage measures itself: near the total magnitude for stars and small galaxies.
+    The stage measures it itself. It is close to the total magnitude for stars and small galaxies.
     """
     flux = FLUX_SOFTENING * np.sinh(stamps.features[:, :, FEATURES.index("flux")].astype(np.float64))
     flux = np.where(stamps.used & (flux > 0), flux, np.nan)
@@ -116,12 +81,12 @@ def logit_of(probabilities: F32) -> F64:
     Parameters
     ----------
     probabilities : ndarray of float32, shape (n, 2)
-        p_star and p_galaxy, each with the relative precision of float32; nan stays nan.
+        p_star and p_galaxy, each with the relative precision of float32; NaN stays NaN.
 
     Returns
     -------
     ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy), finite also where one of the two is 0: that stands for the smallest float32.
+        ln(p_star / p_galaxy). A probability of 0 counts as the smallest float32, so that the logarithm is finite.
     """
     least = np.finfo(np.float32).smallest_subnormal
     star, galaxy = np.log(np.maximum(probabilities.astype(np.float64), least)).T
@@ -146,28 +111,6 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     """
     new = np.asarray(new, dtype=np.float64)
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
-    with np.errstate(invalid="ignore"):  # nan stays nan
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
         # 1 / (1 + exp(-x)) without an overflow
         return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))
-
-
-def reweighted(p_star: npt.NDArray[np.floating[Any]], old: float, new: F64 | float) -> F64:
-    """Turn probabilities under one prior into those under another, by Bayes' rule.
-
-    Parameters
-    ----------
-    p_star : ndarray of float, shape (n,)
-        Under the prior `old`; nan stays nan.
-    old : float
-        Share of stars that they assume.
-    new : ndarray of float64, shape (n,), or float
-        Share of stars to assume instead. Where it is `old`, nothing changes.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Where something changes, at least `EDGE` from 0 and from 1.
-    """
-    p = np.asarray(p_star, dtype=np.float64)
-    star, galaxy = p * new * (1.0 - old), (1.0 - p) * (1.0 - np.asarray(new)) * old
-    return np.where(np.asarray(new) == old, p, np.clip(star / (star + galaxy), EDGE, 1.0 - EDGE))

@@ -23,7 +23,13 @@ RESULTS: Final = (
 """Sources that decide about the products of a run and what its receipts mean. How the work is shared out, recorded
 and reported does not. The weights of the model have a checksum of their own."""
 
-TRAINING_DATA: Final = ("stages", "simulation", "model/data/dataset.py")
+TRAINING_DATA: Final = (
+    "stages",
+    "simulation",
+    "model/data/dataset.py",
+    "model/data/match.py",
+    "model/data/shards.py",
+)
 """Sources that decide about a data set."""
 
 
@@ -49,6 +55,7 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
         package, _, module = part.partition("/")
         root = _root(package)
         for path in [root / module] if module.endswith(".py") else sorted((root / module).rglob("*.py")):
+            # The one file that is opened outside of read/ and write/: a source of the program, no input of a run.
             content = path.read_bytes()
             digest.update(f"{package}/{path.relative_to(root).as_posix()} {len(content)}\n".encode())
             digest.update(content)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sgclassify.stages.arrays import F32, F64, I64, U16, Bool
+from sgclassify.stages.read.pixels import PixelWindow
 
 # Origins are clipped here, so that absurd or missing positions cannot overflow; no detector is that large.
 _FAR = 1 << 40
@@ -97,3 +101,90 @@ def cut_stamps(
     stamps = array[rows[:, :, None], cols[:, None, :]].astype(native, copy=False)
     np.copyto(stamps, np.asarray(fill, dtype=native), where=~inside)
     return stamps, inside
+
+
+@dataclass(frozen=True)
+class SourceStamps:
+    """Stamps of sources on one exposure.
+
+    Attributes
+    ----------
+    image : ndarray of float32, shape (n, size, size)
+        Axis order [source, y, x]; 0 outside the detector.
+    valid : ndarray of bool, shape (n, size, size)
+        Pixels that are data.
+    inside : ndarray of bool, shape (n, size, size)
+        Pixels on the detector.
+    flags : ndarray of uint16, shape (n, size, size)
+        Bits of `sgclassify.stages.flags.InputFlag`.
+    noise : ndarray of float32, shape (n,)
+        Noise of the pixel nearest to the source.
+    first_x, first_y : ndarray of int64, shape (n,)
+        First pixel of each stamp on the detector, see `stamp_origin`.
+    """
+
+    image: F32
+    valid: Bool
+    inside: Bool
+    flags: U16
+    noise: F32
+    first_x: I64
+    first_y: I64
+
+
+def cut_sources(
+    window: PixelWindow, image: F32, valid: Bool, noise: F32, x: F64, y: F64, size: int
+) -> SourceStamps:
+    """Cut the stamps of some sources of an exposure.
+
+    Parameters
+    ----------
+    window : PixelWindow
+        Pixels of the exposure that cover all stamps, as far as these lie on the detector.
+    image, noise : ndarray of float32, shape of the window
+        The same pixels without the sky, and their noise.
+    valid : ndarray of bool, shape of the window
+        Which of them are data.
+    x, y : ndarray of float64, shape (n,)
+        Positions on the detector, 0-based pixels, finite.
+    size : int
+        Side of the stamps, pixels.
+
+    Returns
+    -------
+    SourceStamps
+    """
+    ny, nx = image.shape
+    at = (x - window.x0, y - window.y0, size)
+    stamps, inside = cut_stamps(image, *at)
+    column = np.clip(np.rint(x).astype(np.int64) - window.x0, 0, nx - 1)
+    row = np.clip(np.rint(y).astype(np.int64) - window.y0, 0, ny - 1)
+    return SourceStamps(
+        image=stamps,
+        valid=cut_stamps(valid, *at)[0] & inside,
+        inside=inside,
+        flags=cut_stamps(window.flags, *at)[0],
+        noise=noise[row, column],
+        first_x=stamp_origin(x, size),
+        first_y=stamp_origin(y, size),
+    )
+
+
+def offsets_in_stamps(x: F64, y: F64, size: int) -> tuple[F64, F64]:
+    """Offsets of the pixels of stamps from a place in each, pixels, along x, shape (n, 1, size), and y, (n, size, 1).
+
+    Parameters
+    ----------
+    x, y : ndarray of float64, shape (n,)
+        The places, 0-based pixels of the stamps.
+    size : int
+        Side of the stamps, pixels.
+    """
+    axis = np.arange(size, dtype=np.float64)
+    return axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
+
+
+def squared_radius(x: F64, y: F64, size: int) -> F64:
+    """Squared distances of the pixels of stamps from a place in each, px^2, shape (n, size, size), [object, y, x]."""
+    dx, dy = offsets_in_stamps(x, y, size)
+    return dx**2 + dy**2

@@ -8,32 +8,57 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
-from sgclassify.stages.associate import SkyPositions, objects_of_tile
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool
+from sgclassify.stages.associate import SkyPositions, TileObjects, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, unit_vectors
-from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prepare import PreparedExposure
 from sgclassify.stages.read.catalog import ROW_BITS
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tangent import moved_back
+from sgclassify.stages.tiling import CHAIN_ARCSEC
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
 
-CHAIN_ARCSEC = 30.0
-"""Longest chain of detections, each within the match radius of the next, that may lead out of a tile. The exposures
-given to a tile must cover it with this margin; sources would have to stand side by side without a gap to exceed it."""
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model is given of some objects; the first axis of every array is the object.
+
+    Attributes
+    ----------
+    image : ndarray of float32, shape (n, 7, size, size)
+        Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
+    valid : ndarray of bool, shape (n, 7, size, size)
+    sigma : ndarray of float32, shape (n, 7)
+        Noise of a sky pixel, nanomaggies; 1 for an absent band.
+    features : ndarray of float32, shape (n, 7, n_features)
+        Catalogue sequence; NaN where a feature has no value.
+    psf : ndarray of float32, shape (n, 7, size, size)
+        PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
+    used : ndarray of bool, shape (n, 7)
+        Bands that have enough valid pixels to be scored on.
+    """
+
+    image: F32
+    valid: Bool
+    sigma: F32
+    features: F32
+    psf: F32
+    used: Bool
+
+    def __len__(self) -> int:
+        return len(self.image)
 
 
 @dataclass(frozen=True)
-class TileStamps:
+class TileStamps(Inputs):
     """The objects of one tile, ready for the model.
 
     Attributes
@@ -43,17 +68,6 @@ class TileStamps:
     ra, dec : ndarray of float64, shape (n,)
         Sky position of the anchor detection, ICRS degrees.
     sg_flags : ndarray of int32, shape (n,)
-    used : ndarray of bool, shape (n, 7)
-        Bands that have enough valid pixels to be scored on.
-    image : ndarray of float32, shape (n, 7, size, size)
-        Sky-subtracted stamps, nanomaggies, axis order [object, band, y, x]; 0 where not valid.
-    valid : ndarray of bool, shape (n, 7, size, size)
-    sigma : ndarray of float32, shape (n, 7)
-        Noise of a sky pixel, nanomaggies; 1 for an absent band.
-    features : ndarray of float32, shape (n, 7, n_features)
-        Catalogue sequence; nan where a feature has no value.
-    psf : ndarray of float32, shape (n, 7, size, size)
-        PSF of each band's exposure at the source's place in the stamp; sums to 1 over the plane, all 0 where unknown.
     members : pyarrow.Table
         Columns ``exposure_id``, ``row``, ``object_id``, ``sg_flags``: which catalogue row belongs to which object.
     """
@@ -61,17 +75,8 @@ class TileStamps:
     object_id: I64
     ra: F64
     dec: F64
-    sg_flags: npt.NDArray[np.int32]
-    used: Bool
-    image: F32
-    valid: Bool
-    sigma: F32
-    features: F32
-    psf: F32
+    sg_flags: I32
     members: pa.Table
-
-    def __len__(self) -> int:
-        return len(self.object_id)
 
     @property
     def n_bands(self) -> npt.NDArray[np.int8]:
@@ -86,15 +91,15 @@ class TileStamps:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Usable detections of all exposures of a tile, in a fixed order of exposures and rows."""
+    """Usable detections of all exposures of a tile, ordered by exposure, then by row."""
 
     at: SkyPositions
     x: F64
     y: F64
-    sg_flags: npt.NDArray[np.int32]
+    sg_flags: I32
 
     def load(self, margin_arcsec: float) -> SkyPositions:
-        """All there is: the exposures were chosen with a margin of `CHAIN_ARCSEC`."""
+        """All detections: the exposures of a tile were chosen with a margin of `CHAIN_ARCSEC`."""
         if margin_arcsec > CHAIN_ARCSEC:
             raise ValueError(
                 f"detections within the match radius of each other form a chain of more than {CHAIN_ARCSEC / 2:.0f}"
@@ -103,19 +108,35 @@ class _Pool:
         return self.at
 
 
+@dataclass(frozen=True)
+class _Objects:
+    """Objects of a tile, in order of their id, and the pool's detections that belong to them.
+
+    Attributes
+    ----------
+    object_id, anchor : ndarray of int64, shape (n,)
+        Id of each object, and its anchor detection.
+    member, owner : ndarray of int64, shape (m,)
+        Detections of all objects, and the number of the object that each belongs to.
+    """
+
+    object_id: I64
+    anchor: I64
+    member: I64
+    owner: I64
+
+
 def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]:
     """Exposures from the deepest band to the shallowest, by name within a band, whatever their order."""
     return sorted(prepared, key=lambda p: (ANCHOR_ORDER.index(p.header.band), p.exposure_id))
 
 
 def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
-    names = ("row", "x", "y", "ra", "dec", "sg_flags")
-    tables = [
-        pq.read_table(p.detections_path, columns=[*names, "usable"]).filter(pc.field("usable"))
-        for p in exposures
-    ]
+    tables = [exposure.usable_detections() for exposure in exposures]
     rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
-    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    column = {
+        name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names
+    }
     at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
     return _Pool(at, column["x"], column["y"], column["sg_flags"])
 
@@ -140,8 +161,8 @@ def extract_tile(
         Side of the stamps, pixels (the model's contract).
     config : StageConfig
     wanted : callable, optional
-        Says from the positions of the objects, degrees, which to cut and measure; None for all. An object comes out
-        the same whether or not the others are wanted.
+        Takes the positions of the objects, degrees; returns which of them to cut and measure. None for all. The result
+        for an object does not depend on which others are wanted.
 
     Returns
     -------
@@ -153,33 +174,24 @@ def extract_tile(
     found = objects_of_tile(
         order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec
     )
-    # found's arrays run over the members; source leads back into the pool
-    member, member_object, anchor = found.source, found.object_index, found.source[found.anchor]
-    if wanted is not None:
-        keep = wanted(pool.at.ra[anchor], pool.at.dec[anchor])
-        kept = keep[member_object]
-        member, member_object = member[kept], (np.cumsum(keep) - 1)[member_object[kept]]
-        anchor = anchor[keep]
-    key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
-    object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
-    rank = np.argsort(object_id, kind="stable")
-    object_id, anchor = object_id[rank], anchor[rank]
-    member_object = np.argsort(rank, kind="stable")[member_object]
+    objects = _chosen(pool, found, exposures, wanted)
+    member, owner = objects.member, objects.owner
+    ra, dec = pool.at.ra[objects.anchor], pool.at.dec[objects.anchor]
 
-    stamps = BandStamps(len(anchor), stamp_size)
-    detected = np.zeros((len(anchor), len(BANDS)), dtype=bool)
+    stamps = BandStamps(len(ra), stamp_size)
+    detected = np.zeros((len(ra), len(BANDS)), dtype=bool)
     for number, exposure in enumerate(exposures):
         own = pool.at.rank[member] == number
-        x, y = _project(exposure, pool.at.ra[anchor], pool.at.dec[anchor])
-        x[member_object[own]] = pool.x[member[own]]
-        y[member_object[own]] = pool.y[member[own]]
+        x, y = _project(exposure, ra, dec)
+        x[owner[own]] = pool.x[member[own]]
+        y[owner[own]] = pool.y[member[own]]
         stamps.add_exposure(exposure, number, x, y, config)
-        detected[member_object[own], BAND_INDEX[exposure.header.band]] = True
+        detected[owner[own], BAND_INDEX[exposure.header.band]] = True
     features = stamps.measure(exposures, detected, config)
 
     flags = stamps.flags()
-    np.bitwise_or.at(flags, member_object, pool.sg_flags[member])
-    flags[_blended(pool, anchor, member, member_object, config)] |= int(SgFlag.BLENDED)
+    np.bitwise_or.at(flags, owner, pool.sg_flags[member])
+    flags[_blended(pool, objects, config)] |= int(SgFlag.BLENDED)
     snr = np.sinh(features[:, :, FEATURES.index("snr")])
     flags[~(snr >= DETECTION_SNR).any(axis=1)] |= int(SgFlag.LOW_SNR)
     names = np.array([p.exposure_id for p in exposures], dtype=object)
@@ -187,14 +199,14 @@ def extract_tile(
         {
             "exposure_id": pa.array(names[pool.at.rank[member]].tolist(), pa.string()),
             "row": pool.at.row[member],
-            "object_id": object_id[member_object],
+            "object_id": objects.object_id[owner],
             "sg_flags": pool.sg_flags[member],
         }
     )
     return TileStamps(
-        object_id=object_id,
-        ra=pool.at.ra[anchor],
-        dec=pool.at.dec[anchor],
+        object_id=objects.object_id,
+        ra=ra,
+        dec=dec,
         sg_flags=flags,
         used=stamps.used,
         image=stamps.image,
@@ -206,22 +218,36 @@ def extract_tile(
     )
 
 
+def _chosen(
+    pool: _Pool,
+    found: TileObjects,
+    exposures: Sequence[PreparedExposure],
+    wanted: Callable[[F64, F64], Bool] | None,
+) -> _Objects:
+    """The objects that are wanted, all if it is None, in order of their id."""
+    # found's arrays run over the members; source leads back into the pool
+    member, owner, anchor = found.source, found.object_index, found.source[found.anchor]
+    if wanted is not None:
+        keep = wanted(pool.at.ra[anchor], pool.at.dec[anchor])
+        kept = keep[owner]
+        member, owner = member[kept], (np.cumsum(keep) - 1)[owner[kept]]
+        anchor = anchor[keep]
+    key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
+    object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
+    rank = np.argsort(object_id, kind="stable")
+    return _Objects(object_id[rank], anchor[rank], member, np.argsort(rank, kind="stable")[owner])
+
+
 def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
     """Positions on an exposure's detector, 0-based pixels, of sky positions in the system of its catalogue."""
     return exposure.header.sky_to_pixel(*moved_back(ra, dec, exposure.offset_deg, exposure.header.centre))
 
 
-def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
-    """Objects with a detection of another object within the blending radius of their anchor.
-
-    Detections that several exposures made of one source all belong to its object, so what is left is another.
-    """
+def _blended(pool: _Pool, objects: _Objects, config: StageConfig) -> I64:
+    """Objects with a detection of another object within the blending radius of their anchor."""
     owner = np.full(len(pool.at), -1, dtype=np.int64)
-    owner[member] = member_object
+    owner[objects.member] = objects.owner
     tree = cKDTree(unit_vectors(pool.at.ra, pool.at.dec))
-    points = unit_vectors(pool.at.ra[anchor], pool.at.dec[anchor])
+    points = unit_vectors(pool.at.ra[objects.anchor], pool.at.dec[objects.anchor])
     near = tree.query_ball_point(points, chord(config.blend_radius_arcsec), return_sorted=True)
-    return np.array(
-        [k for k, others in enumerate(near) if (owner[others] != k).any()],
-        dtype=np.int64,
-    )
+    return np.array([k for k, others in enumerate(near) if (owner[others] != k).any()], dtype=np.int64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
+import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,19 @@ def table_hdu(columns: dict[str, Any]) -> fits.BinTableHDU:
     return fits.BinTableHDU.from_columns(made, name="CAT")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_headers() -> Iterator[None]:
+    """Settings of astropy as constants: it looks them up, and checks them, several times for every card."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "enable_record_valued_keyword_cards",
+            "strip_header_whitespace",
+            "extension_name_case_sensitive",
+        ):
+            patch.setattr(type(fits.conf), name, getattr(fits.conf, name))
+        yield
+
+
 @pytest.fixture
 def make_exposure(tmp_path: Path) -> Callable[..., ExposureFiles]:
     """`write_exposure` into ``tmp_path`` (or the folder given as the first argument)."""
@@ -226,3 +242,24 @@ def make_table() -> Callable[[dict[str, Any]], fits.BinTableHDU]:
 def write_level1() -> Callable[..., ExposureFiles]:
     """`write_exposure` itself, for fixtures of a wider scope: the first argument is the folder."""
     return write_exposure
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """``shared(name, make)`` is what ``make(folder)`` returns, made once for all processes of a run of pytest-xdist.
+
+    It must be something that can be pickled. Tests only read it and its folder.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def get(name: str, make: Callable[[Path], Any]) -> Any:
+        made = root / f"{name}.pickle"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                made.write_bytes(pickle.dumps(make(tmp_path_factory.mktemp(name))))
+            return pickle.loads(made.read_bytes())
+
+    return get

@@ -1,4 +1,4 @@
-"""Shards as tensors that a training holds in memory."""
+"""Shards as tensors in memory, for training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from sgclassify.model.data.dataset import read_table_of
+from sgclassify.model.data.shards import read_table_of
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
 
@@ -91,20 +91,20 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Masks from their bits, as `numpy.packbits` stores them: bool of shape (n, *shape)."""
+    """Masks from their bits, as `numpy.packbits` stores them: bool of shape ``(n, *shape)``."""
     bit = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=packed.device)
     bits = (packed[:, :, None] & bit).ne(0).flatten(1)
     return bits[:, : math.prod(shape)].reshape(len(packed), *shape)
 
 
 def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
-    """Read what trains from shards: stars and galaxies with at least one band.
+    """Read the training objects of shards: stars and galaxies with at least one band.
 
     Parameters
     ----------
     paths : sequence of Path
     rank, world : int
-        Keep every `world`-th row of a shard, another one in each process.
+        Keep every `world`-th row of a shard; each process keeps others.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
         parts = list(pool.map(lambda k: _read_shard(paths[k], k, rank, world), range(len(paths))))
     if not sum(len(part["label"]) for part in parts):
         raise UsageError("no shards with stars or galaxies here; make them with `sgclassify dataset`")
-    # array by array, so that no more than one of them is ever there twice
+    # array by array, so that only one of them at a time is in memory twice
     return Rows(
         **{name: torch.from_numpy(np.concatenate([p.pop(name) for p in parts])) for name in list(parts[0])}
     )

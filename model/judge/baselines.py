@@ -1,8 +1,8 @@
 """Classical star/galaxy separation on the same objects: CLASS_STAR, SPREAD_MODEL, concentration, PSF less total
 magnitude, and boosted trees.
 
-Each but the raw CLASS_STAR is fitted to the training fields, with its error and the magnitude beside it, so that it
-is compared as the best it can be and at the same prior as the network.
+Each but the raw CLASS_STAR is fitted to the training fields, with its error and the magnitude beside it. So each is
+compared at its best, and at the same prior as the network.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, REAL, Sample, read_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, REAL, Sample, read_shard, true_classes
 from sgclassify.model.judge.ceiling import MagnitudePrior, oracle_probabilities
-from sgclassify.model.judge.evaluate import MODEL, score_sample, shards_of
-from sgclassify.model.serve.runtime import load
-from sgclassify.stages.arrays import F64, Bool
+from sgclassify.model.judge.results import MODEL
+from sgclassify.model.judge.scores import score_sample, shards_of
+from sgclassify.model.serve import runtime
+from sgclassify.stages.arrays import F32, F64, Bool
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 log = logging.getLogger(__name__)
-
 
 RAW: Final = "class_star_i_raw"
 """CLASS_STAR of the i band as it is, cut at 0.5."""
 
 ORACLE: Final = "oracle"
-"""The likelihood ratio with the true PSF, see `sgclassify.model.judge.ceiling`."""
+"""Name of the likelihood ratio with the true PSF, see `sgclassify.model.judge.ceiling`."""
 
 METHODS: Final = (
     RAW, "class_star", "spread_model", "concentration", "psf_model", "trees_catalog", "trees_features",
@@ -54,8 +54,8 @@ TREES: Final = {
     "trees_features": {**_ALL_TREES, "max_iter": 400},
 }
 """Settings of the boosted trees. On the catalogue, in the same cross-validation, 150 and 400 rounds both err in 3.2 %
-with logarithmic losses of 0.099 and 0.113, and 200 rounds with 8 leaves in 3.4 %. The stage's own features are known
-of twelve times as many objects, which bear more rounds; there no other setting was tried."""
+with logarithmic losses of 0.099 and 0.113, and 200 rounds with 8 leaves in 3.4 %. Twelve times as many objects have the
+stage's own features, which allows more rounds; no other setting was tried there."""
 
 BRIGHTEST_ERROR: Final = 0.005
 """Magnitude error below which bands weigh alike in a mean over the bands."""
@@ -64,14 +64,14 @@ SPREAD_ERROR: Final = 3e-4
 """The same for SPREAD_MODEL."""
 
 SURE: Final = 0.005
-"""CLASS_STAR closer to 0 or 1 than this counts as this: its logarithmic odds stay finite."""
+"""CLASS_STAR stays this far from 0 and 1, so that its logarithmic odds are finite."""
 
 FEWEST: Final = 100
-"""Objects below which nothing is fitted."""
+"""With fewer objects nothing is fitted."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class CatalogSample:
     """What the baselines need of some shards; the first axis is the object.
 
     Attributes
@@ -81,36 +81,25 @@ class Measured:
     star : ndarray of bool, shape (n,)
     """
 
-    catalog: npt.NDArray[np.float32]
-    features: npt.NDArray[np.float32]
+    catalog: F32
+    features: F32
     star: Bool
 
     @classmethod
-    def of(cls, sample: Sample) -> Measured:
+    def of(cls, sample: Sample) -> CatalogSample:
         """All objects of a sample."""
-        kind = np.array(sample.table["true_class"].to_pylist(), dtype=object)
-        return cls(sample.catalog, sample.features, kind == "star")
+        return cls(sample.catalog, sample.features, true_classes(sample.table) == "star")
 
     @classmethod
-    def read(cls, paths: list[Path]) -> Measured:
+    def read(cls, paths: list[Path]) -> CatalogSample:
         """Stars and galaxies of some shards, without reading their stamps."""
         parts = []
         for path in paths:
             table = pq.read_table(path, columns=["true_class", "catalog", "features"])
-            kind = np.array(table["true_class"].to_pylist(), dtype=object)
-            catalog, features = (
-                table[name].combine_chunks().to_numpy_ndarray() for name in ("catalog", "features")
-            )
-            parts.append(cls(catalog, features, kind == "star").take(np.isin(kind, CLASSES)))
-        return cls(
-            np.concatenate([p.catalog for p in parts]),
-            np.concatenate([p.features for p in parts]),
-            np.concatenate([p.star for p in parts]),
-        )
-
-    def take(self, keep: Bool) -> Measured:
-        """Some of the objects."""
-        return Measured(self.catalog[keep], self.features[keep], self.star[keep])
+            table = table.filter(pc.is_in(table["true_class"], pa.array(CLASSES)))
+            arrays = (table[name].combine_chunks().to_numpy_ndarray() for name in ("catalog", "features"))
+            parts.append((*arrays, true_classes(table) == "star"))
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def column(self, name: str) -> F64:
         """A column of SExtractor's catalogue, shape (n, 7)."""
@@ -123,7 +112,7 @@ class Measured:
 
 
 def _mean(values: F64, error: F64) -> tuple[F64, F64]:
-    """Mean over the bands by inverse variance, and its error; nan where no band has both."""
+    """Mean over the bands by inverse variance, and its error; NaN where no band has both."""
     good = np.isfinite(values) & np.isfinite(error)
     weight = np.where(good, 1.0 / np.maximum(error, 1e-9) ** 2, 0.0)
     total = weight.sum(axis=1)
@@ -132,7 +121,7 @@ def _mean(values: F64, error: F64) -> tuple[F64, F64]:
     return np.where(known, mean, np.nan), np.where(known, 1.0 / np.sqrt(np.where(known, total, 1.0)), np.nan)
 
 
-def _brightness(m: Measured) -> list[F64]:
+def _brightness(m: CatalogSample) -> list[F64]:
     """Magnitude and error in the best-measured band, and the number of bands with a detection."""
     magnitude, error = m.column("Mag_Kron"), m.column("MagErr_Kron")
     best = np.argmin(np.where(np.isfinite(error), error, np.inf), axis=1)
@@ -140,18 +129,23 @@ def _brightness(m: Measured) -> list[F64]:
     return [magnitude[rows, best], error[rows, best], np.isfinite(magnitude).sum(axis=1).astype(np.float64)]
 
 
-def class_star(m: Measured) -> F64:
+def class_star(m: CatalogSample) -> F64:
     """Mean CLASS_STAR over the bands, weighted by the errors of the magnitudes."""
     return _mean(m.column("Class_Star"), np.maximum(m.column("MagErr_Kron"), BRIGHTEST_ERROR))[0]
 
 
-def inputs(m: Measured) -> dict[str, F64]:
-    """What each fitted method is given, shape (n, columns); a row with a nan is an object without a value.
+def inputs(m: CatalogSample) -> dict[str, F64]:
+    """Inputs of each fitted method, shape (n, columns); a row with a NaN is an object without a value.
 
-    The methods of one number get that number, its significance (as asinh of the ratio to its error; CLASS_STAR: its
-    logarithmic odds), the logarithm of its error (CLASS_STAR has none), and of the band with the smallest error the
-    magnitude and the logarithm of its error, and the number of bands with a detection. The trees get every column of
-    every band, missing ones as nan, and the colours.
+    The methods of one number get
+
+    - that number,
+    - its significance: asinh of the ratio to its error (CLASS_STAR: its logarithmic odds),
+    - the logarithm of its error (CLASS_STAR has none),
+    - the magnitude, and the logarithm of its error, in the band where that error is smallest,
+    - the number of bands with a detection.
+
+    The trees get every column of every band, missing ones as NaN, and the colours.
     """
     magnitude, magnitude_error, n_bands = _brightness(m)
     bright = [magnitude - 22.0, np.log10(np.maximum(magnitude_error, 1e-3)), n_bands]
@@ -182,7 +176,7 @@ def inputs(m: Measured) -> dict[str, F64]:
     }
 
 
-def _covered(name: str, columns: F64, m: Measured) -> Bool:
+def _covered(name: str, columns: F64, m: CatalogSample) -> Bool:
     if name == "trees_features":
         return np.ones(len(columns), dtype=bool)
     return m.found if name == "trees_catalog" else np.asarray(np.isfinite(columns).all(axis=1))
@@ -193,23 +187,26 @@ class Baselines:
 
     Parameters
     ----------
-    training : Measured
+    training : CatalogSample
         Stars and galaxies to fit to. A method is fitted to those that have its columns.
     prior : float
-        Share of stars that the probabilities are to assume, as in the network's contract; an object that a method
-        knows nothing of gets it. All methods are weighted by the ratio of its odds to those of all of `training`: not
-        of the objects with a value, of which SExtractor finds more stars than galaxies, as the prior is that of all.
-
-    A method that too few of them have a value for, as those on SExtractor's columns where that is not installed, is
-    left out with a warning.
+        Share of stars that the probabilities assume, as in the network's contract. An object without a value gets it.
 
     Raises
     ------
     UsageError
-        If none is left.
+        If no method can be fitted.
+
+    Notes
+    -----
+    A method is left out, with a warning, if too few objects have a value for it. This happens to those on SExtractor's
+    columns where SExtractor was not installed.
+
+    The weights of the classes come from the share of stars in all of `training`. The share among the objects with a
+    value would be wrong: SExtractor finds more stars than galaxies, and the prior is that of all objects.
     """
 
-    def __init__(self, training: Measured, prior: float) -> None:
+    def __init__(self, training: CatalogSample, prior: float) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -242,19 +239,19 @@ class Baselines:
                     StandardScaler(), products, StandardScaler(), LogisticRegression(max_iter=2000)
                 )
                 fit = {"logisticregression__sample_weight": weight[used]}
-            # scikit-learn cannot bin a column without a single value, which a missing band leaves
+            # a missing band leaves columns without any value, which scikit-learn cannot bin
             known = columns[used]
             known[:, ~np.isfinite(known).any(axis=0)] = 0.0
             self.fitted[name] = method.fit(known, training.star[used], **fit)
         if not self.fitted:
             raise UsageError("too few training objects for any method; make a larger data set")
 
-    def probabilities(self, m: Measured) -> tuple[dict[str, F64], dict[str, Bool]]:
+    def probabilities(self, m: CatalogSample) -> tuple[dict[str, F64], dict[str, Bool]]:
         """Probability of being a star by each of `METHODS` that is not left out.
 
         Parameters
         ----------
-        m : Measured
+        m : CatalogSample
 
         Returns
         -------
@@ -277,6 +274,31 @@ class Baselines:
         return probabilities, covered
 
 
+@dataclass(frozen=True)
+class MethodSummary:
+    """How a method does on the stars and galaxies of a part.
+
+    Attributes
+    ----------
+    method : str
+    fitted_to : int
+        Training objects; 0 for a method that is not fitted here.
+    coverage : float
+        Share of the objects that the method has a value for.
+    error, error_of_model : float
+        Error rates of the method and of the model on these, at p = 0.5.
+    error_of_all : float
+        Error rate of the method on all objects, with the prior where it has no value.
+    """
+
+    method: str
+    fitted_to: int
+    coverage: float
+    error: float
+    error_of_model: float
+    error_of_all: float
+
+
 def score_part(
     data_dir: Path,
     part: str,
@@ -285,7 +307,7 @@ def score_part(
     oracle: int = 0,
     prior: float | None = None,
     training: Path | None = None,
-) -> tuple[pa.Table, list[dict[str, Any]]]:
+) -> tuple[pa.Table, list[MethodSummary]]:
     """Score a part of a data set with every method.
 
     Parameters
@@ -295,7 +317,7 @@ def score_part(
     models : dict of str to Path or None
         Archives: ``model`` gives the column ``p_star``, the others ``p_<name>``. None is the shipped model.
     found_only : bool
-        Leave out what SExtractor did not find, so that all methods are judged on objects that they know.
+        Leave out objects that SExtractor did not find, so that all methods are judged on objects that they know.
     oracle : int
         About how many objects, spread over the fields, also get ``p_oracle``, see `oracle_probabilities`.
     prior : float, optional
@@ -307,18 +329,15 @@ def score_part(
     -------
     table : pyarrow.Table
         Truth, ``p_star``, a column ``p_<method>`` for every method, and ``found`` (by SExtractor, in some band).
-    told : list of dict
-        For every method: ``method``, ``fitted_to`` (0 for one that is not fitted here), and of the stars and galaxies
-        ``coverage``, the share that it has a value for, ``error``, its error rate on those at p = 0.5,
-        ``error_of_model``, the model's on the same objects, and ``error_of_all``, where the others have the prior.
+    summaries : list of MethodSummary
 
     Raises
     ------
     UsageError
-        If a part is missing, no method can be fitted or would be judged on what it is fitted to, or only what
-        SExtractor has found is asked for, which is nothing.
+        If a part is missing, if no method can be fitted, if a method would be judged on the objects it is fitted to,
+        or with `found_only` if SExtractor found nothing.
     """
-    classifiers = {name: load(path) for name, path in models.items()}
+    classifiers = {name: runtime.load(path) for name, path in models.items()}
     assumed = classifiers[MODEL].contract.prior_star_fraction if prior is None else prior
     fitted_to = shards_of(training or data_dir, "training")
     paths = shards_of(data_dir, part)
@@ -326,27 +345,26 @@ def score_part(
         raise UsageError(
             f"{data_dir}: the methods would be judged on what they are fitted to; name other --training"
         )
-    baselines = Baselines(Measured.read(fitted_to), assumed)
-    tables, known = [], []
+    baselines = Baselines(CatalogSample.read(fitted_to), assumed)
     by_magnitude = MagnitudePrior(fitted_to) if oracle else None
+    tables, known = [], []
     for path in paths:
         sample = read_shard(path, REAL)
         if found_only:
-            sample = sample.take(np.flatnonzero(Measured.of(sample).found))
+            sample = sample.take(np.flatnonzero(CatalogSample.of(sample).found))
         if not len(sample):
             continue
-        m = Measured.of(sample)
+        m = CatalogSample.of(sample)
         probabilities, covered = baselines.probabilities(m)
-        columns = {_column(name): p for name, p in probabilities.items()}
         for name, classifier in classifiers.items():
-            p = columns[_column(name)] = score_sample(classifier, sample, prior=prior)
+            p = probabilities[name] = score_sample(classifier, sample, prior=prior)
             covered[name] = np.isfinite(p)
         if by_magnitude is not None:
             p = oracle_probabilities(data_dir, part, sample, -(-oracle // len(paths)), by_magnitude)
-            columns[_column(ORACLE)], covered[ORACLE] = p, np.isfinite(p)
+            probabilities[ORACLE], covered[ORACLE] = p, np.isfinite(p)
         table = sample.table.append_column("found", pa.array(m.found))
-        for name, p in columns.items():
-            table = table.append_column(name, pa.array(p, mask=np.isnan(p)))
+        for name, p in probabilities.items():
+            table = table.append_column(_column(name), pa.array(p, mask=np.isnan(p)))
         tables.append(table)
         known.append(covered)
     if not tables:
@@ -354,21 +372,29 @@ def score_part(
             f"{data_dir / part}: SExtractor has measured none of it; make the data set with it installed"
         )
     table = pa.concat_tables(tables)
-    kind = np.array(table["true_class"].to_pylist(), dtype=object)
+    covers = {name: np.concatenate([covered[name] for covered in known]) for name in known[0]}
+    return table, _summaries(table, covers, baselines.fitted_to)
+
+
+def _summaries(table: pa.Table, covers: dict[str, Bool], fitted_to: dict[str, int]) -> list[MethodSummary]:
+    """How each method does on the objects that it has a value for, and on all."""
+    kind = true_classes(table)
     judged = np.isin(kind, CLASSES)
-    wrong = {}
-    for name in known[0]:
-        p = table[_column(name)].to_numpy()
-        wrong[name] = (p >= 0.5) != (kind == "star")
-    told = []
+    wrong = {name: (table[_column(name)].to_numpy() >= 0.5) != (kind == "star") for name in covers}
+    summaries = []
     for name, values in wrong.items():
-        has = judged & np.concatenate([covered[name] for covered in known])
-        told.append({
-            "method": name, "fitted_to": baselines.fitted_to.get(name, 0),
-            "coverage": _share(has[judged]), "error": _share(values[has]),
-            "error_of_model": _share(wrong[MODEL][has]), "error_of_all": _share(values[judged]),
-        })  # fmt: skip
-    return table, told
+        has = judged & covers[name]
+        summaries.append(
+            MethodSummary(
+                method=name,
+                fitted_to=fitted_to.get(name, 0),
+                coverage=_share(has[judged]),
+                error=_share(values[has]),
+                error_of_model=_share(wrong[MODEL][has]),
+                error_of_all=_share(values[judged]),
+            )
+        )
+    return summaries
 
 
 def _column(method: str) -> str:
@@ -379,16 +405,14 @@ def _share(values: Bool) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def as_text(told: list[dict[str, Any]]) -> str:
-    """What `score_part` tells, as a table."""
+def as_text(summaries: list[MethodSummary]) -> str:
+    """The summaries as a table."""
     lines = [
         f"{'method':>18} {'fitted to':>9} {'coverage':>8} {'error':>8} {'model there':>11} {'error of all':>12}"
     ]
-    for row in told:
-        shares = [100 * row[k] for k in ("coverage", "error", "error_of_model", "error_of_all")]
-        fitted = row["fitted_to"] or "-"
-        lines.append(
-            f"{row['method']:>18} {fitted:>9} {shares[0]:7.1f}% {shares[1]:7.2f}% {shares[2]:10.2f}%"
-            f" {shares[3]:11.2f}%"
-        )
+    lines += [
+        f"{row.method:>18} {row.fitted_to or '-':>9} {100 * row.coverage:7.1f}% {100 * row.error:7.2f}%"
+        f" {100 * row.error_of_model:10.2f}% {100 * row.error_of_all:11.2f}%"
+        for row in summaries
+    ]
     return "\n".join(lines)

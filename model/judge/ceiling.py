@@ -1,4 +1,4 @@
-"""The ceiling: what an oracle that knows the true PSF would say of simulated objects."""
+"""The ceiling: the answers of an oracle that knows the true PSF of simulated objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgclassify.model.data.dataset import Sample
+from sgclassify.model.data.shards import Sample, true_classes
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.columns import CLASSES
 
@@ -25,17 +25,17 @@ class MagnitudePrior:
     Parameters
     ----------
     paths : sequence of Path
-        Shards; of the training fields, which the others resemble.
+        Shards of the training fields, which the others resemble.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         tables = [pq.read_table(path, columns=["true_class", "mag_i"]) for path in paths]
         table = pa.concat_tables(tables)
-        kind = np.array(table["true_class"].to_pylist(), dtype=object)
+        kind = true_classes(table)
         magnitude = table["mag_i"].to_numpy()
         self.edges = np.arange(14.0, 30.0, BIN_WIDTH)
         counts = [np.histogram(magnitude[kind == name], self.edges)[0] for name in CLASSES]
-        # half an object in every bin, so that nothing is impossible
+        # half an object more in every bin, so that nothing is impossible
         self.logit = np.log(counts[0] + 0.5) - np.log(counts[1] + 0.5)
 
     def log_odds(self, magnitude: F64) -> F64:
@@ -60,21 +60,20 @@ def oracle_probabilities(data_dir: Path, part: str, sample: Sample, count: int, 
     Returns
     -------
     ndarray of float64, shape (n,)
-        nan for the others.
+        NaN for the other objects.
     """
-    # the simulator is an extra: only this needs it here
+    # the simulator is an extra, which only this needs here
     from sgclassify.simulation.oracle import log_ratios
     from sgclassify.simulation.training import field_config
 
     seed = int(json.loads((data_dir / "settings.json").read_text())["seed"])
     field = int(sample.table["field"][0].as_py())
     config = field_config(part, seed, field)
-    kind = np.array(sample.table["true_class"].to_pylist(), dtype=object)
     mixed = np.zeros(len(sample), dtype=bool)
     for name in ("blended", "binary"):
         mixed |= sample.table[name].fill_null(False).to_numpy(zero_copy_only=False)
     used = np.asarray(np.any(sample.valid, axis=(2, 3)))
-    fit = np.flatnonzero(np.isin(kind, CLASSES) & ~mixed & np.any(used, axis=1))
+    fit = np.flatnonzero(np.isin(true_classes(sample.table), CLASSES) & ~mixed & np.any(used, axis=1))
     rows = np.sort(np.random.default_rng((seed, field, 3)).permutation(fit)[:count])
     magnitude = sample.table["mag_i"].to_numpy()[rows]
     ratio = log_ratios(config, field, magnitude, used[rows]) + prior.log_odds(magnitude)

@@ -1,4 +1,9 @@
-"""Measures of a classifier: shares with intervals, ranking, calibration. Arrays in, numbers out."""
+"""Measures of a classifier: shares with intervals, ranking, calibration. Arrays in, numbers out.
+
+These are not scikit-learn's functions, which are only test oracles. Those are in an extra that judging a run does not
+need, change the last bit of one area in four, take 3 ms instead of 0.1 ms per call on a bin, and merge calibration
+bins where probabilities are equal.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import beta, rankdata
 
-from sgclassify.stages.arrays import F64, Bool
+from sgclassify.stages.arrays import F64, I64, Bool
 
-ECE_BINS = 15
+ECE_BINS: Final = 15
 """Bins of equal counts in the expected calibration error (Naeini et al. 2015; equal counts: Nguyen & O'Connor 2015)."""
+
+SMALLEST_P: Final = 1e-6
+"""Value of a probability of 0 in the cross entropy, which one such mistake would make infinite."""
+
+Figure = Callable[[I64], float]
+"""A figure of the objects of an index array."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +36,15 @@ class Recall:
         Objects classified right, and objects of the class that were scored.
     low, high : float
         Clopper-Pearson interval of the share, confidence 95 %.
+    share : float
+        Objects classified right over all; NaN without objects.
     """
 
     right: int
     n: int
     low: float
     high: float
-
-    @property
-    def share(self) -> float:
-        """Objects classified right over all; nan of nothing."""
-        return self.right / self.n if self.n else float("nan")
+    share: float
 
 
 def recall(right: int, n: int, confidence: float = 0.95) -> Recall:
@@ -44,11 +52,11 @@ def recall(right: int, n: int, confidence: float = 0.95) -> Recall:
     tail = (1.0 - confidence) / 2.0
     low = float(beta.ppf(tail, right, n - right + 1)) if right else 0.0
     high = float(beta.ppf(1.0 - tail, right + 1, n - right)) if right < n else 1.0
-    return Recall(right, n, low, high)
+    return Recall(right, n, low, high, right / n if n else float("nan"))
 
 
 def roc_auc(p_star: F64, star: Bool) -> float:
-    """Area under the ROC curve: the chance that a star is scored above a galaxy; ties count half. nan of one class."""
+    """Area under the ROC curve: the chance that a star is scored above a galaxy; ties count half. NaN of one class."""
     n_star, n_galaxy = int(star.sum()), int((~star).sum())
     if not n_star or not n_galaxy:
         return float("nan")
@@ -70,7 +78,7 @@ def _cumulative(score: F64, positive: Bool, weight: F64) -> tuple[F64, F64]:
 def purity_at_completeness(
     score: F64, positive: Bool, completeness: float, weight: F64 | None = None
 ) -> float:
-    """Purity of the sample above the threshold that is complete to the given share; nan of one class.
+    """Purity of the sample above the threshold that is complete to the given share; NaN of one class.
 
     Parameters
     ----------
@@ -95,7 +103,7 @@ def purity_at_completeness(
 
 
 def completeness_at_purity(score: F64, positive: Bool, purity: float, weight: F64 | None = None) -> float:
-    """Largest completeness of a sample above a threshold that is at least this pure; 0 if none is, nan of one class."""
+    """Largest completeness of a sample above a threshold that is at least this pure; 0 if none is, NaN of one class."""
     w = np.ones(len(score)) if weight is None else weight
     if not positive.any() or positive.all():
         return float("nan")
@@ -105,7 +113,8 @@ def completeness_at_purity(score: F64, positive: Bool, purity: float, weight: F6
 
 
 def true_positives_at(score: F64, positive: Bool, false_share: float) -> float:
-    """Largest share of the positives above a threshold that at most this share of the negatives passes."""
+    """Largest share of the positives above a threshold that at most this share of the negatives passes; NaN of one
+    class."""
     if not positive.any() or positive.all():
         return float("nan")
     true, false = _cumulative(score, positive, np.ones(len(score)))
@@ -114,28 +123,24 @@ def true_positives_at(score: F64, positive: Bool, false_share: float) -> float:
 
 
 def brier(p_star: F64, star: Bool) -> float:
-    """Mean squared error of the probability; nan of nothing."""
+    """Mean squared error of the probability; NaN without objects."""
     return float(np.mean((p_star - star) ** 2)) if len(p_star) else float("nan")
 
 
-SMALLEST_P: Final = 1e-6
-"""What a probability of 0 counts as in the cross entropy, which one such mistake would make infinite."""
-
-
 def surprise(p_star: F64, star: Bool) -> F64:
-    """-ln of the probability of what each object is, whose mean is the cross entropy; at most -ln `SMALLEST_P`."""
+    """-ln of the probability of each object's true class, at most -ln `SMALLEST_P`; the mean is the cross entropy."""
     return np.asarray(-np.log(np.maximum(np.where(star, p_star, 1.0 - p_star), SMALLEST_P)))
 
 
 def cross_entropy(p_star: F64, star: Bool) -> float:
-    """Mean `surprise`; nan of nothing."""
+    """Mean `surprise`; NaN without objects."""
     return float(surprise(p_star, star).mean()) if len(p_star) else float("nan")
 
 
-def reliability(p_star: F64, star: Bool, bins: int = ECE_BINS) -> tuple[F64, F64, npt.NDArray[np.int64]]:
+def reliability(p_star: F64, star: Bool, bins: int = ECE_BINS) -> tuple[F64, F64, I64]:
     """Mean probability, share of stars and number of objects in bins of equal counts, in order of the probability.
 
-    Objects of one probability that fall into two bins share their stars evenly: their order says nothing.
+    Where objects of one probability fall into two bins, their stars are shared evenly: their order says nothing.
     """
     _, same, count = np.unique(p_star, return_inverse=True, return_counts=True)
     shared = (np.bincount(same, star) / count)[same] if len(p_star) else np.zeros(0)
@@ -160,25 +165,19 @@ def ece(p_star: F64, star: Bool, bins: int = ECE_BINS) -> float:
 
 
 def expected_ece(p_star: F64, bins: int = ECE_BINS, draws: int = 100, seed: int = 0) -> float:
-    """Mean calibration error of this many objects if the probabilities were exact: what noise alone makes of it."""
+    """Mean calibration error of these objects if the probabilities were exact: the part of noise alone."""
     rng = np.random.default_rng(seed)
     return float(np.mean([ece(p_star, rng.random(len(p_star)) < p_star, bins) for _ in range(draws)]))
 
 
-def bootstrap_interval(
-    figure: Callable[[npt.NDArray[np.int64]], float],
-    field: npt.NDArray[np.int64],
-    draws: int = 300,
-    seed: int = 0,
-) -> tuple[float, float]:
+def bootstrap_interval(figure: Figure, field: I64, draws: int = 300, seed: int = 0) -> tuple[float, float]:
     """95 % interval of a figure by drawing whole fields, since objects of a field share its PSFs.
 
     Parameters
     ----------
     figure : callable
-        Takes an index array of objects, returns the figure.
     field : ndarray of int64, shape (n,)
-        Field of each object. Of a single field, objects are drawn instead.
+        Field of each object. If there is only one, objects are drawn instead.
     draws, seed : int
 
     Returns

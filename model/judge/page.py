@@ -10,9 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from sgclassify.model.data.dataset import REAL, read_shard
 from sgclassify.model.judge import metrics
-from sgclassify.model.judge.evaluate import MODEL, Judged, as_text, bands_as_text, shards_of
+from sgclassify.model.judge.judged import Judged
+from sgclassify.model.judge.results import MODEL, Bands, Evaluation
+from sgclassify.model.judge.scores import samples_of, shards_of
+from sgclassify.model.judge.text import as_text, bands_as_text
+from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.write.atomic import write_atomic_text
 from sgclassify.stages.write.page import Picture, render
@@ -30,21 +33,24 @@ def _picture(draw: Callable[[Any], None], size: tuple[float, float], alt: str) -
     return Picture.of(figure, alt)
 
 
-def _recall(figure: Any, result: dict[str, Any]) -> None:
+def _recall(figure: Any, result: Evaluation) -> None:
     axes = figure.subplots(1, 2, sharex=True)
     for axis, kind in zip(axes, ("star", "galaxy"), strict=True):
-        for name, method in result["methods"].items():
-            rows = [row for row in method["by_magnitude"] if row[kind]["n"]]
-            x = [(row["low"] + row["high"]) / 2 for row in rows]
-            y = np.array([1 - row[kind]["share"] for row in rows])
+        for name, method in result.methods.items():
+            rows = [(row.low, row.high, getattr(row.figures, kind)) for row in method.by_magnitude]
+            rows = [row for row in rows if row[2].n]
+            x = [(low + high) / 2 for low, high, _ in rows]
+            y = np.array([1 - recall.share for *_, recall in rows])
             if name == MODEL:
-                low = [1 - row[kind]["high"] for row in rows]
-                high = [1 - row[kind]["low"] for row in rows]
+                low = [1 - recall.high for *_, recall in rows]
+                high = [1 - recall.low for *_, recall in rows]
                 axis.fill_between(x, low, high, alpha=0.25)
             axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
         # of nothing, matplotlib makes no logarithmic axis
         scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
-        axis.set(yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result['sample']['band']} magnitude")
+        axis.set(
+            yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result.sample.selection.band} magnitude"
+        )
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
 
@@ -62,7 +68,7 @@ def _reliability(axis: Any, p: Any, star: Any, label: str) -> None:
     axis.errorbar(mean, share, error, marker="o", ms=3, lw=1, label=label)
 
 
-def _ranking(figure: Any, judged: Judged, keep: Any, edges: list[float]) -> None:
+def _ranking(figure: Any, judged: Judged, keep: Bool, edges: tuple[float, ...]) -> None:
     axes = figure.subplots(1, 2)
     for name, p in judged.p.items():
         index = keep & np.isfinite(p)
@@ -86,19 +92,19 @@ def _ranking(figure: Any, judged: Judged, keep: Any, edges: list[float]) -> None
     axes[1].legend(fontsize=7)
 
 
-def _bands(figure: Any, found: dict[str, Any]) -> None:
+def _bands(figure: Any, found: Bands) -> None:
     axes = figure.subplots(1, 2)
-    numbers = sorted(found["number"], key=int)
-    axes[0].plot([int(k) for k in numbers], [found["number"][k]["error"] for k in numbers], marker="o")
+    numbers = sorted(found.number, key=int)
+    axes[0].plot([int(k) for k in numbers], [found.number[k].error for k in numbers], marker="o")
     axes[0].set(yscale="log", xlabel="bands", ylabel="share misclassified", title="Random bands")
-    names = [("alone", "only "), ("without", "all but "), ("trios", "")]
-    bars = [(prefix + name, row["error"]) for kind, prefix in names for name, row in found[kind].items()]
+    kinds = [(found.alone, "only "), (found.without, "all but "), (found.trios, "")]
+    bars = [(prefix + name, rate.error) for kind, prefix in kinds for name, rate in kind.items()]
     axes[1].barh([b[0] for b in bars], [b[1] for b in bars])
     axes[1].tick_params(labelsize=7)
     axes[1].set(xscale="log", xlabel="share misclassified")
 
 
-def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> list[tuple[Picture, str]]:
+def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tuple[Picture, str]]:
     """Stamps of the objects that were misclassified with the highest confidence, each with its caption.
 
     Parameters
@@ -116,8 +122,7 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> list[tuple
     worst = [int(k) for k in np.argsort(-surprise, kind="stable")[:WORST] if surprise[k] > 0.5]
     wanted = {int(table["object_id"][k].as_py()): k for k in worst}
     stamps: dict[int, Any] = {}
-    for path in shards_of(data_dir, part):
-        sample = read_shard(path, REAL)
+    for sample in samples_of(shards_of(data_dir, part)):
         for row, name in enumerate(sample.table["object_id"].to_pylist()):
             if name in wanted:
                 stamps[wanted[name]] = (sample.image[row].astype(float), sample.valid[row], sample.sigma[row])
@@ -157,9 +162,8 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Any) -> list[tuple
 def write_page(
     path: Path,
     title: str,
-    result: dict[str, Any],
+    result: Evaluation,
     table: pa.Table,
-    bands: dict[str, Any] | None,
     stamps: list[tuple[Picture, str]] | None,
 ) -> None:
     """Write the page.
@@ -169,34 +173,30 @@ def write_page(
     path : Path
         The HTML file; it is complete under its name or not there.
     title : str
-    result : dict
-        As from `evaluate`.
+    result : Evaluation
     table : pyarrow.Table
-        What was judged.
-    bands : dict, optional
-        As from `by_bands`.
+        The judged objects.
     stamps : list of (Picture, str), optional
         As from `gallery`.
     """
-    sample = result["sample"]
-    judged = Judged(table, sample["band"])
-    keep = judged.scored & judged.kept(sample)
-    by_magnitude = bool(result["methods"][MODEL]["by_magnitude"])
+    selection = result.sample.selection
+    judged = Judged(table, selection.band)
+    keep = judged.scored & judged.kept(selection)
+    by_magnitude = bool(result.methods[MODEL].by_magnitude)
     spread = ""
     sections: list[tuple[str, str, Picture]] = []
     if by_magnitude:
-        counts, _ = np.histogram(judged.magnitude[keep], sample["edges"])
-        bins = ", ".join(
-            f"{a:g}-{b:g}: {n}" for a, b, n in zip(sample["edges"], sample["edges"][1:], counts, strict=False)
-        )
-        spread = f"Objects by {sample['band']} magnitude: {bins}."
+        counts, _ = np.histogram(judged.magnitude[keep], selection.edges)
+        bounds = itertools.pairwise(selection.edges)
+        bins = ", ".join(f"{a:g}-{b:g}: {n}" for (a, b), n in zip(bounds, counts, strict=True))
+        spread = f"Objects by {selection.band} magnitude: {bins}."
         alt = "Share of stars and of galaxies misclassified by magnitude, by method; the numbers are above."
         picture = _picture(lambda figure: _recall(figure, result), (10, 4), alt)
         sections.append(("Errors by magnitude", "", picture))
     alt = "Ranking by method, and share of stars against probability; the numbers are above."
-    picture = _picture(lambda figure: _ranking(figure, judged, keep, sample["edges"]), (10, 4.5), alt)
+    picture = _picture(lambda figure: _ranking(figure, judged, keep, selection.edges), (10, 4.5), alt)
     sections.append(("Ranking and reliability", "", picture))
-    if bands is not None:
+    if (bands := result.bands) is not None:
         alt = "Errors by number of bands that are left; the numbers are above."
         picture = _picture(lambda figure: _bands(figure, bands), (10, 4), alt)
         sections.append(("Missing bands", bands_as_text(bands), picture))

@@ -1,4 +1,4 @@
-"""Read labelled tables that others have written: Parquet, FITS, VOTable, ECSV, CSV, told apart by their content."""
+"""Read labelled tables of any origin: Parquet, FITS, VOTable, ECSV, CSV, told apart by their content."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from sgclassify.stages.read.header import NO_VALUE
 log = logging.getLogger(__name__)
 
 ANGLES: Final = {"ra": u.deg, "dec": u.deg, "r50_arcsec": u.arcsec}
-"""Columns that are angles, and the unit that they are wanted in, which is also theirs where a table states none."""
+"""Columns that are angles, and the unit that they are read in, which is also the unit where the table states none."""
 
 NUMBERS: Final = (*ANGLES, "redshift", "sersic_n", *(f"mag_{band}" for band in BANDS), "p_star", "p_galaxy")
 FLAGS: Final = ("blended", "binary")
 NO_MAGNITUDE: Final = 90.0
-"""From this magnitude on, a number stands for "no value", as does `NO_VALUE`."""
+"""A magnitude of this or more means "no value", as does `NO_VALUE`."""
 OTHERS: Final = ("true_class", "object_id", "field", "sg_flags", "n_bands", "snr", "star_density", "roll_deg")
 
 _KNOWN: Final = {name.lower(): name for name in (*NUMBERS, *FLAGS, *OTHERS)}
@@ -40,7 +40,7 @@ _UNREADABLE: Final = (
     OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, zlib.error, ExpatError,
     fits.VerifyError, YamlParseError, pa.ArrowException,
 )  # fmt: skip
-"""What astropy and pyarrow raise on a file that is no table, or a damaged one."""
+"""Errors of astropy and pyarrow on a file that is no table, or a damaged one."""
 
 Units = dict[str, str]
 
@@ -54,25 +54,25 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pa.Table:
         Parquet, FITS (the first table that has the needed columns), VOTable, ECSV, or CSV with a header line; all but
         Parquet may be compressed by gzip.
     needed : tuple of str
-        Columns that it must have.
+        Columns that the table must have.
 
     Returns
     -------
     pyarrow.Table
-        Its columns of one value a row; of Parquet, all. Those that are known here (`NUMBERS`, `FLAGS`, `OTHERS`) have
-        these names, whatever their case in the file. Of them numbers are float64, flags bool, ``ra`` and ``dec`` in
-        degrees, ``r50_arcsec`` in arcsec, and ``true_class`` is lower case, without blanks around it. What has no value
-        is null.
+        Its columns of one value per row; from Parquet, all columns. The known columns (`NUMBERS`, `FLAGS`, `OTHERS`)
+        have these names, whatever their case in the file. Numbers are float64, flags bool, ``ra`` and ``dec`` in
+        degrees, ``r50_arcsec`` in arcsec, and ``true_class`` is lower case, without blanks around it. Null where there
+        is no value.
 
     Raises
     ------
     UsageError
-        If the file cannot be read as a table, lacks a needed column, or holds in one what cannot be meant.
+        If the file cannot be read as a table, lacks a needed column, or has impossible values in a known one.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a table in Parquet, FITS, VOTable, ECSV or CSV")
     try:
-        # what they warn of are peculiarities of the file: units, multiple tables, names of columns
+        # the warnings are of peculiarities of the file: units, multiple tables, names of columns
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table, units = _read(path, needed)
@@ -99,7 +99,7 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pa.Table:
 
 
 def read_truth(path: Path) -> pa.Table:
-    """Read a truth table: ``ra``, ``dec``, ``true_class``, and what there is of the other columns of `read_table`.
+    """Read a truth table: ``ra``, ``dec``, ``true_class``, and any other columns of `read_table`.
 
     Rows without a position are left out, with a warning.
 
@@ -123,7 +123,7 @@ def read_truth(path: Path) -> pa.Table:
 
 
 def _read(path: Path, needed: tuple[str, ...]) -> tuple[pa.Table, Units]:
-    """The table as it is, and the units that it states."""
+    """The table as it stands in the file, and the units that it states."""
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(b"PAR1"):
@@ -206,7 +206,7 @@ def _text(value: Any) -> str | None:
 
 
 def _names(path: Path, names: list[str]) -> list[str]:
-    """Names with those that are known as they are written here; one that is so already keeps others of its kind out."""
+    """Names of the columns, known ones spelt as here; an exact match wins over other spellings of the same name."""
     renamed = []
     for name in names:
         known = _KNOWN.get(name.strip().lower(), name)
@@ -237,19 +237,19 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray, unit: str | None) -> 
         wanted = "true and false" if name in FLAGS else f"numbers{' of degrees' * (name in ('ra', 'dec'))}"
         raise UsageError(f"{path}: column {name} must hold {wanted}: {error}") from error
     if name.startswith("mag_"):
-        # what catalogues write for "no value"
+        # catalogues write these for "no value"
         absent = pc.or_(pc.equal(column, NO_VALUE), pc.greater_equal(column, NO_MAGNITUDE))
         column = pc.if_else(absent, None, column)
     if name in ANGLES and unit is not None:
         factor = _factor(path, name, unit)
-        # as it is where nothing is to be converted: no rounding
+        # without a conversion there is no rounding
         column = column if factor == 1.0 else pc.multiply(column, factor)
     return column
 
 
 def _factor(path: Path, name: str, unit: str) -> float:
     try:
-        # names of units in any case, and degrees
+        # names of units in any case, and plurals such as degrees
         found = u.Unit(unit, parse_strict="silent")
         if isinstance(found, u.UnrecognizedUnit):
             found = u.Unit(unit.strip().lower().removesuffix("s"))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.read.checksum import sha256_of
+
+if TYPE_CHECKING:
+    from sgclassify.model.serve.contract import ModelContract
+
+CONTRACT_FILE: Final = "contract.json"
+REFERENCE_FILE: Final = "reference.npz"
 
 
 def default_model() -> Path:
@@ -15,7 +24,43 @@ def default_model() -> Path:
     return Path(str(resources.files("sgclassify.model").joinpath("weights", "default.pt")))
 
 
-def verified(path: Path | str | None, expected_sha256: str | None = None) -> tuple[Path, str]:
+@dataclass(frozen=True)
+class Archive:
+    """A model archive whose checksum was compared; none of its code has run."""
+
+    path: Path
+    sha256: str
+
+    def extra(self, name: str) -> bytes:
+        """A file that the archive carries beside the network; empty if it is not there.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be read.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                found = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
+                return archive.read(found[0]) if found else b""
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ModelError(f"{self.path}: not a model archive that can be loaded: {error}") from error
+
+    def contract(self) -> ModelContract:
+        """The contract, read and checked.
+
+        Raises
+        ------
+        ModelError
+            If there is none, or one that this version of the stages cannot serve.
+        """
+        # imported here: it needs the stages, and wrong usage is refused before they are imported
+        from sgclassify.model.serve.contract import ModelContract
+
+        return ModelContract.from_json(self.extra(CONTRACT_FILE))
+
+
+def verified(path: Path | str | None, expected_sha256: str | None = None) -> Archive:
     """Find a model archive and compare its checksum, before any of its code runs.
 
     Parameters
@@ -27,8 +72,7 @@ def verified(path: Path | str | None, expected_sha256: str | None = None) -> tup
 
     Returns
     -------
-    path : Path
-    sha256 : str
+    Archive
 
     Raises
     ------
@@ -54,4 +98,4 @@ def verified(path: Path | str | None, expected_sha256: str | None = None) -> tup
             f"{path}: not a model archive that can be loaded: it is cut off, or of another kind; fetch or export "
             "the model again"
         )
-    return path, sha256
+    return Archive(path, sha256)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 CONTRACT_VERSION = 2
 INPUTS = ("image", "valid", "sigma", "features", "psf")
@@ -74,7 +74,7 @@ class ModelContract:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelContract:
+    def from_json(cls, text: str | bytes) -> ModelContract:
         """Read and check a contract.
 
         Raises

@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sgclassify.model.serve.archive import verified
+from sgclassify.model.serve.archive import REFERENCE_FILE, Archive, verified
 from sgclassify.model.serve.contract import INPUTS, ModelContract
 from sgclassify.stages.arrays import F32
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.tile import TileStamps
 
 log = logging.getLogger(__name__)
 
-CONTRACT_FILE = "contract.json"
-REFERENCE_FILE = "reference.npz"
 DEFAULT_BATCH = 64
 
 
@@ -65,16 +62,10 @@ class Classifier:
         self.batch_size = batch_size
         self._on_cpu = on_cpu
 
-    def score_arrays(
-        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-    ) -> F32:
-        """Probability of being a star, shape (n,): the first column of `probabilities`, whose parameters it has."""
-        return self.probabilities(image, valid, sigma, features, psf)[:, 0]
-
     def probabilities(
         self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
     ) -> F32:
-        """Probabilities of the two classes.
+        """Probabilities of the two classes: the scorer of `sgclassify.stages.classify`.
 
         Parameters
         ----------
@@ -148,42 +139,9 @@ class Classifier:
             p: F32 = self._module(*batch).cpu().numpy()[:n]
         return p
 
-    def __call__(self, stamps: TileStamps) -> F32:
-        """Probabilities of the two classes for every object of a tile, shape (n, 2); see `probabilities`."""
-        return self.probabilities(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
-
-    def averaged(self, stamps: TileStamps) -> F32:
-        """Mean of the probabilities over the eight symmetries of the square, shape (n, 2), at eight times the cost."""
-        turned = _symmetries(stamps.image, stamps.valid, stamps.sigma, stamps.features, stamps.psf)
-        every = np.stack([self.probabilities(*inputs) for inputs in turned])
-        return np.asarray(every.mean(axis=0, dtype=np.float64).astype(np.float32))
-
-    def symmetries(
-        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-    ) -> F32:
-        """Probability of being a star in each of the eight symmetries of the square, shape (8, n).
-
-        Parameters as of `probabilities`; the first is the stamp as it is.
-        """
-        return np.stack(
-            [self.score_arrays(*inputs) for inputs in _symmetries(image, valid, sigma, features, psf)]
-        )
-
-
-def _symmetries(
-    image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-) -> Iterator[tuple[F32, npt.NDArray[np.bool_], F32, F32, F32]]:
-    """Inputs of the network in the eight symmetries of the square: four turns, then those of the mirror image."""
-
-    def turned(stamps: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
-        return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
-
-    for k in range(8):
-        yield turned(image, k), turned(valid, k), sigma, features, turned(psf, k)
-
 
 def load(
-    path: Path | str | None = None,
+    archive: Archive | Path | str | None = None,
     *,
     device: str = "cpu",
     batch_size: int = DEFAULT_BATCH,
@@ -196,8 +154,9 @@ def load(
 
     Parameters
     ----------
-    path : Path or str, optional
-        The TorchScript archive; the shipped default where None.
+    archive : Archive or Path or str, optional
+        The TorchScript archive, or its path; the shipped default where None. The checksum of an `Archive` is not
+        compared once more.
     device : str
         ``"cpu"`` or a CUDA device; where torch sees none, the CPU takes its place, with a warning.
     batch_size : int
@@ -214,8 +173,9 @@ def load(
     ModelError
         If the archive is missing, damaged, not the expected one, or does not reproduce its reference.
     """
-    path, sha256 = verified(path, expected_sha256)
-    extra: dict[str, Any] = {CONTRACT_FILE: "", REFERENCE_FILE: ""}
+    if not isinstance(archive, Archive):
+        archive = verified(archive, expected_sha256)
+    path, contract = archive.path, archive.contract()
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         log.warning("the model is asked for on %s, which torch does not see: it runs on the CPU", device)
@@ -229,32 +189,28 @@ def load(
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-            module = torch.jit.load(str(path), map_location=where, _extra_files=extra)  # type: ignore[no-untyped-call]
-            contract = ModelContract.from_json(_text(extra[CONTRACT_FILE]))
+            module = torch.jit.load(str(path), map_location=where)  # type: ignore[no-untyped-call]
             module = torch.jit.freeze(module.float().eval())
-    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
-    on_cpu = functools.partial(load, path, device="cpu", batch_size=batch_size, expected_sha256=sha256)
-    classifier = Classifier(module, contract, sha256, where, batch_size, on_cpu)
-    _reproduce(classifier, extra[REFERENCE_FILE], path)
+    on_cpu = functools.partial(
+        load, path, device="cpu", batch_size=batch_size, expected_sha256=archive.sha256
+    )
+    classifier = Classifier(module, contract, archive.sha256, where, batch_size, on_cpu)
+    _reproduce(classifier, archive.extra(REFERENCE_FILE), path)
     return classifier
 
 
-def _text(raw: str | bytes) -> str:
-    return raw.decode() if isinstance(raw, bytes) else raw
-
-
-def _reproduce(classifier: Classifier, raw: str | bytes, path: Path) -> None:
+def _reproduce(classifier: Classifier, raw: bytes, path: Path) -> None:
     """Run the archive's reference input and compare with its expected output."""
     if not raw:
         raise ModelError(f"{path}: the archive carries no reference; export the model again")
-    data = raw if isinstance(raw, bytes) else raw.encode("latin-1")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as reference:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as reference:
             arrays = {name: reference[name] for name in (*INPUTS, "p_star")}
     except (ValueError, KeyError, OSError) as error:
         raise ModelError(f"{path}: the archive's reference cannot be read: {error}") from error
-    got = classifier.score_arrays(*(arrays[name] for name in INPUTS))
+    got = classifier.probabilities(*(arrays[name] for name in INPUTS))[:, 0]
     difference = float(np.max(np.abs(got - arrays["p_star"]), initial=0.0))
     if not difference <= classifier.contract.reference_tolerance:
         raise ModelError(

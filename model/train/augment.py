@@ -1,4 +1,4 @@
-"""Vary what a training sees: stamps turned and moved, noise, and what a night may not have."""
+"""Augment training data: turn and move stamps, add noise, hide bands and features that a night may lack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from sgclassify.model.data.rows import cropped
 from sgclassify.model.train.network import N_BANDS, present_bands
 from sgclassify.model.train.recipe import Recipe
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 CORE_PX: Final = 5.0
 """Half-width (pixels) of the middle of a stamp in which no pixel is masked for training."""
@@ -28,16 +28,17 @@ FEATURE_GROUPS: Final = tuple(
         ("depth",),
     )
 )
-"""Features that are hidden together: first all that needs the PSF, then the header's FWHM, then others."""
+"""Features that are hidden together: first those that need the PSF, then the header's FWHM, then the rest."""
 
 
 def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, size: int) -> list[Tensor]:
-    """Vary stamps and hide what a night may not have; only bands where the recipe wants no augmentation.
+    """Vary stamps, and hide bands and features; without augmentation in the recipe, only hide bands.
 
-    Stamps are turned, mirrored and moved by whole pixels, and cut to `size`; noise and an offset of the sky are added;
-    columns and blobs away from the source are masked; bands, the PSF and groups of features are hidden. Fractions of a
-    pixel come from the simulation alone: to interpolate an undersampled image would smooth its noise and change its
-    PSF. Features do not depend on where and how the stamp lies, so only the stamps move.
+    Stamps are turned, mirrored and moved by whole pixels, and cut to `size`. Noise and an offset of the sky are added.
+    Columns and blobs away from the source are masked. Bands, the PSF and groups of features are hidden.
+
+    Stamps are not moved by fractions of a pixel: to interpolate an undersampled image would smooth its noise and change
+    its PSF. Features do not depend on the position and orientation of the stamp, so only the stamps move.
 
     Parameters
     ----------
@@ -71,14 +72,14 @@ def _varied(
     generator: torch.Generator,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Stamps, masks, noise and PSFs after all that is done to pixels."""
+    """Stamps, masks, noise and PSFs after all changes of pixels."""
     n, device = len(image), image.device
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device)
 
     image, valid, psf = _moved([image, valid, psf], size, draw(4, n), draw(2, n), recipe.shift_rate)
-    # noise for half of the objects, of a size of its own in each band
+    # half of the objects get noise, of another size in each band
     extra = recipe.noise * sigma * draw(n, N_BANDS) * (draw(n, 1) < 0.5)
     offset = recipe.background * sigma * (2.0 * draw(n, N_BANDS) - 1.0)
     normal = torch.randn(image.shape, generator=generator, device=device)
@@ -90,13 +91,13 @@ def _varied(
 def hide(
     present: Tensor, features: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose bands to keep and PSFs to hide, both of shape (n, 7), and hide these and more among the features."""
+    """Choose bands to keep and PSFs to hide, both of shape (n, 7), hide their features, and other groups."""
     n, device = len(features), features.device
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device)
 
-    # a rate of its own for each object, so that few and many missing bands are equally common
+    # each object has its own rate, so that few and many missing bands are equally common
     keep = (draw(n, N_BANDS) > draw(n, 1)) | (draw(n, 1) >= recipe.band_dropout)
     keep |= ~(keep & present).any(dim=1, keepdim=True)
     no_psf = torch.zeros_like(keep)
@@ -147,6 +148,6 @@ def _masked(random: Tensor, size: int, rate: float) -> Tensor:
     chosen, column = random[4] < rate, random[4] < 0.5 * rate
     in_x = (axis - x[..., None]).abs() <= torch.where(column, 0.5, half)[..., None]
     in_y = ((axis - y[..., None]).abs() <= half[..., None]) | column[..., None]
-    # what would reach into the core stops at its edge
+    # masks stop at the edge of the core
     in_x &= (axis.abs() > CORE_PX) & chosen[..., None]
     return in_y[..., :, None] & in_x[..., None, :]

@@ -1,4 +1,4 @@
-"""Fit what lies between the logits of the heads and probabilities: weights, temperature, offset, prior."""
+"""Fit the step from the logits of the heads to probabilities: weights, temperature, offset, prior."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALIBRATION_LIMITS: Final = (2.0, 0.5)
 
 
 def prior_weights(share: float, prior_star_fraction: float) -> Tensor:
-    """Weights of the two classes that turn a sample's share of stars into another one, mean 1 over the sample."""
+    """Weights of the two classes that give a sample another share of stars; their mean over the sample is 1."""
     if not 0.0 < share < 1.0:
         raise UsageError("a sample without stars, or without galaxies, trains and calibrates nothing")
     return torch.tensor([prior_star_fraction / share, (1.0 - prior_star_fraction) / (1.0 - share)])
@@ -61,8 +61,8 @@ def fit_calibration(
 ) -> Calibration:
     """Calibrate one head on the calibration fields.
 
-    The number of terms is the one with the lowest cross entropy in cross-validation over fields. Objects are weighted
-    so that the share of stars is the prior.
+    Cross-validation over fields chooses the number of terms with the lowest cross entropy. Weights of the objects make
+    the share of stars the prior.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def fit_calibration(
     Calibration
     """
     weight = prior_weights(float((label == 0).double().mean()), prior_star_fraction)
-    # fields are dealt out to the folds; a single one cannot choose
+    # each fold has some of the fields; with a single field there is no choice
     fold = torch.unique(field, return_inverse=True)[1] % CALIBRATION_FOLDS
     best = (math.inf, CALIBRATIONS[0])
     for free in CALIBRATIONS if int(fold.max()) > 0 else ():
@@ -93,10 +93,10 @@ def fit_calibration(
 
 
 def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Weights of the heads' logits that answer best together.
+    """Weights of the heads' logits with the best answers together; none is negative.
 
-    A head that has seen the training objects trusts an encoder that knows them by heart more than it should. What each
-    head is worth on other fields is therefore fitted there: a few numbers, none negative.
+    On the training objects, a head trusts an encoder that knows them by heart more than it should. Therefore the
+    weights are fitted on other fields.
 
     Parameters
     ----------

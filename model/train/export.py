@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgclassify.model.data.dataset import Sample
+from sgclassify.model.data.shards import Sample
+from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
 from sgclassify.model.serve.contract import ModelContract
-from sgclassify.model.serve.runtime import CONTRACT_FILE, REFERENCE_FILE, load
-from sgclassify.model.train.loop import Trained
+from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.network import HEADS, CalibratedNetwork
+from sgclassify.model.train.outcome import Trained
 from sgclassify.stages.read.checksum import sha256_of
 
 N_REFERENCE = 16
@@ -47,7 +48,7 @@ def export(
     path : Path
         The archive, complete under this name or not there.
     head : str
-        What answers: the fusion, or for ablations the image or the sequence alone.
+        Head that answers: the fusion, or for ablations the image or the sequence alone.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def export(
             # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             scripted = torch.jit.script(module)
-            # the reference is what the half-precision archive answers, computed in single precision as in a run
+            # the reference: answers of the half-precision weights, computed in single precision as in a run
             with torch.inference_mode():
                 answer = scripted.float()(*(torch.from_numpy(reference[k]) for k in reference))
             reference["p_star"] = answer[:, 0].numpy()

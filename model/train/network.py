@@ -1,7 +1,7 @@
 """The multi-modal fusion network: a ResNet-50 over the seven-band stamps, a BiLSTM over the catalogue sequence.
 
-Follows the architecture of arXiv:2604.10086; stamp size, stem, features and fusion head, which are not known from
-there, are this project's own choice (docs/model.md).
+Follows the architecture of arXiv:2604.10086. That paper does not give stamp size, stem, features and fusion head; these
+are this project's own choice (docs/retrain.md).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgclassify.stages.bands import BANDS
-from sgclassify.stages.measure import FEATURES, PSF_ERROR
+from sgclassify.stages.features import FEATURES
+from sgclassify.stages.measure import PSF_ERROR
 
 N_BANDS = len(BANDS)
 HEADS: Final = ("fused", "image", "sequence")
-"""What the network answers from: both modalities, or one of them alone."""
+"""Heads of the network: on both modalities, or on one of them alone."""
 
 CHANNELS: Final = 5
-"""Channels a band that the image encoder sees."""
+"""Channels per band that the image encoder sees."""
 
 BAND_SIDE: Final = 16
 """Side (pixels) of the middle of a stamp that `BandEncoder` looks at."""
@@ -31,10 +32,15 @@ BAND_SIDE: Final = 16
 class StampNormalizer(nn.Module):
     """Turn stamps in nanomaggies into network channels.
 
-    Five channels a band: asinh of the signal-to-noise ratio, which shows faint structure; the stamp over its own
-    core flux, which shows the profile whatever the brightness; the validity mask; what is left of the stamp after
-    the best-fitting PSF is taken away, in units of its noise, which is noise for a star and not for a galaxy; and
-    the PSF. The last two are 0 where the PSF is unknown. Stamps smaller than the full size are taken as its middle.
+    Five channels per band:
+
+    - asinh of the signal-to-noise ratio, which shows faint structure,
+    - the stamp over its own core flux, which shows the profile at any brightness,
+    - the validity mask,
+    - the residual after the best-fitting PSF, in units of the noise: noise for a star, more for a galaxy,
+    - the PSF.
+
+    The last two are 0 where the PSF is unknown. Smaller stamps are the middle of a full one.
     """
 
     def __init__(self, stamp_size: int) -> None:
@@ -107,7 +113,7 @@ class ImageEncoder(nn.Module):
 
 
 class _Step(nn.Module):
-    """Convolutions with a shortcut past them; the first halves the side of the maps where the width changes."""
+    """Convolutions with a shortcut; where the width changes, the first convolution halves the side of the maps."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -156,9 +162,9 @@ class _Attention(nn.Module):
 class BandEncoder(nn.Module):
     """One small residual network for every band, and attention over the bands.
 
-    The alternative to the paper's ResNet-50. A star or a galaxy looks the same in each band but for its noise and PSF,
-    both of which the network sees; so all bands teach the same weights, at the full resolution of the camera. Only the
-    middle of the stamp is looked at, where compact galaxies differ from stars; the light around is in the features.
+    The alternative to the paper's ResNet-50. A star or a galaxy looks the same in each band except for its noise and
+    PSF, and the network sees both. So all bands share the weights, at the full resolution of the camera. The network
+    sees only the middle of the stamp, where compact galaxies differ from stars; the features hold the light around it.
     """
 
     def __init__(self, stamp_size: int, width: int, maps: tuple[int, int, int] = (24, 48, 96)) -> None:
@@ -174,7 +180,7 @@ class BandEncoder(nn.Module):
             _Step(maps[1], maps[1]),
             _Step(maps[1], maps[2]),
         )
-        # what lies in the middle keeps its place; all of it is averaged too
+        # the middle keeps its spatial order; the mean of the whole map goes with it
         self.token = nn.Linear((self.middle**2 + 1) * maps[2], width)
         self.position = nn.Parameter(torch.zeros(N_BANDS, width))
         self.first = _Attention(width, 4)
@@ -191,9 +197,9 @@ class BandEncoder(nn.Module):
             psf[:, :, cut : cut + side, cut : cut + side],
         )
         channels = self.normalizer(image, valid, sigma, psf)
-        # [object, channel, band, y, x] to a stack of bands. In training absent ones are left out of it, and of the
-        # statistics of its norms; in a run its length must not depend on what is in it, or the sums would be rounded
-        # differently
+        # [object, channel, band, y, x] to a stack of bands. Training leaves absent bands out of it, and so out of the
+        # statistics of its norms. In a run its length must not depend on its content, or sums would be rounded
+        # differently.
         stack = channels.reshape(n, -1, bands, side, side).transpose(1, 2).flatten(0, 1)
         every = torch.ones_like(present)
         index = torch.nonzero((present if self.training else every).flatten())[:, 0]
@@ -212,14 +218,14 @@ class BandEncoder(nn.Module):
 
 
 ENCODERS: Final = {"resnet50": ImageEncoder, "bands": BandEncoder}
-"""Image encoders by their names: the paper's, and the alternative to it."""
+"""Image encoders by name: the paper's, and the alternative to it."""
 
 
 class SequenceEncoder(nn.Module):
     """Bidirectional LSTM over the bands in order of wavelength.
 
-    Each step holds a band's standardised features (0 where missing), which of them are missing, and the band's colour:
-    its PSF flux on the asinh scale less the mean over the bands, weighted by their signal-to-noise ratios.
+    Each step holds a band's standardised features (0 where missing), a mask of the missing ones, and the band's colour.
+    The colour is its PSF flux on the asinh scale less the mean over the bands, weighted by signal-to-noise ratio.
     """
 
     def __init__(self, n_features: int, hidden: int, width: int) -> None:
@@ -343,7 +349,7 @@ class Calibration(nn.Module):
 
 
 class CalibratedNetwork(nn.Module):
-    """The networks as they are shipped: calibrated probabilities of their heads, weighted.
+    """The networks as they are shipped, with calibrated probabilities from their weighted heads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the processor can train in."""
+"""Which precision the processor can train in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 def computes_bf16() -> bool:
     """Whether this CPU can train in bfloat16.
 
-    oneDNN has no recurrent layer in bfloat16 for processors without AVX-512, and fails when it is asked for one. So a
-    tiny one is tried, forwards and backwards, which answers for any processor and any build of torch.
+    oneDNN has no recurrent layer in bfloat16 for processors without AVX-512, and fails when it is asked for one. This
+    tries a tiny layer, forwards and backwards, which works for any processor and any build of torch.
     """
-    # the trial draws weights: whoever has seeded torch gets the same numbers with and without it
+    # the trial draws random weights, and must not change the random numbers of the caller
     with torch.random.fork_rng(devices=[]):
         layer = nn.LSTM(2, 2, batch_first=True, bidirectional=True)
     try:

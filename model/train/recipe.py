@@ -18,8 +18,8 @@ class Recipe:
     sequence_epochs : int
         Epochs of the first stage, of the sequence encoder alone.
     small_epochs, small_stamp : int
-        First epochs of the second stage, on the central `small_stamp` pixels only; of the ResNet, which takes stamps of
-        any size.
+        First epochs of the second stage, on the central `small_stamp` pixels only. Only for the ResNet, which takes
+        stamps of any size.
     epochs : int
         Epochs on whole stamps after that.
     batch_size, sequence_batch_size : int
@@ -27,14 +27,14 @@ class Recipe:
     learning_rate, sequence_learning_rate : float
         Peaks of the one-cycle schedules of the second and of the first stage.
     pretrained_rate : float
-        Factor of the learning rate of what the first stage has trained, in the second. With 0 it stays as it is: on
-        64,620 objects the sequence alone overfits after ten epochs, and with 0.3 its validation loss rose from 0.074
-        to 0.090 in the second stage, and that of the fusion with it, while the image still got better.
+        Factor of the learning rate of the sequence encoder in the second stage. With 0 it stays as the first stage
+        trained it. On 64,620 objects the sequence alone overfits after ten epochs. With 0.3 its validation loss rose
+        from 0.074 to 0.090 in the second stage, and that of the fusion with it, while the image still got better.
     weight_decay : float
     band_dropout : float
-        Share of objects that lose a random subset of their bands, so that missing bands are familiar.
+        Share of objects that lose a random subset of their bands, so that the network learns about missing bands.
     augmentation : bool
-        Whether stamps are turned and anything below, down to `mask_rate`, is done.
+        Whether stamps are turned, and the settings below, down to `mask_rate`, have an effect.
     psf_dropout : float
         Share of objects, and of bands, whose PSF is hidden, as in exposures without stars.
     header_dropout : float
@@ -50,14 +50,14 @@ class Recipe:
     mask_rate : float
         Share of bands with a masked column or blob.
     prior_star_fraction : float
-        Share of stars that the calibrated probabilities assume. Training sees the sample as it is; its share is taken
-        out of the logits afterwards and this one put in.
+        Share of stars that the calibrated probabilities assume. Training uses the sample as it is; afterwards this
+        share replaces the sample's in the logits.
     class_balance : bool
         Weigh both classes alike in training.
     architecture : str
         Image encoder, one of `sgclassify.model.train.network.ENCODERS`.
     modality : str
-        Which head is trained for: ``"fused"``, or for ablations ``"image"`` or ``"sequence"``.
+        Head to train: ``"fused"``, or for ablations ``"image"`` or ``"sequence"``.
     auxiliary_weight : float
         Weight of the losses of the image alone and of the sequence alone beside the fused one.
     ema_decay : float

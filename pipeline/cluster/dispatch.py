@@ -1,4 +1,4 @@
-"""Keep a bounded number of jobs in flight on the cluster, try failures again, and hand back every outcome."""
+"""Keep a bounded number of jobs on the cluster, try failures again, and return every outcome."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from sgclassify.pipeline.cluster.handle import TaskKilledError
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.errors import TaskKilledError, TaskTimeoutError
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, SgClassifyError
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-"""Times that a job is tried: an unexpected error may be the machine's and not the data's."""
+"""Times that a job is tried: an unexpected error may come from the machine, not from the data."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Errors of a file system on which no other job could write either."""
+"""Errors of a file system to which no other job can write either."""
 
 Job = TypeVar("Job")
 
 
 class Waiting(Protocol):
-    """The part of `sgclassify.pipeline.cluster.handle.Cluster` that is needed here."""
+    """What is needed here of `sgclassify.pipeline.cluster.handle.Cluster`."""
 
     def wait_any(self, futures: set[Any]) -> set[Any]:
         """Futures that are done, at least one."""
@@ -71,14 +70,14 @@ def dispatch(
     Yields
     ------
     Outcome
-        In the order in which they end. An error that was raised on purpose is final; any other is tried once
-        more. What was on a worker when its process ended is tried once more alone, when all the others are
-        done: so a job that kills its worker harms no other.
+        In the order in which they end. An error that was raised on purpose is final. After any other, the job is
+        tried once more; a job that was on a worker whose process ended, alone and when all others are done. So a
+        job that kills its worker harms no other.
 
     Raises
     ------
     ModelError, ClusterError
-        From a job: no other job can do better. A full disk is the cluster's fault too.
+        From a job: no other job can do better. A full disk counts as a fault of the cluster.
     """
     waiting = iter(jobs)
     suspects: list[Job] = []

@@ -1,4 +1,4 @@
-"""The Dask cluster that a run starts on this machine for itself, whatever it finds around it."""
+"""The Dask cluster that a run starts on this machine, independent of the user's settings of Dask."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from dask.system import cpu_count
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
-from sgclassify.pipeline.cluster.worker import CPU, CRASH_DIR, GPU
+from sgclassify.pipeline.cluster.crash import CRASH_DIR
+from sgclassify.pipeline.cluster.worker import CPU, GPU
 from sgclassify.stages.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ HOST: Final = "127.0.0.1"
 _ANSWER_S: Final = 5.0
 _PROBE_S: Final = 60.0
 
-# Pausing a worker for memory can stall a run for ever; a worker that is really too large is ended by its
-# nanny. Its task fails at once: the dispatcher tries it again by itself, so that no innocent one dies with it.
+# Pausing a worker for memory can stall a run for ever. The nanny ends a worker that is really too large; its
+# tasks fail at once, and the dispatcher tries each of them again alone.
 SETTINGS: Final[dict[str, object]] = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -52,7 +53,7 @@ SETTINGS: Final[dict[str, object]] = {
 """What differs from Dask's own defaults."""
 
 _PROBE: Final = "import distributed.nanny, sgclassify.pipeline.cluster.worker"
-"""What a worker process imports before it can tell of anything."""
+"""What a worker process imports before it can report anything."""
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     Raises
     ------
     ClusterError
-        If it does not start; says why.
+        If it does not start, with the reason.
     """
     _check_loopback()
     _check_temporary()
@@ -98,8 +99,8 @@ def count_gpus() -> int:
 def _own_surroundings() -> Iterator[None]:
     """Dask's own defaults and `SETTINGS`, here and in the processes that start while the context is open.
 
-    What the user has configured is meant for clusters of others. A new process reads it again, from files and from
-    the environment: what Dask inherits by its variable has precedence over both.
+    The user's configuration is meant for existing clusters. A new process reads it from files and environment, but the
+    configuration in Dask's own variable goes first.
     """
     ours: dict[str, Any] = {}
     dask.config.refresh(config=ours, paths=[], env={})
@@ -124,15 +125,15 @@ def _own_surroundings() -> Iterator[None]:
 
 
 def _taken_out(names: Iterable[str]) -> dict[str, str]:
-    """Take these variables, and all that are Dask's, out of the environment; returns their values."""
+    """Take these variables, and all of Dask's, out of the environment; returns their values."""
     found = [name for name in os.environ if name.startswith("DASK_") or name in names]
     return {name: os.environ.pop(name) for name in found}
 
 
 def _start_tracker() -> None:
-    """Start the process in which Python keeps account of semaphores, so that a terminal that closes does not end it.
+    """Start the process in which Python counts semaphores, such that it survives when the terminal closes.
 
-    The driver needs it while it ends in order; Python itself protects it from the other signals.
+    The driver needs it while it ends in order. Python itself protects it from the other signals.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -142,7 +143,7 @@ def _start_tracker() -> None:
 
 
 def _check_loopback() -> None:
-    """Workers that cannot reach the scheduler would try for minutes, and not say why."""
+    """Workers that cannot reach the scheduler would try for minutes without a reason."""
     try:
         with socket.create_server((HOST, 0)) as server:
             socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
@@ -154,7 +155,7 @@ def _check_loopback() -> None:
 
 
 def _check_temporary() -> None:
-    """Workers put compressed images into temporary files, and libraries what they like."""
+    """Workers unpack compressed images into temporary files."""
     try:
         tempfile.gettempdir()
     except OSError as error:
@@ -189,7 +190,7 @@ def _started(n_cpu: int, n_gpu: int, scratch: Path) -> SpecCluster:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system refuses, below Dask's own errors; empty where nothing says, or another attempt may help."""
+    """What the system refused, below Dask's own errors; empty if unknown, or if another attempt may help."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     if not isinstance(error, OSError) or error.errno in (None, errno.EAGAIN, errno.ENOMEM):
@@ -198,7 +199,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _probed() -> str:
-    """Why a new process cannot even import what a worker needs, by its last line; empty where it can."""
+    """Why a new process cannot import what a worker needs: its last line; empty if it can."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, errors="replace", timeout=_PROBE_S,
@@ -226,7 +227,7 @@ def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> 
             "resources": resources,
             "env": {**env, CRASH_DIR: str(scratch / CRASHES)},
             "local_directory": str(scratch),
-            # the whole machine's, so that one large tile may use what is free
+            # that of the whole machine, so that one large tile may use what is free
             "memory_limit": int(MEMORY_LIMIT),
             "silence_logs": logging.CRITICAL,
             "preload": ["sgclassify.pipeline.cluster.worker"],
@@ -235,6 +236,6 @@ def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> 
 
 
 def _gpu(number: int) -> str:
-    """What CUDA_VISIBLE_DEVICES must say for the GPU that is number `number` among the visible ones."""
+    """Value of CUDA_VISIBLE_DEVICES for one of the visible GPUs, by its number among them."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return visible[number] if number < len(visible) else str(number)

@@ -1,4 +1,4 @@
-"""One worker process a GPU: which one it is, and that no other worker of this machine uses it too."""
+"""One worker process per GPU: which GPU it is, and that no other worker of this machine uses it too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _held: Final[dict[str, int]] = {}
 
 @functools.cache
 def claim_gpu() -> str:
-    """Claim the GPU of this process for as long as it lives; once is enough, more does no harm.
+    """Claim the GPU of this process for as long as the process lives; calling it again does no harm.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def claim_gpu() -> str:
 def claim(uuid: str) -> None:
     """Take the lock of a GPU, unless this process has it.
 
-    A lock of the kernel on a file in the temporary folder: it ends with its process, however that ends.
+    It is a lock of the kernel on a file in the temporary folder, which ends with its process.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def claim(uuid: str) -> None:
         os.close(handle)
         raise ClusterError(
             f"GPU {uuid} is used by process {holder} already, process {os.getpid()} cannot share it; start one "
-            "worker a GPU, each with its own CUDA_VISIBLE_DEVICES, or ask for the CPU: --device cpu"
+            "worker per GPU, each with its own CUDA_VISIBLE_DEVICES, or ask for the CPU: --device cpu"
         ) from None
     _held[uuid] = handle
     try:
@@ -83,7 +83,7 @@ def claim(uuid: str) -> None:
 
 
 def _open(path: Path) -> int:
-    """The lock file, also where another user made it: then it can only be read, which suffices for a lock."""
+    """The lock file; one of another user can only be read, which suffices for a lock."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""The output folder: whose it is, that one run at a time writes it, and what is removed from it."""
+"""The output folder: its owner, the lock that lets one run at a time write it, and what is removed from it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OutputFolder:
     Parameters
     ----------
     path : Path
-        The folder; it is made where it is missing.
+        The folder; made if it is missing.
     settings : dict of str to (str, float, int, bool or None)
         What decides about the products beside the inputs: model and configuration, by name.
     overwrite : bool
@@ -52,8 +52,8 @@ class OutputFolder:
     Raises
     ------
     UsageError
-        On entering: if the folder cannot be written, holds files of others, holds the products of other settings
-        and `overwrite` is not set, or another run is at work in it.
+        On entering: if the folder cannot be written, holds files that are not of sgclassify, holds products of other
+        settings and `overwrite` is not set, or another run is at work in it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -98,7 +98,7 @@ class OutputFolder:
             self._check_settings()
             if not (self.path / MARKER).exists():
                 self._mark()
-            # the work of a run that ended early is of use only to one of the same settings
+            # only a run of the same settings can use the work of a run that ended early
             if self.is_fresh or read_json(self.work / SETTINGS) != self._settings:
                 _remove(self.work)
             for name in (SCRATCH, NOTES, PROGRESS):
@@ -123,7 +123,7 @@ class OutputFolder:
 
     @property
     def has_products(self) -> bool:
-        """Whether products, or receipts of some, stand in the folder; the record of a run alone is none."""
+        """Whether the folder holds products or receipts; the record of a run alone does not count."""
         return any((self.path / name).exists() for name in ("objects", "detections", RECEIPTS))
 
     def inspect(self) -> None:
@@ -159,7 +159,7 @@ class OutputFolder:
             os.close(descriptor)
 
     def refuse(self, differences: Sequence[str]) -> None:
-        """Refuse other inputs than those of the products, unless these may be replaced.
+        """Refuse inputs that are not those of the products, or treat the folder as fresh if these may be replaced.
 
         Parameters
         ----------
@@ -175,18 +175,17 @@ class OutputFolder:
                 f"{self.path}: holds the work of a run with other inputs: {_some(differences)}; choose another "
                 "folder, or start again with --overwrite"
             )
+        self.is_fresh = True
 
     def start_afresh(self) -> None:
-        """Let nothing that an earlier run left be of use."""
-        self.is_fresh = True
+        """Remove what an earlier run with other inputs has prepared."""
         for path in self.prepared.glob("*"):
             _remove(path)
 
     def open_products(self) -> None:
         """Make the folders of the products; those of other settings or inputs are removed.
 
-        To be called once the run is known to have something to write, so that a run that cannot even start
-        costs nothing.
+        To be called once the run has something to write: a run that cannot start must not cost any products.
         """
         receipts = self.receipts
         try:
@@ -215,7 +214,7 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
     def remove_work(self, whole: bool = True) -> None:
-        """Remove what lived only until the run was complete, or only what is of no use to the next one either."""
+        """Remove the work folder, or only the part that the next run cannot use."""
         path = self.work if whole else self.work / SCRATCH
         try:
             _remove(path)
@@ -223,7 +222,7 @@ class OutputFolder:
             log.warning("%s could not be removed: %s", path, error)
 
     def _remove_parts(self) -> None:
-        """Remove what killed writers left; whoever still writes there belongs to no run."""
+        """Remove what killed writers left; a writer that is still there belongs to no run."""
         for name in (*PRODUCTS[:2], RECEIPTS, WORK):
             for path in (self.path / name).rglob(".*.part"):
                 _remove(path)
@@ -260,7 +259,7 @@ class OutputFolder:
         write_atomic_text(json.dumps(marker, indent=1) + "\n", self.path / MARKER)
 
     def _check_settings(self) -> None:
-        """Whether what is in the folder is of these settings, and so can be gone on from."""
+        """Refuse products of other settings, or treat the folder as fresh if they may be replaced."""
         if not self.has_products:
             return
         marker = read_json(self.path / MARKER)
@@ -293,13 +292,7 @@ def _some(items: Sequence[str]) -> str:
 
 
 def holder(path: Path) -> tuple[dict[str, Any], bool]:
-    """Who holds an output folder, ``pid`` and ``host``, and whether that run may be alive.
-
-    Parameters
-    ----------
-    path : Path
-        The output folder.
-    """
+    """Who holds this output folder, ``pid`` and ``host``, and whether that run may be alive."""
     found = read_json(path / LOCK)
     if not found:
         return {}, False
@@ -316,7 +309,7 @@ def _remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that can be read."""
+    """The object in a JSON file; empty if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -327,15 +320,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def _lock(path: Path) -> int:
     """Take the lock file; returns its descriptor.
 
-    The kernel lets go of a dead holder's lock on the same host. A file that names another host may belong
-    to a live run on a shared file system that does not pass locks on, so it is left alone.
+    The kernel frees the lock of a dead holder on this host. A file that names another host is left alone: it may
+    belong to a live run, on a shared file system that does not pass locks on.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _check_holder(descriptor, path)
             if not _same_file(descriptor, path):
-                # Its holder removed the file between our opening and locking it.
+                # its holder removed the file before we locked it
                 os.close(descriptor)
                 continue
             os.ftruncate(descriptor, 0)
@@ -348,8 +341,8 @@ def _lock(path: Path) -> int:
 
 def _check_holder(descriptor: int, path: Path) -> None:
     """Lock the file that is open; raise `UsageError` where another run holds it."""
-    holder = read_json(path)
-    host, pid = holder.get("host"), holder.get("pid")
+    found = read_json(path)
+    host, pid = found.get("host"), found.get("pid")
     free = _try_flock(descriptor)
     held = not free if free is not None else _alive(pid)
     if held or (host is not None and host != socket.gethostname()):
@@ -377,10 +370,9 @@ def _alive(pid: object) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        # another user's process is alive too
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from sgclassify.pipeline.process import peak_mib
 from sgclassify.pipeline.record.record import DONE, PENDING, SET_ASIDE, SKIPPED, RunRecord
-from sgclassify.pipeline.tasks import peak_mib
 from sgclassify.stages.write.atomic import write_atomic_text
 
 SECONDS_BETWEEN_WRITES: Final = 15.0
@@ -16,7 +16,7 @@ _PREFIX: Final = "sgclassify_run"
 
 
 class MetricsFile:
-    """Keeps the metrics of a run in a file, which is complete at any time.
+    """Writes the metrics of a run into a file, which is complete at any time.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ class MetricsFile:
         self._progress: tuple[str, int, int] = ("", 0, 0)
 
     def step(self, phase: str, done: int, total: int) -> None:
-        """Take note of a step; written at the start of a phase and every few seconds."""
+        """Take note of a step; the file is written at the start of a phase and every few seconds."""
         self._progress = (phase, done, total)
         if done == 0 or time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             self.write(finished=False)
 
     def write(self, *, finished: bool) -> None:
-        """Write the file; a run goes on even if that fails."""
+        """Write the file; the run continues even if that fails."""
         self._written = time.monotonic()
         with suppress(OSError):
             write_atomic_text(self.text(finished=finished), self._path)

@@ -1,4 +1,4 @@
-"""Receipts: what of a run is complete, and of which inputs, so that the same command goes on from there.
+"""Receipts: which part of a run is complete, and of which inputs, so that the same command continues from there.
 
 A receipt is written after the product that it stands for. It lies below ``.receipts`` in the output folder and
 outlives the run, so that exposures that are appended to the list later add only what they touch.
@@ -26,10 +26,13 @@ from sgclassify.stages.write.atomic import write_atomic_text
 RECEIPT: Final = b"sgclassify:receipt"
 """Key of a tile's receipt in the metadata of its file of members."""
 
+PREPARED: Final = ".prepared.json"
+"""End of the name of the receipt of a prepared exposure."""
+
 
 @dataclass(frozen=True)
 class ExposureReceipt:
-    """What a run knows of an exposure that was found good.
+    """What a run knows of a good exposure.
 
     Attributes
     ----------
@@ -73,13 +76,16 @@ class ExposureReceipt:
     scored: int = 0
     size: int = 0
 
-    def as_json(self, **more: Any) -> str:
-        """The receipt as JSON text, with ``more`` beside it."""
-        return json.dumps({"receipt": asdict(self), **more}, sort_keys=True) + "\n"
+    def __str__(self) -> str:
+        return f"exposure {self.exposure_id}"
+
+    def write(self, path: Path, **more: Any) -> None:
+        """Write the receipt whole or not at all, with ``more`` beside it."""
+        write_atomic_text(json.dumps({"receipt": asdict(self), **more}, sort_keys=True) + "\n", path)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a receipt; None where there is none that can be read."""
+        """Read a receipt; None if there is none, or it cannot be read."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))["receipt"]
             values["stats"] = {name: tuple(stat) for name, stat in values["stats"].items()}
@@ -116,6 +122,8 @@ class TileReceipt:
         Largest memory so far of the processes that worked on it, MiB.
     size : int
         Bytes of its partition; 0 where it has none.
+    exposures : tuple of str
+        The exposures that it was made of.
     """
 
     order: int
@@ -133,6 +141,7 @@ class TileReceipt:
     device: str = "cpu"
     peak_mib: float = 0.0
     size: int = 0
+    exposures: tuple[str, ...] = ()
 
     def as_json(self) -> str:
         """The receipt as JSON text."""
@@ -141,9 +150,10 @@ class TileReceipt:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read the receipt out of a tile's file of members; None where there is none that can be read."""
+        """Read the receipt in a tile's file of members; None if there is none, or it cannot be read."""
         try:
             values = json.loads((pq.read_metadata(path).metadata or {})[RECEIPT])
+            values["exposures"] = tuple(values["exposures"])
             values["histogram"] = np.array(values["histogram"], dtype=np.int64)
             values["sample"] = np.array([tuple(one) for one in values["sample"]], dtype=SAMPLE)
             return cls(**values)
@@ -167,17 +177,14 @@ def content_digest(
     return digest_of(exposure_id, catalog_stem, kinds)
 
 
-def tile_key(settings: str, order: int, pixel: int, members: Iterable[tuple[str, str]]) -> str:
-    """What decides about the objects of a tile.
+def digest_of_files(exposure_id: str, catalog_stem: str, files: ExposureFiles) -> str:
+    """`content_digest` of files, which are read for it."""
+    sha256 = {str(path): sha256_of(path) for path in files.present.values()}
+    return content_digest(exposure_id, catalog_stem, files, sha256)
 
-    Parameters
-    ----------
-    settings : str
-        Digest of model and configuration.
-    order, pixel : int
-    members : iterable of (str, str)
-        Name and content digest of every exposure that touches the tile.
-    """
+
+def tile_key(settings: str, order: int, pixel: int, members: Iterable[tuple[str, str]]) -> str:
+    """What decides about the objects of a tile; members are names and content digests of the exposures on it."""
     return digest_of(settings, order, pixel, sorted(members))
 
 
@@ -198,16 +205,15 @@ def stats_of(files: ExposureFiles) -> dict[str, tuple[int, int]]:
 def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: str, verify: bool) -> bool:
     """Whether an exposure is still the one of its receipt.
 
-    Files of the same path, size and time of change are taken as the same; of others, and on request of all,
-    the checksums are compared.
+    Files of the same path, size and time of change are taken as the same. Of others the checksums are compared;
+    with `verify`, of all.
     """
     try:
         if not verify and stats_of(files) == receipt.stats:
             return True
-        sha256 = {str(path): sha256_of(path) for path in files.present.values()}
+        return digest_of_files(receipt.exposure_id, catalog_stem, files) == receipt.digest
     except OSError:
         return False
-    return content_digest(receipt.exposure_id, catalog_stem, files, sha256) == receipt.digest
 
 
 class Receipts:
@@ -227,7 +233,7 @@ class Receipts:
         self.prepared = prepared
 
     def known(self) -> dict[str, ExposureReceipt]:
-        """Exposures that a run in this folder found good, by name; what is published stands before the rest."""
+        """Exposures that a run in this folder found good, by name; receipts of published ones come first."""
         found: dict[str, ExposureReceipt] = {}
         for folder, end in ((self.exposures, ".json"), (self.prepared, PREPARED)):
             for path in sorted(folder.glob(f"*{end}")):
@@ -238,12 +244,8 @@ class Receipts:
 
     def is_prepared(self, receipt: ExposureReceipt) -> bool:
         """Whether the prepared files of this very exposure are there."""
-        there = ExposureReceipt.read(self.prepared_path(receipt.exposure_id))
+        there = ExposureReceipt.read(self.prepared / f"{receipt.exposure_id}{PREPARED}")
         return there is not None and there.digest == receipt.digest
-
-    def prepared_path(self, exposure_id: str) -> Path:
-        """File that says that an exposure is prepared."""
-        return self.prepared / f"{exposure_id}{PREPARED}"
 
     def members_path(self, order: int, pixel: int) -> Path:
         """File that holds the members of a tile and their probabilities, and the tile's receipt."""
@@ -260,27 +262,16 @@ class Receipts:
                 path.unlink(missing_ok=True)
 
 
-PREPARED: Final = ".prepared.json"
-
-
 def members_path(folder: Path, order: int, pixel: int) -> Path:
     """File of a tile's members in the folder of the receipts of tiles."""
     return folder / f"{order}-{pixel}.parquet"
-
-
-def write_receipt(receipt: ExposureReceipt, path: Path, **more: Any) -> None:
-    """Write the receipt of an exposure whole or not at all."""
-    write_atomic_text(receipt.as_json(**more), path)
 
 
 def changed(
     pairs: Iterable[tuple[ExposureReceipt, ExposureFiles, str]], threads: int, verify: bool
 ) -> list[str]:
     """Names of the exposures that are not those of their receipts; see `is_unchanged`."""
-
-    def check(pair: tuple[ExposureReceipt, ExposureFiles, str]) -> str | None:
-        receipt, files, catalog_stem = pair
-        return None if is_unchanged(receipt, files, catalog_stem, verify) else receipt.exposure_id
-
+    pairs = list(pairs)
     with ThreadPoolExecutor(threads) as pool:
-        return [name for name in pool.map(check, pairs) if name is not None]
+        same = pool.map(lambda pair: is_unchanged(pair[0], pair[1], pair[2], verify), pairs)
+        return [receipt.exposure_id for (receipt, *_), known in zip(pairs, same, strict=True) if not known]

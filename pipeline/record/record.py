@@ -1,16 +1,20 @@
-"""The record of a run: what becomes run.json, and what the report shows."""
+"""The record of a run: what becomes run.json, and what the report shows.
+
+Each key of run.json is declared once, with its meaning: those of exposures and tiles with the fields of their
+records, all others in `MODEL_KEYS`, `COUNTS` and `ENTRIES`.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from sgclassify.stages.program import code_digest
 from sgclassify.stages.write.atomic import write_atomic_bytes
@@ -22,7 +26,7 @@ DONE: Final = "done"
 SET_ASIDE: Final = "set_aside"
 SKIPPED: Final = "skipped"
 PENDING: Final = "pending"
-"""What every exposure and tile is until something closes it: in the end, that the run ended before its turn."""
+"""Outcome of every exposure and tile until it is closed. At the end: the run ended before its turn."""
 
 _PACKAGES: Final = ("sgclassify", "numpy", "astropy", "photutils", "pyarrow", "hats", "distributed", "torch")
 
@@ -67,71 +71,74 @@ class Failure:
         return f"{text}; {self.advice}" if self.advice else text
 
 
-@dataclass
-class ExposureRecord:
-    """One exposure of the list.
+class _Recorded:
+    """What exposures and tiles have in common."""
 
-    ``rows``, ``usable`` and ``scored`` count rows of its catalogue; ``attempts`` how often this run tried to prepare
-    it, 0 for one that an earlier run had prepared; ``seconds``, ``worker`` and ``peak_mib`` are of its preparation.
-    """
-
-    id: str
-    files: dict[str, str | None]
-    sha256: dict[str, str] = field(default_factory=dict)
-    band: str | None = None
-    outcome: str = PENDING
-    file: str = ""
-    fault: str = ""
-    advice: str = ""
-    traceback: str = ""
-    notes: list[str] = field(default_factory=list)
-    rows: int = 0
-    usable: int = 0
-    scored: int = 0
-    attempts: int = 0
-    seconds: float = 0.0
-    worker: str = ""
-    peak_mib: float = 0.0
+    outcome: str
+    file: str
+    fault: str
+    advice: str
+    traceback: str
 
     def close(self, outcome: str, failure: Failure) -> None:
-        """Set the exposure aside, or skip it, for a reason."""
+        """Set it aside, or skip it, for a reason."""
         self.outcome = outcome
         self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
         self.traceback = failure.traceback
 
 
 @dataclass
-class TileRecord:
-    """One sky tile: HEALPix order and nested pixel, the exposures that cover it, and what became of it.
+class ExposureRecord(_Recorded):
+    """One exposure of the list. Each field is a key of ``inputs`` in run.json, with its meaning."""
 
-    ``attempts`` says how often this run tried it, 0 for one that an earlier run had published; ``seconds``,
-    ``worker``, ``device`` and ``peak_mib`` (largest memory so far of the processes that worked on it) are of the try
-    that published it.
-    """
+    id: Annotated[str, "official name of the exposure"]
+    files: Annotated[
+        dict[str, str | None], "paths by kind: image, weight, flag, catalog; null where a file is missing"
+    ]
+    sha256: Annotated[dict[str, str], "checksums of the files, by path"] = field(default_factory=dict)
+    band: Annotated[str | None, "band; null where the header could not be read"] = None
+    outcome: Annotated[str, "`done`, `set_aside`, `skipped` or `pending` (the run ended before its turn)"] = (
+        PENDING
+    )
+    file: Annotated[str, "file at fault, where set aside or skipped"] = ""
+    fault: Annotated[str, "what is wrong, where set aside or skipped"] = ""
+    advice: Annotated[str, "what to do about it, where set aside or skipped"] = ""
+    traceback: Annotated[str, "traceback of an unexpected error"] = ""
+    notes: Annotated[list[str], "remarks on the exposure"] = field(default_factory=list)
+    rows: Annotated[int, "rows of its catalogue"] = 0
+    usable: Annotated[int, "of these, rows with a usable position"] = 0
+    scored: Annotated[int, "of these, rows with a probability"] = 0
+    attempts: Annotated[
+        int, "tries of this run to prepare it; 0 where an earlier run had, or where none was made"
+    ] = 0
+    seconds: Annotated[float, "time of its preparation, s"] = 0.0
+    worker: Annotated[str, "worker that prepared it"] = ""
+    peak_mib: Annotated[float, "largest memory of that worker so far, MiB"] = 0.0
 
-    order: int
-    pixel: int
-    exposures: list[str]
-    outcome: str = PENDING
-    n_objects: int = 0
-    n_stars: int = 0
-    n_galaxies: int = 0
-    n_not_scored: int = 0
-    seconds: float = 0.0
-    attempts: int = 0
-    worker: str = ""
-    device: str = ""
-    peak_mib: float = 0.0
-    file: str = ""
-    fault: str = ""
-    advice: str = ""
-    traceback: str = ""
 
-    def set_aside(self, failure: Failure) -> None:
-        """Set the tile aside for a reason."""
-        self.outcome = SET_ASIDE
-        self.file, self.fault, self.advice = failure.file, failure.fault, failure.advice
-        self.traceback = failure.traceback
+@dataclass
+class TileRecord(_Recorded):
+    """One sky tile. Each field is a key of ``tiles`` in run.json, with its meaning."""
+
+    order: Annotated[int, "HEALPix order"]
+    pixel: Annotated[int, "HEALPix pixel, nested"]
+    exposures: Annotated[list[str], "`id` of the exposures that cover it"]
+    outcome: Annotated[str, "`done`, `set_aside` or `pending` (the run ended before its turn)"] = PENDING
+    n_objects: Annotated[int, "objects"] = 0
+    n_stars: Annotated[int, "of these, stars"] = 0
+    n_galaxies: Annotated[int, "of these, galaxies"] = 0
+    n_not_scored: Annotated[int, "of these, objects without a probability"] = 0
+    seconds: Annotated[float, "time of the try that published it, s"] = 0.0
+    attempts: Annotated[
+        int, "tries of this run; 0 where an earlier run had published it, or where none was made"
+    ] = 0
+    worker: Annotated[str, "worker of that try"] = ""
+    device: Annotated[str, "device of the model in that try"] = ""
+    peak_mib: Annotated[float, "largest memory so far of the processes that worked on it, MiB"] = 0.0
+    file: Annotated[str, "file at fault, where set aside"] = ""
+    fault: Annotated[str, "what is wrong, where set aside"] = ""
+    advice: Annotated[str, "what to do about it, where set aside"] = ""
+    traceback: Annotated[str, "traceback of an unexpected error"] = ""
 
 
 @dataclass
@@ -145,9 +152,9 @@ class RunRecord:
     configuration : dict
         In the layout of its TOML file.
     model : dict
-        ``id``, ``sha256``, ``prior_star_fraction``, ``path``, ``device``.
+        See `MODEL_KEYS`.
     exposures, tiles : list
-        Outcome of each; the tiles are there from when they are planned.
+        Outcome of each; tiles are listed once they are planned.
     notes : list of str
         Remarks on the exposure list.
     timings : dict of str to float
@@ -172,56 +179,90 @@ class RunRecord:
     exit_code: int = 1
 
     def counts(self) -> dict[str, int]:
-        """Numbers of exposures, tiles, objects and catalogue rows."""
-
-        def number(items: list[Any], outcome: str) -> int:
-            return sum(item.outcome == outcome for item in items)
-
-        return {
-            "exposures": len(self.exposures),
-            "exposures_done": number(self.exposures, DONE),
-            "exposures_set_aside": number(self.exposures, SET_ASIDE),
-            "exposures_skipped": number(self.exposures, SKIPPED),
-            "exposures_pending": number(self.exposures, PENDING),
-            "tiles": len(self.tiles),
-            "tiles_done": number(self.tiles, DONE),
-            "tiles_set_aside": number(self.tiles, SET_ASIDE),
-            "tiles_pending": number(self.tiles, PENDING),
-            "tiles_reused": sum(t.outcome == DONE and t.attempts == 0 for t in self.tiles),
-            "retried": sum(e.attempts > 1 for e in self.exposures) + sum(t.attempts > 1 for t in self.tiles),
-            "objects": sum(t.n_objects for t in self.tiles),
-            "stars": sum(t.n_stars for t in self.tiles),
-            "galaxies": sum(t.n_galaxies for t in self.tiles),
-            "not_scored": sum(t.n_not_scored for t in self.tiles),
-            "rows": sum(e.rows for e in self.exposures),
-            "rows_scored": sum(e.scored for e in self.exposures),
-        }
+        """Numbers of exposures, tiles, objects and catalogue rows; see `COUNTS`."""
+        return {key: count(self) for key, (_, count) in COUNTS.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return {
-            "record_version": RECORD_VERSION,
-            "exit_code": self.exit_code,
-            "message": self.message,
-            "started": self.started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "software": software(),
-            "configuration": self.configuration,
-            "model": self.model,
-            "counts": self.counts(),
-            "notes": self.notes,
-            "inputs": [
-                _trimmed(asdict(e)) for e in sorted(self.exposures, key=lambda e: (e.id, str(e.files)))
-            ],
-            "tiles": [_trimmed(asdict(t)) for t in sorted(self.tiles, key=lambda t: (t.order, t.pixel))],
-            "peak_mib": self.peak_mib,
-            "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
-        }
+        """The content of run.json; see `ENTRIES`."""
+        return {key: value(self) for key, (_, value) in ENTRIES.items()}
 
     def write(self, path: Path) -> None:
         """Write run.json; it is complete under its name or not there."""
         write_text(path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+
+def _exposures(outcome: str) -> Callable[[RunRecord], int]:
+    return lambda record: sum(exposure.outcome == outcome for exposure in record.exposures)
+
+
+def _tiles(outcome: str) -> Callable[[RunRecord], int]:
+    return lambda record: sum(tile.outcome == outcome for tile in record.tiles)
+
+
+MODEL_KEYS: Final = {
+    "id": "name of the model, unique by its training",
+    "sha256": "checksum of its archive",
+    "prior_star_fraction": "share of stars that the probabilities assume, or a table of it by magnitude",
+    "model_prior_star_fraction": "the model's own share",
+    "path": "path of the archive; `default` for the shipped one",
+    "device": "where the model ran: `cpu` or `cuda`",
+}
+"""Keys of ``model`` in run.json."""
+
+COUNTS: Final[Mapping[str, tuple[str, Callable[[RunRecord], int]]]] = {
+    "exposures": ("exposures of the list", lambda r: len(r.exposures)),
+    "exposures_done": ("prepared and used", _exposures(DONE)),
+    "exposures_set_aside": ("not used for a fault of their own", _exposures(SET_ASIDE)),
+    "exposures_skipped": ("not used, without a fault (slitless)", _exposures(SKIPPED)),
+    "exposures_pending": ("not reached", _exposures(PENDING)),
+    "tiles": ("planned tiles", lambda r: len(r.tiles)),
+    "tiles_done": ("published", _tiles(DONE)),
+    "tiles_set_aside": ("not published for a fault of their own", _tiles(SET_ASIDE)),
+    "tiles_pending": ("not reached", _tiles(PENDING)),
+    "tiles_reused": (
+        "published by an earlier run",
+        lambda r: sum(t.outcome == DONE and not t.attempts for t in r.tiles),
+    ),
+    "retried": (
+        "exposures and tiles tried more than once",
+        lambda r: sum(e.attempts > 1 for e in r.exposures) + sum(t.attempts > 1 for t in r.tiles),
+    ),
+    "objects": ("objects", lambda r: sum(t.n_objects for t in r.tiles)),
+    "stars": ("of these, stars", lambda r: sum(t.n_stars for t in r.tiles)),
+    "galaxies": ("of these, galaxies", lambda r: sum(t.n_galaxies for t in r.tiles)),
+    "not_scored": ("of these, objects without a probability", lambda r: sum(t.n_not_scored for t in r.tiles)),
+    "rows": ("catalogue rows", lambda r: sum(e.rows for e in r.exposures)),
+    "rows_scored": ("of these, rows with a probability", lambda r: sum(e.scored for e in r.exposures)),
+}
+"""Keys of ``counts`` in run.json: meaning, and how it is counted."""
+
+ENTRIES: Final[Mapping[str, tuple[str, Callable[[RunRecord], Any]]]] = {
+    "record_version": ("version of this layout", lambda _: RECORD_VERSION),
+    "exit_code": ("exit code", lambda r: r.exit_code),
+    "message": ("why the run ended early; empty where it did not", lambda r: r.message),
+    "started": ("start, UTC", lambda r: r.started.isoformat(timespec="seconds")),
+    "finished": ("end, UTC", lambda _: datetime.now(UTC).isoformat(timespec="seconds")),
+    "command": ("command line, word by word", lambda r: r.command),
+    "software": ("versions, and the digest of the sources that decide about products", lambda _: software()),
+    "configuration": ("settings, in the layout of the TOML file", lambda r: r.configuration),
+    "model": ("the model", lambda r: r.model),
+    "counts": ("numbers of exposures, tiles, objects and rows", lambda r: r.counts()),
+    "notes": ("remarks on the exposure list", lambda r: r.notes),
+    "inputs": (
+        "exposures of the list, by `id`",
+        lambda r: [_trimmed(asdict(e)) for e in sorted(r.exposures, key=lambda e: (e.id, str(e.files)))],
+    ),
+    "tiles": (
+        "planned tiles, by order and pixel",
+        lambda r: [_trimmed(asdict(t)) for t in sorted(r.tiles, key=lambda t: (t.order, t.pixel))],
+    ),
+    "peak_mib": ("largest memory of the driver, MiB", lambda r: r.peak_mib),
+    "timings": (
+        "seconds of each phase",
+        lambda r: {name: round(seconds, 3) for name, seconds in r.timings.items()},
+    ),
+}
+"""Keys of run.json: meaning, and how it is made."""
 
 
 def pending(counts: Mapping[str, int]) -> str:
@@ -230,14 +271,14 @@ def pending(counts: Mapping[str, int]) -> str:
     Parameters
     ----------
     counts : mapping of str to int
-        Of a record; those of earlier versions tell of nothing pending.
+        Of a record; those of earlier versions have nothing pending.
     """
     numbers = [(counts.get(f"{kind}s_pending", 0), kind) for kind in ("exposure", "tile")]
     return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for n, kind in numbers if n)
 
 
 def _trimmed(item: dict[str, Any]) -> dict[str, Any]:
-    """Without the reasons of what needs none."""
+    """An entry without the reasons where it needs none."""
     if item["outcome"] in (DONE, PENDING):
         return {
             key: value for key, value in item.items() if key not in ("file", "fault", "advice", "traceback")

@@ -1,4 +1,4 @@
-"""The sample of objects that the sky map shows: one share of every tile, whatever was computed when and where.
+"""The sample of objects that the sky map shows: the same share of every tile, whichever run computed it.
 
 How many objects a run has is not known when its first tile is published, so the samples are nested: of every object a
 hash of its ``object_id`` tells to how many halvings it belongs. Each tile keeps those of one level, and the map shows
@@ -8,13 +8,10 @@ those of the highest level of all.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from sgclassify.pipeline.record.receipts import TileReceipt
 
 MAX_POINTS: Final = 20_000
 """Objects on the sky map, at most."""
@@ -34,6 +31,19 @@ GALAXY, STAR, NOT_SCORED = 0, 1, -1
 _MOST_PARTS: Final = 4096
 
 Sample = npt.NDArray[np.void]
+
+
+class Sampled(Protocol):
+    """What the receipt of a tile (`sgclassify.pipeline.record.receipts.TileReceipt`) tells of its objects."""
+
+    @property
+    def n_objects(self) -> int: ...
+    @property
+    def histogram(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def sample(self) -> Sample: ...
+    @property
+    def sample_level(self) -> int: ...
 
 
 def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -112,7 +122,7 @@ class SkySample:
         self._parts: list[Sample] = []
         self._n = 0
 
-    def add(self, receipt: TileReceipt) -> None:
+    def add(self, receipt: Sampled) -> None:
         """Add a tile."""
         self.histogram += receipt.histogram
         self.n_objects += receipt.n_objects

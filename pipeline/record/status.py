@@ -1,4 +1,4 @@
-"""What a run is doing, or how far a dead one came: written by the driver, read by ``sgclassify status``."""
+"""What a run is doing, or how far it came: written by the driver, read by ``sgclassify status``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProgressFile:
     ----------
     path : Path
     record : RunRecord
-        Of the run; its failures so far are told too.
+        Of the run; its failures so far are written too.
     """
 
     def __init__(self, path: Path, record: RunRecord) -> None:
@@ -38,7 +38,7 @@ class ProgressFile:
         self._written = float("-inf")
 
     def step(self, phase: str, done: int, total: int) -> None:
-        """Take note of a step; written at the ends of a phase and every few seconds between."""
+        """Take note of a step; the file is written at both ends of a phase and every few seconds between."""
         now = time.monotonic()
         if 0 < done < total and now - self._written < SECONDS_BETWEEN_WRITES:
             return
@@ -57,7 +57,7 @@ class ProgressFile:
             "set_aside": [{"id": e.id, "file": e.file, "fault": e.fault} for e in exposures]
             + [{"id": f"tile {t.order}/{t.pixel}", "file": t.file, "fault": t.fault} for t in tiles],
         }
-        # a run goes on even if nobody can be told
+        # a run continues even if this cannot be written
         with suppress(OSError):
             write_atomic_text(json.dumps(values) + "\n", self._path)
 
@@ -72,15 +72,15 @@ def read_status(folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``state``: ``running``, ``dead`` (ended before it was complete), ``finished`` or ``empty``; ``holder`` with
-        pid and host of a running one; ``progress`` of a running or dead one; ``exit_code``, ``message``, ``counts``
-        and ``set_aside`` of the last run that wrote its record; ``tiles_complete`` and ``exposures_complete``, of
-        which there are receipts.
+        ``state``: ``running``, ``dead`` (ended before it was complete), ``finished`` or ``empty``. ``holder``: pid and
+        host of a running one. ``progress``: of a running or dead one. ``exit_code``, ``message``, ``counts`` and
+        ``set_aside``: of the last run that wrote its record. ``tiles_complete`` and ``exposures_complete``: how many
+        have receipts.
 
     Raises
     ------
     UsageError
-        If the folder is none of ``sgclassify run``.
+        If the folder is not an output folder of ``sgclassify run``.
     """
     if not (folder / MARKER).is_file():
         raise UsageError(f"{folder}: is no output folder of sgclassify run")
@@ -123,7 +123,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def describe(status: dict[str, Any]) -> str:
-    """The state for people."""
+    """The state as a table for people."""
     state = status["state"]
     holder_of = status.get("holder", {})
     says = {
@@ -150,7 +150,7 @@ def describe(status: dict[str, Any]) -> str:
         rows.append(("pending", f"{waiting}: the run ended before their turn"))
     aside = status.get("set_aside") or status.get("progress", {}).get("set_aside", [])
     rows += [("set aside", f"{item['id']}: {item['fault']}") for item in aside]
-    # names of files and messages come from outside: no control characters onto the terminal
+    # names of files and messages come from outside: they must not send control characters to the terminal
     return "\n".join(f"{name:<12}{_printable(text)}" for name, text in rows)
 
 
@@ -159,7 +159,7 @@ def _printable(text: str) -> str:
 
 
 def _is_later(progress: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether a run was begun after the one that wrote the record."""
+    """Whether a run began after the one that wrote the record."""
     return bool(progress) and str(progress.get("started")) > str(record.get("started", ""))
 
 

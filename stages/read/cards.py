@@ -70,7 +70,7 @@ def _continued(text: str, following: list[str]) -> str:
 
 
 def parse_value(text: str) -> Value:
-    """Value of a card from its text after ``= ``; text that is not a FITS value is returned as a string.
+    """Value of a card from its text after the equals sign. Text that is not a FITS value comes back as a string.
 
     ``NaN`` and ``Inf`` are not FITS values, but some programs write them. They become floats, so that the caller can
     say what is wrong.

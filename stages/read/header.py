@@ -14,7 +14,7 @@ from astropy.wcs import WCS
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, PIXEL_SCALE, SLITLESS
-from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.errors import SlitlessExposureError, UnusableInputError
 from sgclassify.stages.read.cards import Value, as_number
 from sgclassify.stages.read.fitsfile import Hdu, first_image
 from sgclassify.stages.read.names import ExposureFiles, catalog_stem, exposure_stem, parse_name
@@ -34,10 +34,6 @@ ZERO_POINT_RANGE: Final = (10.0, 40.0)
 """Accepted zero points, AB mag of 1 e-/s; the camera's lie between 23 and 27."""
 
 _BAND_BY_NAME: Final = {name.lower(): name for name in (*BANDS, *SLITLESS)}
-
-
-class SlitlessExposureError(UnusableInputError):
-    """The exposure is a slitless spectrum, which shows nothing to classify: skipped, no fault of the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,6 @@ UNKNOWN_BIT: Final = 1 << 15
 CHECK_ROWS: Final = 256
 """Rows read at once by `check_exposure` (9 MB of a 9216-pixel row of float32)."""
 
-SKY_SAMPLES: Final = 200_000
-"""Pixels, about, that give the robust sky; its error is then 0.3 percent of the noise."""
-
 HALF_STEP: Final = 0.501
 """Largest distance, in steps, of a quantised zero from 0: half a step, plus rounding in the decoder."""
 
@@ -76,18 +73,11 @@ class ExposureCheck:
     ----------
     sha256 : dict
         Path of each file of the exposure -> SHA-256 of the file on disk, hexadecimal.
-    sky_level, sky_sigma : float
-        Robust level and standard deviation of the valid pixels, e-/s.
-    valid_fraction : float
-        Share of valid pixels.
     moved_zeros, unresolved : int
         As in `ExposurePixels`, over all pixels.
     """
 
     sha256: dict[str, str]
-    sky_level: float
-    sky_sigma: float
-    valid_fraction: float
     moved_zeros: int
     unresolved: int
 
@@ -243,18 +233,13 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
     files = header.files
     sha256 = {str(path): verify(path) for path in files.present.values()}
     ny, nx = header.shape
-    step = max(1, math.isqrt(ny * nx // SKY_SAMPLES))
     finite = weighted = valid_pixels = 0
-    samples: list[F32] = []
     with ExposurePixels(header) as pixels:
         for y0 in range(0, ny, CHECK_ROWS):
             window = pixels.window(y0, min(y0 + CHECK_ROWS, ny), 0, nx)
-            valid = window.valid
             finite += int(np.isfinite(window.image).sum())
             weighted += int((window.weight > 0).sum())
-            valid_pixels += int(valid.sum())
-            grid = (slice(-y0 % step, None, step), slice(None, None, step))
-            samples.append(window.image[grid][valid[grid]])
+            valid_pixels += int(window.valid.sum())
     if not finite:
         raise UnusableInputError(files.image, "every pixel of IMG is nan", "process the exposure again")
     if pixels.unresolved > MAX_UNRESOLVED * ny * nx:
@@ -268,9 +253,7 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
     if not valid_pixels:
         fault = "no pixel is valid: WHT, FLG and IMG together mask all"
         raise UnusableInputError(files.flag or files.image, fault, "process the exposure again")
-    level, sigma = _robust(np.concatenate(samples))
-    valid_fraction = valid_pixels / (ny * nx)
-    return ExposureCheck(sha256, level, sigma, valid_fraction, pixels.moved_zeros, pixels.unresolved)
+    return ExposureCheck(sha256, pixels.moved_zeros, pixels.unresolved)
 
 
 def _loss(kind: str, reader: ImageReader) -> str:
@@ -315,17 +298,3 @@ def _noise_weight(image: F32, header: ExposureHeader) -> F32:
             variance += np.maximum(signal - header.sky_background, 0) / time
     good = np.isfinite(image) & (variance > 0)
     return np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0).astype(np.float32)
-
-
-def _robust(values: F32) -> tuple[float, float]:
-    """Median and 1.4826 MAD after clipping at 4 sigma."""
-    values = values.astype(np.float64)
-    level = sigma = math.nan
-    for _ in range(10):
-        level = float(np.median(values)) if values.size else math.nan
-        sigma = 1.4826 * float(np.median(np.abs(values - level))) if values.size else math.nan
-        kept = values[np.abs(values - level) <= 4 * sigma]
-        if kept.size == values.size or not kept.size:
-            break
-        values = kept
-    return level, sigma

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sgclassify.stages.columns import (
-    CLASSES,
     DETECTION_COLUMNS,
     NO_OBJECT,
     OBJECT_COLUMNS,
@@ -35,77 +34,11 @@ from sgclassify.stages.write.atomic import storable, sync, write_atomic
 
 log = logging.getLogger(__name__)
 
+PARTITIONS_PER_FOLDER: Final = 10_000
+"""HATS' rule for ``Dir=``."""
+
 NULL_TEXT: Final = len("None")
-"""What astropy shows for a null text; a shorter column would cut it off."""
-
-
-def scored_table(
-    object_id: ArrayLike,
-    ra: ArrayLike,
-    dec: ArrayLike,
-    p_star: ArrayLike,
-    logit: ArrayLike,
-    sg_flags: ArrayLike,
-    n_bands: ArrayLike,
-    bands: Sequence[str],
-) -> pa.Table:
-    """Rows of the object catalogue.
-
-    Parameters
-    ----------
-    object_id : array_like of int64, shape (n,)
-        Unique.
-    ra, dec : array_like of float64, shape (n,)
-        ICRS, degrees.
-    p_star : array_like of float32, shape (n,)
-        Probability of a star; not finite where it could not be computed, which sets NOT_SCORED.
-    logit : array_like of float64, shape (n,)
-        ln(p_star / p_galaxy) under the model's own prior.
-    sg_flags : array_like of int32, shape (n,)
-        A set NOT_SCORED makes the probabilities null whatever `p_star` says.
-    n_bands : array_like of int8, shape (n,)
-    bands : sequence of str
-        Such as ``"u,g,r,i"``.
-
-    Returns
-    -------
-    pyarrow.Table
-        `OBJECT_COLUMNS`, sorted by ``_healpix_29``, then ``object_id``. Where not null, ``p_galaxy`` is
-        1 - ``p_star`` in float32, so that the two add up to exactly 1 in float32; the class of 0.5 is star.
-        Where it is null, ``n_bands`` is 0 and ``bands`` empty.
-
-    Raises
-    ------
-    ValueError
-        If identifiers repeat, a position is off the sky, or a probability lies outside [0, 1].
-    """
-    ids = np.asarray(object_id, dtype=np.int64)
-    probability = np.asarray(p_star, dtype=np.float32)
-    flags = np.asarray(sg_flags, dtype=np.int32)
-    null = ~np.isfinite(probability) | ((flags & SgFlag.NOT_SCORED) != 0)
-    probability = np.where(null, np.float32(0.0), probability)
-    if not ((probability >= 0.0) & (probability <= 1.0)).all():
-        raise ValueError("probabilities must lie within [0, 1]")
-    galaxy = (np.float32(1.0) - probability).astype(np.float32)
-    table = pa.table(
-        {
-            "object_id": pa.array(ids),
-            "ra": pa.array(np.asarray(ra, dtype=np.float64)),
-            "dec": pa.array(np.asarray(dec, dtype=np.float64)),
-            "p_star": pa.array(probability, mask=null),
-            "p_galaxy": pa.array(galaxy, mask=null),
-            "sg_class": pa.DictionaryArray.from_arrays(
-                pa.array(np.where(probability >= 0.5, 0, 1).astype(np.int8), mask=null), list(CLASSES)
-            ),
-            "sg_flags": pa.array(np.where(null, flags | np.int32(SgFlag.NOT_SCORED), flags)),
-            "n_bands": pa.array(np.where(null, 0, np.asarray(n_bands)).astype(np.int8)),
-            "bands": pa.array(
-                ["" if empty else text for empty, text in zip(null, bands, strict=True)], pa.string()
-            ),
-            "logit": pa.array(np.asarray(logit, dtype=np.float64), mask=null),
-        }
-    )
-    return _indexed(table)
+"""astropy shows a null text as None, which a shorter column would cut off."""
 
 
 def publish_objects(
@@ -138,7 +71,7 @@ def publish_objects(
     if not table.num_rows:
         path.unlink(missing_ok=True)
         return None
-    table = _indexed(table)
+    table = indexed(table)
     if (tile_of_index(table["_healpix_29"].to_numpy(), order) != pixel).any():
         raise ValueError(f"objects outside of tile {order}/{pixel}")
     write_atomic(table, path, _described(table.schema, OBJECT_COLUMNS, metadata, {}))
@@ -159,11 +92,9 @@ def partition_path(root: Path, order: int, pixel: int) -> Path:
     -------
     Path
     """
-    # Here and below: importing hats takes seconds, and most who write files need nothing of it.
-    from hats.io.paths import pixel_catalog_file
-    from hats.pixel_math.healpix_pixel import HealpixPixel
-
-    return Path(str(pixel_catalog_file(root, HealpixPixel(order, pixel))))
+    # Every worker asks for it, and importing hats takes seconds. A test compares with hats.io.paths.
+    directory = pixel // PARTITIONS_PER_FOLDER * PARTITIONS_PER_FOLDER
+    return root / "dataset" / f"Norder={order}" / f"Dir={directory}" / f"Npix={pixel}.parquet"
 
 
 def finish_hats(
@@ -191,6 +122,7 @@ def finish_hats(
     FileNotFoundError
         If a listed partition has no file.
     """
+    # importing hats takes seconds, and most who write files need nothing of it
     from hats.catalog.catalog_type import CatalogType
     from hats.catalog.dataset.table_properties import TableProperties
     from hats.catalog.partition_info import PartitionInfo
@@ -363,8 +295,24 @@ def _empty_objects() -> pa.Schema:
     return storable(table, {}).schema
 
 
-def _indexed(table: pa.Table) -> pa.Table:
-    """The object columns in their order, with the spatial index, sorted by it; identifiers are unique."""
+def indexed(table: pa.Table) -> pa.Table:
+    """The columns of the object catalogue in their order, with the spatial index.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        `OBJECT_COLUMNS`, in any order; ``_healpix_29`` is computed here.
+
+    Returns
+    -------
+    pyarrow.Table
+        Sorted by ``_healpix_29``, then ``object_id``.
+
+    Raises
+    ------
+    ValueError
+        If identifiers repeat, or a position is off the sky.
+    """
     ids = table["object_id"].to_numpy()
     if len(np.unique(ids)) != len(ids):
         raise ValueError("object identifiers repeat")

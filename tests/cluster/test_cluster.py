@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from sgclassify.pipeline.cluster.dispatch import dispatch
-from sgclassify.pipeline.cluster.handle import Cluster, TaskKilledError, open_cluster
+from sgclassify.pipeline.cluster.handle import Cluster, open_cluster
 from sgclassify.pipeline.config import RunConfig
+from sgclassify.pipeline.errors import TaskKilledError
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
 

@@ -114,7 +114,7 @@ def test_scheduler_file(outside: Any, opened: Open, tmp_path: Path) -> None:
     timer = threading.Timer(0.5, write)
     timer.start()
     with opened(None, scheduler_file=late) as cluster:
-        assert not cluster.embedded
+        assert cluster.crash_dir is None
         assert cluster.address == outside.address
         assert len(pids(cluster, 1)) == 1
     timer.join()
@@ -155,7 +155,7 @@ def preload(folder: Path, code: str) -> tuple[str, str]:
 def other_version(folder: Path, **other: str) -> tuple[str, str]:
     return preload(
         folder,
-        f"from sgclassify.pipeline import worker\nours = worker.versions()\n"
+        f"from sgclassify.pipeline.cluster import worker\nours = worker.versions()\n"
         f"worker.versions = lambda: {{**ours, **{other!r}}}\n",
     )
 
@@ -209,7 +209,7 @@ def test_worker_without_the_software(outside: Any, opened: Open, tmp_path: Path)
 @pytest.fixture(scope="module")
 def model() -> Any:
     from sgclassify.model.serve.archive import default_model
-    from sgclassify.pipeline.tasks import ModelRef
+    from sgclassify.model.serve.loaded import ModelRef
     from sgclassify.stages.read.checksum import sha256_of
 
     return ModelRef(None, sha256_of(default_model()), batch_size=4, threads=2)
@@ -219,7 +219,7 @@ def loaded(model: Any) -> tuple[int, int, str, int]:
     """On a worker: how often its model was loaded and found loaded, where it runs, its threads."""
     import torch
 
-    from sgclassify.pipeline.tasks import classifier_of
+    from sgclassify.model.serve.loaded import classifier_of
 
     classifier = classifier_of(model)
     info = classifier_of.cache_info()

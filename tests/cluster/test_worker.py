@@ -12,14 +12,9 @@ from typing import Any
 import pytest
 
 from sgclassify.pipeline.cluster import gpu
-from sgclassify.pipeline.cluster.worker import (
-    crash_file,
-    crash_of,
-    differing,
-    require_same,
-    time_limit,
-    versions,
-)
+from sgclassify.pipeline.cluster.crash import crash_file, crash_of
+from sgclassify.pipeline.cluster.versions import differing, require_same, versions
+from sgclassify.pipeline.process import time_limit
 from sgclassify.stages.errors import ClusterError
 
 CLAIM = (
@@ -82,7 +77,7 @@ def test_what_is_in_time_is_left_alone(tmp_path: Path) -> None:
 def test_what_takes_too_long_ends_its_process(tmp_path: Path) -> None:
     note = tmp_path / "notes" / "note.json"
     code = (
-        "import os, sys; from pathlib import Path; from sgclassify.pipeline.cluster.worker import time_limit\n"
+        "import os, sys; from pathlib import Path; from sgclassify.pipeline.process import time_limit\n"
         "reader, _ = os.pipe()\n"
         "with time_limit(0.3, 'reading', Path(sys.argv[1])): os.read(reader, 1)"
     )

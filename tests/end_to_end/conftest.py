@@ -1,4 +1,4 @@
-"""Whole runs through the command line, in processes of their own, on a small simulated field."""
+"""Whole runs through the command line, on a small simulated field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ import pyarrow as pa
 import pytest
 import torch
 from astropy.io import fits
+from click.testing import CliRunner
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import Trained
+from sgclassify.pipeline.cli import main
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.read.names import find_siblings
 
 FIELD = SimulationConfig(
@@ -94,11 +96,52 @@ class Run:
         )
 
 
+def _words(
+    folder: Path, exposure_list: Path, output: Path, options: tuple[str, ...], settings: Any
+) -> list[str]:
+    """Arguments of a run; its settings stand below [run] of its configuration file in the folder."""
+    # Batches are padded to their full size, which the few objects of a tile here need not wait for.
+    chosen = {"tile_order": TILE_ORDER, "batch_size": 16, "device": '"cpu"', **settings}
+    lines = [f"{name} = {value}\n" for name, value in chosen.items()]
+    config = folder / "run.toml"
+    config.write_text("config_version = 1\n[run]\n" + "".join(lines))
+    given = ["--exposure-list", str(exposure_list), "--output", str(output), "--config", str(config)]
+    workers = [] if "--workers" in options else ["--workers", "1"]
+    return ["run", *given, *workers, *options]
+
+
+def _run_here(words: list[str], cwd: Path | None) -> tuple[int, str, str]:
+    """Run the command in this process, which has imported all that it needs; its workers are processes as always."""
+    with chdir(cwd or Path.cwd()):
+        done = CliRunner(env={"OMP_NUM_THREADS": "1"}).invoke(main, words)
+    return done.exit_code, done.stdout, done.stderr
+
+
+def _run_apart(words: list[str], cwd: Path | None, watch: Watch | None) -> tuple[int, str, str]:
+    """Run the command in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sgclassify.pipeline", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        if watch is not None:
+            watch(process)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
 @pytest.fixture(scope="session")
 def sgclassify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """``sgclassify(list, output, *options, **settings)`` runs the command in a process of its own.
+    """``sgclassify(list, output, *options, **settings)`` runs the command; the settings go below [run] of its file.
 
-    The settings go below [run] of its configuration file; ``watch`` is called with the process while it runs.
+    The driver is this process, unless it shall be one ``apart``, or a ``watch`` is given, which is called with the
+    process while it runs.
     """
 
     def run(
@@ -107,63 +150,56 @@ def sgclassify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         *options: str,
         cwd: Path | None = None,
         watch: Watch | None = None,
+        apart: bool = False,
         **settings: int,
     ) -> Run:
-        config = tmp_path_factory.mktemp("config") / "run.toml"
-        # Batches are padded to their full size, which the few objects of a tile here need not wait for.
-        chosen = {"tile_order": TILE_ORDER, "batch_size": 16, "device": '"cpu"', **settings}
-        lines = [f"{name} = {value}\n" for name, value in chosen.items()]
-        config.write_text("config_version = 1\n[run]\n" + "".join(lines))
-        given = ["--exposure-list", str(exposure_list), "--output", str(output), "--config", str(config)]
-        workers = [] if "--workers" in options else ["--workers", "1"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sgclassify.pipeline", "run", *given, *workers, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        try:
-            if watch is not None:
-                watch(process)
-            stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-        finally:
-            process.kill()
-        return Run(process.returncode, stdout, stderr, output)
+        words = _words(tmp_path_factory.mktemp("config"), exposure_list, output, options, settings)
+        if apart or watch is not None:
+            return Run(*_run_apart(words, cwd, watch), output)
+        return Run(*_run_here(words, cwd), output)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def field(tmp_path_factory: pytest.TempPathFactory) -> FieldResult:
-    """The simulated field; its folder holds its exposures and nothing else that a run reads."""
-    return simulate_field(FIELD, 0, tmp_path_factory.mktemp("simulated"))
+def field(shared: Callable[..., Any]) -> FieldResult:
+    """The simulated field; its folder holds its exposures, a list of them, and nothing else that a run reads."""
+
+    def make(folder: Path) -> FieldResult:
+        made = simulate_field(FIELD, 0, folder)
+        (made.folder / "exposures.txt").write_text("".join(f"{image.name}\n" for image in made.images))
+        return made
+
+    return shared("simulated", make)
 
 
 @pytest.fixture(scope="session")
 def good_list(field: FieldResult) -> Path:
     """List of the exposures of the field, with relative paths."""
-    path = field.folder / "exposures.txt"
-    path.write_text("".join(f"{image.name}\n" for image in field.images))
-    return path
+    return field.folder / "exposures.txt"
 
 
 @pytest.fixture(scope="session")
-def reference(
-    sgclassify: Callable[..., Run], good_list: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
+def reference(shared: Callable[..., Any], sgclassify: Callable[..., Run], good_list: Path) -> Run:
     """The run of the field on one worker, with which others are compared."""
-    done = sgclassify(good_list, tmp_path_factory.mktemp("reference") / "output")
-    assert done.code == 0, done.stderr
-    assert sum(tile["n_objects"] > 0 for tile in done.record["tiles"]) > 2
-    return done
+
+    def make(folder: Path) -> Run:
+        done = sgclassify(good_list, folder / "output", apart=True)
+        assert done.code == 0, done.stderr
+        assert sum(tile["n_objects"] > 0 for tile in done.record["tiles"]) > 2
+        return done
+
+    return shared("reference", make)
 
 
 @pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_model(shared: Callable[..., Any]) -> Path:
     """An untrained network: the runs are about everything but its answers, and it loads at once."""
-    path = tmp_path_factory.mktemp("model") / "small.pt"
+    return shared("model", _small_model)
+
+
+def _small_model(folder: Path) -> Path:
+    path = folder / "small.pt"
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
     n = 8
@@ -195,18 +231,20 @@ class Small:
 
 
 @pytest.fixture(scope="session")
-def small(
-    sgclassify: Callable[..., Any], field: Any, small_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Small:
-    folder = tmp_path_factory.mktemp("small")
-    listed = folder / "list.txt"
-    listed.write_text("".join(f"{image}\n" for image in field.images[2:5]))
-    options = ("--model", str(small_model), "--workers", "2")
-    start = time.monotonic()
-    done = sgclassify(listed, folder / "output", *options)
-    assert done.code == 0, done.stderr
-    assert len(done.record["tiles"]) > 5
-    return Small(listed, options, done, time.monotonic() - start)
+def small(shared: Callable[..., Any], sgclassify: Callable[..., Run], field: Any, small_model: Path) -> Small:
+    """A job of three exposures with the untrained network."""
+
+    def make(folder: Path) -> Small:
+        listed = folder / "list.txt"
+        listed.write_text("".join(f"{image}\n" for image in field.images[2:5]))
+        options = ("--model", str(small_model), "--workers", "2")
+        start = time.monotonic()
+        done = sgclassify(listed, folder / "output", *options, apart=True)
+        assert done.code == 0, done.stderr
+        assert len(done.record["tiles"]) > 5
+        return Small(listed, options, done, time.monotonic() - start)
+
+    return shared("small", make)
 
 
 QUIET = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
@@ -251,7 +289,11 @@ class Outside:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             # what the deployment files set: a task that killed a worker is for the driver to try again, alone
-            env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+            env={
+                **os.environ,
+                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+                "OMP_NUM_THREADS": "1",
+            },
         )
         self.running.append(process)
         return process
@@ -262,6 +304,21 @@ class Outside:
                 # nannies and the workers below them
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """Options of a run on an outside cluster of one worker, which has its libraries and models loaded already."""
+    cluster = Outside(tmp_path_factory.mktemp("warm"))
+    cluster.worker("--resources", "CPU=1")
+    yield ("--scheduler-file", str(cluster.file), "--workers", "1")
+    cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def outside_at() -> Callable[[Path], Outside]:
+    """`Outside` itself, for fixtures of a wider scope."""
+    return Outside
 
 
 @pytest.fixture

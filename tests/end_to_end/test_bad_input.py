@@ -187,6 +187,7 @@ class Spoilt:
 @pytest.fixture(scope="module")
 def spoilt(
     sgclassify: Callable[..., Any],
+    warm: tuple[str, ...],
     clone: Callable[..., Path],
     field: Any,
     tmp_path_factory: pytest.TempPathFactory,
@@ -202,7 +203,7 @@ def spoilt(
         images.append(image)
     listed = folder / "exposures.txt"
     listed.write_text("".join(f"{image}\n" for image in [*images, *field.images]))
-    return Spoilt(sgclassify(listed, folder / "output"), files)
+    return Spoilt(sgclassify(listed, folder / "output", *warm), files)
 
 
 def test_the_rest_of_the_list_is_done(spoilt: Spoilt, reference: Any) -> None:
@@ -230,18 +231,25 @@ def test_file_and_fault_are_named_once(spoilt: Spoilt, name: str) -> None:
 
 
 def test_an_undamaged_copy_would_change_the_objects(
-    sgclassify: Callable[..., Any], clone: Callable[..., Path], field: Any, reference: Any, tmp_path: Path
+    sgclassify: Callable[..., Any],
+    warm: tuple[str, ...],
+    clone: Callable[..., Path],
+    field: Any,
+    reference: Any,
+    tmp_path: Path,
 ) -> None:
     image = clone(tmp_path, 10_700_000_000)
     listed = tmp_path / "exposures.txt"
     listed.write_text("".join(f"{path}\n" for path in [image, *field.images]))
-    done = sgclassify(listed, tmp_path / "output")
+    done = sgclassify(listed, tmp_path / "output", *warm)
     assert done.code == 0, done.stderr
     changed = {name for name, value in reference.digests().items() if done.digests()[name] != value}
     assert {name.split("/")[0] for name in changed} == {"objects", "detections"}
 
 
-def test_nothing_usable(sgclassify: Callable[..., Any], clone: Callable[..., Path], tmp_path: Path) -> None:
+def test_nothing_usable(
+    sgclassify: Callable[..., Any], warm: tuple[str, ...], clone: Callable[..., Path], tmp_path: Path
+) -> None:
     names = ["damaged image", "catalogue without rows", "no filter"]
     images = []
     for number, name in enumerate(names):
@@ -252,7 +260,7 @@ def test_nothing_usable(sgclassify: Callable[..., Any], clone: Callable[..., Pat
         images.append(image)
     listed = tmp_path / "exposures.txt"
     listed.write_text("".join(f"{image}\n" for image in images))
-    done = sgclassify(listed, tmp_path / "output")
+    done = sgclassify(listed, tmp_path / "output", *warm)
     assert done.code == 4, done.stderr
     assert "no exposure of the list can be used" in done.stderr
     assert done.record["exit_code"] == 4

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgclassify.model.judge.evaluate import read_objects
+from sgclassify.model.judge.scores import read_objects
 from sgclassify.stages.flags import SgFlag
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

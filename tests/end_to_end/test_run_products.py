@@ -144,6 +144,7 @@ ODD_ROWS = {"X": {0: np.nan, 1: 1e5}, "RA": {2: 150.01, 3: -9999.0}, "DEC": {6: 
 @pytest.fixture(scope="module")
 def mixed(
     sgclassify: Callable[..., Any],
+    warm: tuple[str, ...],
     field: Any,
     write_level1: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
@@ -181,7 +182,7 @@ def mixed(
     ]
     listed = folder / "list of exposures.txt"
     listed.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
-    done = sgclassify(listed, folder / "Ausgabe ä")
+    done = sgclassify(listed, folder / "Ausgabe ä", *warm)
     assert done.code == 0, done.stderr
     return done, images
 
@@ -258,14 +259,17 @@ def test_odd_rows_keep_their_place(mixed: tuple[Any, dict[str, Path]]) -> None:
 
 
 def test_one_exposure_by_csv(
-    sgclassify: Callable[..., Any], write_level1: Callable[..., Any], tmp_path: Path
+    sgclassify: Callable[..., Any],
+    warm: tuple[str, ...],
+    write_level1: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     files = write_level1(tmp_path / "images", chip=7)
     catalog = tmp_path / "measured, again.fits"
     files.catalog.rename(catalog)
     listed = tmp_path / "exposures.csv"
     listed.write_text(f'\ufeffimage,catalog\nimages/{files.image.name},"{catalog.name}"\n', encoding="utf-8")
-    done = sgclassify(listed, tmp_path / "output")
+    done = sgclassify(listed, tmp_path / "output", *warm)
     assert done.code == 0, done.stderr
     table = pq.read_table(tmp_path / "output" / "detections" / "measured, again.parquet")
     assert_has_catalogue(table, catalog)

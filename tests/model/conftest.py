@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
-from sgclassify.stages.measure import FEATURES
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
+from sgclassify.stages.features import FEATURES
 
 SIZE = 16
 CLASSES = ("star", "galaxy", "qso", "spurious")
@@ -27,6 +27,15 @@ def _arrays_of(n, seed):
         "psf": rng.random((n, 7, SIZE, SIZE)).astype(np.float16),
         "catalog": np.full((n, 7, len(CATALOG_COLUMNS)), np.nan, np.float32),
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums in the same order whatever else the machine does; what is small here is fastest so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, Sample
+from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import Trained
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import Trained
+from sgclassify.stages import classify
 from sgclassify.stages.errors import ModelError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
+from sgclassify.stages.tile import Inputs
 
 SIZE = 32
 WEIGHTS = {name: torch.eye(3)[k] for k, name in enumerate(HEADS)}
@@ -62,14 +63,21 @@ def archive(tmp_path_factory):
     return path, contract
 
 
-class Stamps(SimpleNamespace):
-    def __len__(self):
-        return len(self.image)
+def test_contract_is_read_without_torch(archive):
+    path, contract = archive
+    code = (
+        "import sys; from sgclassify.model.serve.archive import verified; "
+        "print(verified(sys.argv[1]).contract().to_json(), end=''); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, contract.to_json()), done.stderr
 
 
 def score(classifier, data):
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
-    return classifier.score_arrays(image, data.valid, data.sigma, data.features, psf)
+    return classifier.probabilities(image, data.valid, data.sigma, data.features, psf)[:, 0]
 
 
 def test_archive_carries_its_contract(archive):
@@ -95,16 +103,16 @@ def test_probability_does_not_depend_on_its_batch(archive):
 
 
 def test_what_is_not_valid_is_never_looked_at(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=8)
     data = sample(8, seed=6)
     image = data.image.astype(np.float32)
     image[~data.valid] = 1e4
-    got = classifier.score_arrays(image, data.valid, data.sigma, data.features, data.psf.astype(np.float32))
-    np.testing.assert_array_equal(got, score(classifier, data))
+    got = classifier.probabilities(image, data.valid, data.sigma, data.features, data.psf.astype(np.float32))
+    np.testing.assert_array_equal(got[:, 0], score(classifier, data))
 
 
 def test_not_finite_output_is_nan(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=4)
     data = sample(3, seed=7)
     data.sigma[1, :] = np.nan
     got = score(classifier, data)
@@ -113,15 +121,14 @@ def test_not_finite_output_is_nan(archive):
 
 
 def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=4)
     data = sample(4, seed=8)
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
 
     def averaged(turned):
         image, valid, psf = turned
-        both = classifier.averaged(
-            Stamps(image=image, valid=valid, psf=psf, sigma=data.sigma, features=data.features)
-        )
+        inputs = Inputs(image, valid, data.sigma, data.features, psf, valid.any(axis=(2, 3)))
+        both = classify.averaged(classify.each_symmetry(inputs, classifier.probabilities))
         np.testing.assert_allclose(both.sum(axis=1), 1.0, atol=2e-7)
         return both[:, 0]
 
@@ -132,9 +139,8 @@ def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
         for mirror in (1, -1):
             turned = [np.rot90(stack, k, axes=(2, 3))[..., ::mirror] for stack in stacks]
             np.testing.assert_allclose(averaged(turned), expected, atol=2e-7)
-            everything.append(
-                classifier.score_arrays(turned[0], turned[1], data.sigma, data.features, turned[2])
-            )
+            both = classifier.probabilities(turned[0], turned[1], data.sigma, data.features, turned[2])
+            everything.append(both[:, 0])
     # each of the eight counts once, by direct computation
     np.testing.assert_allclose(np.mean(everything, axis=0, dtype=np.float64), expected, atol=2e-7)
     assert np.ptp(everything, axis=0).max() > 0
@@ -149,7 +155,7 @@ def test_each_head_can_be_served(archive, tmp_path, head):
     export(
         Trained((network,), plain, WEIGHTS, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head
     )
-    classifier = load(tmp_path / "m.pt")
+    classifier = load(tmp_path / "m.pt", batch_size=8)
     assert classifier.contract.head == head
     image, psf = (torch.from_numpy(a.astype(np.float32)) for a in (data.image, data.psf))
     rest = [torch.from_numpy(a) for a in (data.valid, data.sigma, data.features)]
@@ -232,7 +238,7 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
     code = (
         "import sys; from sgclassify.model.serve.runtime import load; load(sys.argv[1]); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torchvision', 'galsim', 'sklearn')"
-        " or m.startswith(('sgclassify.simulation', 'sgclassify.model.train.loop', 'sgclassify.model.data.dataset'))]; "
+        " or m.startswith(('sgclassify.simulation', *(f'sgclassify.model.{k}' for k in ('train', 'data', 'judge'))))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sgclassify.model.data.rows import cropped
 from sgclassify.model.train.augment import CORE_PX, FEATURE_GROUPS, augment
 from sgclassify.model.train.recipe import Recipe
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 SIZE = 16
 STILL = Recipe(

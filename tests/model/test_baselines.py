@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 
 from sgclassify.model.cli import baselines as command
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, write_shard
 from sgclassify.model.judge import baselines as baselines_module
-from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, Measured, class_star, inputs
+from sgclassify.model.judge.baselines import METHODS, RAW, Baselines, CatalogSample, class_star, inputs
 from sgclassify.model.judge.ceiling import MagnitudePrior
+from sgclassify.model.serve import runtime
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 G, R, I = (BAND_INDEX[band] for band in "gri")  # noqa: E741
 
@@ -49,7 +51,7 @@ def measured(n, seed, found=1.0, share=0.5):
     catalog[rng.random(n) > found] = np.nan
     features = rng.normal(0, 1, (n, 7, len(FEATURES))).astype(np.float32)
     features[:, 2, 5] += 4 * star
-    return Measured(catalog, features, star)
+    return CatalogSample(catalog, features, star)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,9 +65,15 @@ def small_trees():
         yield
 
 
+@functools.cache
+def fit(seed, prior):
+    """Methods that are fitted to 800 objects."""
+    return Baselines(measured(800, seed), prior)
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    return Baselines(measured(800, 1), 0.5)
+    return fit(1, 0.5)
 
 
 def test_every_method_learns_what_separates_the_classes(fitted):
@@ -92,7 +100,7 @@ def test_what_a_method_does_not_know_gets_the_prior(column, blind):
     test = measured(300, 4)
     lost = np.arange(300) < 120
     test.catalog[lost, :, column if isinstance(column, slice) else CATALOG_COLUMNS.index(column)] = np.nan
-    probabilities, covered = Baselines(measured(800, 3), 0.3).probabilities(test)
+    probabilities, covered = fit(3, 0.3).probabilities(test)
     for name, p in probabilities.items():
         np.testing.assert_array_equal(covered[name], ~lost | (name not in blind))
         assert (p[lost] == 0.3).all() == (name in blind), name
@@ -106,10 +114,8 @@ def test_the_raw_class_is_that_of_the_i_band(fitted):
 
 
 def test_the_prior_moves_the_probabilities():
-    training, test = measured(800, 1), measured(500, 2)
-    few, many = (
-        Baselines(training, prior).probabilities(test)[0]["concentration"].mean() for prior in (0.1, 0.9)
-    )
+    test = measured(500, 2)
+    few, many = (fit(1, prior).probabilities(test)[0]["concentration"].mean() for prior in (0.1, 0.9))
     assert few < many
 
 
@@ -145,8 +151,8 @@ def test_bands_of_one_value_add_up_to_it_with_a_smaller_error(value, error, n_ba
 
 
 def test_fits_repeat():
-    training, test = measured(800, 1), measured(200, 2)
-    one, two = (Baselines(training, 0.4).probabilities(test)[0] for _ in range(2))
+    test = measured(200, 2)
+    one, two = (one.probabilities(test)[0] for one in (fit(1, 0.9), Baselines(measured(800, 1), 0.9)))
     for name in METHODS:
         np.testing.assert_array_equal(one[name], two[name])
 
@@ -193,10 +199,11 @@ def data(tmp_path, monkeypatch):
         p = 0.9 if path is None else int(path.name[1]) / 10
         contract = SimpleNamespace(prior_star_fraction=0.4, stamp_size=SIZE)
         return SimpleNamespace(
-            contract=contract, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
+            contract=contract,
+            probabilities=lambda image, *_: np.full((len(image), 2), [p, 1 - p], np.float32),
         )
 
-    monkeypatch.setattr(baselines_module, "load", load)
+    monkeypatch.setattr(runtime, "load", load)
     return tmp_path
 
 

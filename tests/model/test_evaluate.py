@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sgclassify.model.cli import evaluate as evaluate_command
-from sgclassify.model.judge.evaluate import MODEL, evaluate, scores_of_run
+from sgclassify.model.judge.evaluate import evaluate
 from sgclassify.model.judge.metrics import recall
+from sgclassify.model.judge.results import MODEL
+from sgclassify.model.judge.scores import scores_of_run
 from sgclassify.stages.bands import BANDS
 
 
@@ -66,17 +68,17 @@ def run(tmp_path):
 
 
 def judged(run, edges, unblended=False):
-    return evaluate(scores_of_run(*run), "i", edges, unblended)["methods"][MODEL]
+    return evaluate(scores_of_run(*run), "i", edges, unblended).methods[MODEL]
 
 
 def test_recall_by_magnitude(run):
     found = judged(run, (18.0, 20.0, 22.0))
-    whole, (bright, faint) = found["overall"], found["by_magnitude"]
-    assert (whole["star"]["right"], whole["star"]["n"]) == (2, 3)
+    whole, (bright, faint) = found.overall, (row.figures for row in found.by_magnitude)
+    assert (whole.star.right, whole.star.n) == (2, 3)
     # what was not scored is in neither number
-    assert (whole["galaxy"]["right"], whole["galaxy"]["n"]) == (3, 3)
-    assert (bright["star"]["n"], faint["star"]["n"]) == (1, 2)
-    assert faint["star"]["share"] == 0.5
+    assert (whole.galaxy.right, whole.galaxy.n) == (3, 3)
+    assert (bright.star.n, faint.star.n) == (1, 2)
+    assert faint.star.share == 0.5
 
 
 def test_bands_are_those_of_the_products(run):
@@ -85,7 +87,7 @@ def test_bands_are_those_of_the_products(run):
 
 
 def test_blended_objects_can_be_left_out(run):
-    assert judged(run, (18.0, 22.0), unblended=True)["overall"]["star"]["n"] == 2
+    assert judged(run, (18.0, 22.0), unblended=True).overall.star.n == 2
 
 
 def test_command_prints_a_table_and_names_what_is_missing(run, tmp_path):

@@ -13,33 +13,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 
 from sgclassify.model.cli import evaluate as command
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, read_shard, write_shard
-from sgclassify.model.judge import evaluate as module
-from sgclassify.model.judge.evaluate import (
-    BINNINGS,
-    MODEL,
-    PAPER_GALAXIES,
-    PAPER_STARS,
-    Judged,
-    as_text,
-    by_bands,
-    by_symmetry,
-    evaluate,
-    scores_of_part,
-    shards_of,
-)
-from sgclassify.model.serve.runtime import Classifier
+from sgclassify.model.data.shards import CATALOG_COLUMNS, read_shard, write_shard
+from sgclassify.model.judge.evaluate import PAPER_GALAXIES, PAPER_STARS, evaluate
+from sgclassify.model.judge.judged import BINNINGS, Judged
+from sgclassify.model.judge.results import MODEL, plain
+from sgclassify.model.judge.robustness import by_bands, by_symmetry
+from sgclassify.model.judge.scores import scores_of_part, shards_of
+from sgclassify.model.judge.text import as_text
+from sgclassify.model.serve import runtime
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 
 SIZE = 8
 EDGES = (18.0, 22.0, 26.0)
 CONTRACT = SimpleNamespace(prior_star_fraction=0.25, stamp_size=SIZE)
+
+
+def answering(score):
+    """A classifier with these probabilities of being a star."""
+
+    def probabilities(*arrays):
+        p_star = score(*arrays)
+        return np.stack([p_star, 1 - p_star], axis=1)
+
+    return SimpleNamespace(contract=CONTRACT, probabilities=probabilities)
 
 
 def table_of(n, seed):
@@ -97,7 +98,7 @@ def data(tmp_path, monkeypatch):
         star = np.nanmax(np.where(there[:, :, None], features, 0)[:, :, 0], axis=1) > 0.5
         return np.where((there.sum(axis=1) >= 3) == star, 0.9, 0.1).astype(np.float32)
 
-    monkeypatch.setattr(module, "load", lambda path: SimpleNamespace(contract=CONTRACT, score_arrays=score))
+    monkeypatch.setattr(runtime, "load", lambda path: answering(score))
     return tmp_path
 
 
@@ -108,9 +109,7 @@ def test_differences_between_the_symmetries(data, monkeypatch):
         p = 0.9 + 0.001 * image[:, 3, 0, 0]
         return np.where(valid.any(axis=(1, 2, 3)), np.where(star, p, 1 - p), np.nan)
 
-    classifier = Classifier(None, CONTRACT, "", torch.device("cpu"), 64)
-    monkeypatch.setattr(classifier, "score_arrays", score)
-    monkeypatch.setattr(module, "load", lambda path: classifier)
+    monkeypatch.setattr(runtime, "load", lambda path: answering(score))
     found = by_symmetry(data, "validation", None)
     corners, n = [], 0
     for path in sorted((data / "validation").glob("*.parquet")):
@@ -120,23 +119,19 @@ def test_differences_between_the_symmetries(data, monkeypatch):
         corners.append(image[:, [0, 0, -1, -1], [0, -1, 0, -1]])
         n += seen.sum()
     spread = 0.001 * np.ptp(np.concatenate(corners), axis=1)
-    assert found["n"] == n
-    assert found["median"] == pytest.approx(np.median(spread), rel=1e-3)
-    assert found["largest"] == pytest.approx(spread.max(), rel=1e-3)
-    assert found["error"] == found["error_of_mean"] == 0.0
-    assert by_symmetry(data, "validation", None, most=6)["n"] <= 6
+    assert found.n == n
+    assert found.median == pytest.approx(np.median(spread), rel=1e-3)
+    assert found.largest == pytest.approx(spread.max(), rel=1e-3)
+    assert found.error == found.error_of_mean == 0.0
+    assert by_symmetry(data, "validation", None, most=6).n <= 6
     # nearly all are called stars: what is wrong are the galaxies
-    classifier.contract = CONTRACT
     certain = by_symmetry(data, "validation", None, 0.999_999)
-    assert certain["median"] < 1e-4 < found["median"]
-    assert 0.0 < certain["error"] == certain["error_of_mean"] < 1.0
+    assert certain.median < 1e-4 < found.median
+    assert 0.0 < certain.error == certain.error_of_mean < 1.0
 
 
 def test_another_prior_can_be_assumed(data, monkeypatch):
     plain = scores_of_part(data, "validation", None)["p_star"].to_numpy(zero_copy_only=False)
-    fake = module.load(None)
-    fake.contract = CONTRACT
-    monkeypatch.setattr(module, "load", lambda path: fake)
     moved = scores_of_part(data, "validation", None, 0.5)["p_star"].to_numpy(zero_copy_only=False)
     known = np.isfinite(plain)
     assert known.any()
@@ -146,9 +141,7 @@ def test_another_prior_can_be_assumed(data, monkeypatch):
     assert np.isnan(moved[~known]).all()
     # a prior that leaves no doubt decides everything
     certain = by_bands(data, "validation", None, 0.999_999, draws=1)
-    assert (
-        certain["number"]["7"]["error"] != by_bands(data, "validation", None, draws=1)["number"]["7"]["error"]
-    )
+    assert certain.number["7"].error != by_bands(data, "validation", None, draws=1).number["7"].error
 
 
 def test_errors_with_hidden_bands(data):
@@ -157,44 +150,44 @@ def test_errors_with_hidden_bands(data):
     kinds = np.array([t["true_class"].to_pylist() for t in tables])
     # two objects of each field lack bands of their own
     n = int(np.isin(kinds[:, np.r_[0, 3:80]], ("star", "galaxy")).sum())
-    assert list(found["number"]) == ["7", "1", "2", "3", "4", "5", "6"]
-    for count, row in found["number"].items():
-        assert row["n"] == n * (1 if count == "7" else 2)
-        assert row["error"] == (1.0 if int(count) < 3 else 0.0), count
-        assert row["low"] <= row["error"] <= row["high"]
-    assert {row["error"] for row in found["alone"].values()} == {1.0}
-    assert {row["error"] for row in found["without"].values()} == {0.0}
-    assert list(found["alone"]) == list(found["without"]) == list(BANDS)
-    assert {row["error"] for row in found["trios"].values()} == {0.0}
+    assert list(found.number) == ["7", "1", "2", "3", "4", "5", "6"]
+    for count, row in found.number.items():
+        assert row.n == n * (1 if count == "7" else 2)
+        assert row.error == (1.0 if int(count) < 3 else 0.0), count
+        assert row.low <= row.error <= row.high
+    assert {row.error for row in found.alone.values()} == {1.0}
+    assert {row.error for row in found.without.values()} == {0.0}
+    assert list(found.alone) == list(found.without) == list(BANDS)
+    assert {row.error for row in found.trios.values()} == {0.0}
 
 
 def test_every_object_is_in_one_bin_of_each_kind():
     table = pa.concat_tables([table_of(300, seed) for seed in range(3)])
     p = np.random.default_rng(0).random(900)
     found = evaluate(table.append_column("p_star", pa.array(p)), "i", EDGES)
-    own = found["methods"][MODEL]
+    own = found.methods[MODEL]
     judged = Judged(table.append_column("p_star", pa.array(p)))
-    n = found["sample"]["objects"]
-    assert n == own["overall"]["n"] == sum(row["n"] for row in own["by_magnitude"]) == judged.scored.sum()
-    assert own["by"]["bright_star_arcsec"] == []  # of which there are none here
-    for name, rows in own["by"].items():
+    n = found.sample.objects
+    assert n == own.overall.n == sum(row.figures.n for row in own.by_magnitude) == judged.scored.sum()
+    assert own.by["bright_star_arcsec"] == []  # of which there are none here
+    for name, rows in own.by.items():
         if name == "bright_star_arcsec":
             continue
         galaxies_only = name in ("r50_arcsec", "redshift")
-        assert sum(row["n"] for row in rows) == (n - found["sample"]["stars"] if galaxies_only else n), name
+        assert sum(row.figures.n for row in rows) == (n - found.sample.stars if galaxies_only else n), name
         for row in rows:
             values = judged.values[name][judged.scored]
-            inside = (values >= row["low"]) & (values < row["high"])
+            inside = (values >= row.low) & (values < row.high)
             wrong = (p[judged.scored] >= 0.5) != judged.star[judged.scored]
-            assert row["error"] == pytest.approx(wrong[inside].mean()), (name, row["low"])
-    assert set(own["by"]) == set(BINNINGS)
+            assert row.figures.error == pytest.approx(wrong[inside].mean()), (name, row.low)
+    assert set(own.by) == set(BINNINGS)
     snr = table["snr"].combine_chunks().flatten().to_numpy().reshape(-1, 7)
     np.testing.assert_array_equal(judged.values["snr"], np.nanmax(np.nan_to_num(snr), axis=1))
     text = as_text(found)
     assert "largest SNR" in text
-    assert f"of {own['by']['snr'][-1]['star']['n']}" in text
-    assert found["quasars"]["n"] == judged.quasar.sum()
-    assert found["quasars"]["called_star"] == (p[judged.quasar] >= 0.5).sum()
+    assert f"of {own.by['snr'][-1].figures.star.n}" in text
+    assert found.quasars.n == judged.quasar.sum()
+    assert found.quasars.called_star == (p[judged.quasar] >= 0.5).sum()
 
 
 def test_distance_from_bright_stars():
@@ -210,8 +203,8 @@ def test_distance_from_bright_stars():
     found = Judged(table).values["bright_star_arcsec"]
     np.testing.assert_allclose(found, [np.nan, 3.0, 7.0, np.nan, 0.72, 30.0], rtol=1e-5)
     result = evaluate(table, "i", (14.0, 28.0))
-    rows = result["methods"][MODEL]["by"]["bright_star_arcsec"]
-    assert [(row["low"], row["n"], row["error"]) for row in rows] == [
+    rows = result.methods[MODEL].by["bright_star_arcsec"]
+    assert [(row.low, row.figures.n, row.figures.error) for row in rows] == [
         (0, 1, 1.0), (2, 1, 1.0), (5, 1, 0.0), (20, 1, 1.0),
     ]  # fmt: skip
     assert "bright star at" in as_text(result)
@@ -225,15 +218,15 @@ def test_the_sample_of_the_papers_kind_has_its_class_ratio():
     snr = table["snr"].combine_chunks().flatten().to_numpy().reshape(2000, 7)[:, BANDS.index("i")]
     known = np.isin(table["true_class"].to_pylist(), ("star", "galaxy"))
     keep = known & (snr >= 10) & ~table["blended"].to_numpy(zero_copy_only=False)
-    assert found["sample"]["objects"] == keep.sum()
+    assert found.sample.objects == keep.sum()
     n_star, n_galaxy = (keep & star).sum(), (keep & ~star).sum()
-    assert found["sample"]["star_weight"] * n_star / n_galaxy == pytest.approx(PAPER_STARS / PAPER_GALAXIES)
+    assert found.sample.star_weight * n_star / n_galaxy == pytest.approx(PAPER_STARS / PAPER_GALAXIES)
     # galaxy purity where 96 % of the galaxies are found, stars counting as in the paper
     cut = np.sort(p[keep & ~star])[int(np.ceil(0.96 * n_galaxy)) - 1]
-    false = found["sample"]["star_weight"] * (p[keep & star] <= cut).sum()
+    false = found.sample.star_weight * (p[keep & star] <= cut).sum()
     true = (p[keep & ~star] <= cut).sum()
-    own = found["methods"][MODEL]["overall"]
-    assert own["galaxy_purity_at_completeness_0.96"] == pytest.approx(true / (true + false), abs=0.01)
+    own = found.methods[MODEL].overall
+    assert own.galaxy_purity == pytest.approx(true / (true + false), abs=0.01)
 
 
 def test_other_methods_are_compared_on_the_same_objects():
@@ -247,19 +240,19 @@ def test_other_methods_are_compared_on_the_same_objects():
     table = table.append_column("p_star", pa.array(good)).append_column("p_bad", pa.array(bad, mask=mask))
     table = table.append_column("p_same", pa.array(good))
     found = evaluate(table, "i", EDGES)
-    pair, same = found["paired"]["bad"], found["paired"]["same"]
+    pair, same = found.paired["bad"], found.paired["same"]
     here = Judged(table).scored & ~mask
-    assert pair["n"] == here.sum()
-    assert pair["error_of_model"] == pytest.approx(((good >= 0.5) != star)[here].mean())
-    assert 0 < pair["low"] < pair["difference"] < pair["high"]
-    assert same["difference"] == same["low"] == same["high"] == 0.0
-    surplus = pair["cross_entropy"]
-    assert 0 < surplus["low"] < surplus["difference"] < surplus["high"]
+    assert pair.n == here.sum()
+    assert pair.excess.error_of_model == pytest.approx(((good >= 0.5) != star)[here].mean())
+    assert 0 < pair.excess.errors.low < pair.excess.errors.difference < pair.excess.errors.high
+    assert same.excess.errors.difference == same.excess.errors.low == same.excess.errors.high == 0.0
+    surplus = pair.excess.cross_entropy
+    assert 0 < surplus.low < surplus.difference < surplus.high
     wrong = ((bad >= 0.5) != star)[here], ((good >= 0.5) != star)[here]
     # all probabilities are 0.1 or 0.9
     expected = (wrong[0].mean() - wrong[1].mean()) * np.log(9.0)
-    assert surplus["difference"] == pytest.approx(expected)
-    assert same["cross_entropy"]["difference"] == 0.0
+    assert surplus.difference == pytest.approx(expected)
+    assert same.excess.cross_entropy.difference == 0.0
 
 
 def test_command_writes_figures_and_a_page_with_the_mistakes(data, tmp_path):
@@ -284,18 +277,18 @@ def test_command_writes_figures_and_a_page_with_the_mistakes(data, tmp_path):
 
 
 def test_mistakes_are_shown_the_surest_first(data, tmp_path, monkeypatch):
-    true_load = module.load
+    true_load = runtime.load
 
     def worse(path):
         def score(image, valid, sigma, features, psf):
-            p = true_load(path).score_arrays(image, valid, sigma, features, psf)
+            p = true_load(path).probabilities(image, valid, sigma, features, psf)[:, 0]
             row = np.nanmax(features[:, :, 1], axis=1)
             p = np.where(row == 4, 1 - p, p)
             return np.where(row == 8, np.where(p < 0.5, 0.7, 0.3), p)
 
-        return SimpleNamespace(contract=CONTRACT, score_arrays=score)
+        return answering(score)
 
-    monkeypatch.setattr(module, "load", worse)
+    monkeypatch.setattr(runtime, "load", worse)
     page = tmp_path / "page.html"
     done = CliRunner().invoke(command, ["--data", str(data), "--report", str(page)])
     assert done.exit_code == 0, done.output
@@ -393,9 +386,9 @@ def test_faint_objects_are_left_out_by_their_best_band(tmp_path):
     inside = (magnitude >= EDGES[0]) & (magnitude < EDGES[-1]) & np.isin(kind, ("star", "galaxy"))
     keep = inside & (snr.max(axis=1) >= 90)
     assert 0 < keep.sum() < inside.sum()
-    assert found["sample"]["objects"] == keep.sum()
+    assert found.sample.objects == keep.sum()
     wrong = (p >= 0.5) != (kind == "star")
-    assert found["methods"][MODEL]["overall"]["error"] == pytest.approx(wrong[keep].mean())
+    assert found.methods[MODEL].overall.error == pytest.approx(wrong[keep].mean())
     assert "in some band at least 90" in as_text(found)
     path = tmp_path / "scores.parquet"
     pq.write_table(table, path)
@@ -406,11 +399,9 @@ def test_faint_objects_are_left_out_by_their_best_band(tmp_path):
 def test_models_are_judged_beside_each_other(data, monkeypatch):
     def load(path):
         p = 0.25 if path is None else float(path.stem[1:]) / 10
-        return SimpleNamespace(
-            contract=CONTRACT, score_arrays=lambda image, *_: np.full(len(image), p, np.float32)
-        )
+        return answering(lambda image, *_: np.full(len(image), p, np.float32))
 
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(runtime, "load", load)
     table = scores_of_part(data, "validation", None, others={"image": Path("m7.pt")})
     seen = table["p_star"].is_valid().to_numpy()
     assert table["p_star"].to_numpy()[seen] == pytest.approx(0.25)
@@ -443,7 +434,7 @@ def test_figures_that_cannot_be_written(tmp_path, option):
 
 def test_data_of_another_kind_are_refused(data, monkeypatch):
     monkeypatch.setattr(
-        module,
+        runtime,
         "load",
         lambda path: SimpleNamespace(contract=SimpleNamespace(prior_star_fraction=0.25, stamp_size=32)),
     )
@@ -478,7 +469,7 @@ def test_nothing_to_judge_is_said(tmp_path):
 
 def test_json_knows_no_nan():
     value = {"a": [float("nan"), np.float64(1.5), np.inf], 3: (1, None)}
-    assert json.loads(json.dumps(module.plain(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
         "a": [None, 1.5, None],
         "3": [1, None],
     }

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgclassify.model.data.dataset import read_samples
 from sgclassify.model.data.rows import read_rows, unpacked
+from sgclassify.model.data.shards import read_samples
 from sgclassify.stages.errors import UsageError
 
 CLASSES = ("star", "galaxy")

@@ -50,8 +50,8 @@ def test_batches_are_halved_and_stay_so(caplog: pytest.LogCaptureFixture) -> Non
     model = classifier(network, 32)
     given = arrays(20)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
-        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+        np.testing.assert_array_equal(model.probabilities(*given), given[2][:, :2])
+        np.testing.assert_array_equal(model.probabilities(*given), given[2][:, :2])
     assert network.sizes == [32, 16, 8, 8, 8, 8, 8, 8]
     assert model.batch_size == 8
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -63,17 +63,17 @@ def test_tile_goes_to_the_cpu_where_one_object_is_too_much(caplog: pytest.LogCap
     model = classifier(network, 4, lambda: classifier(other, 4))
     given = arrays(6)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+        np.testing.assert_array_equal(model.probabilities(*given), given[2][:, :2])
     assert "a tile goes to the CPU: CUDA out of memory." in caplog.text
     network.most = 4  # the memory is free again
-    np.testing.assert_array_equal(model.score_arrays(*given), given[2][:, 0])
+    np.testing.assert_array_equal(model.probabilities(*given), given[2][:, :2])
     assert network.sizes == [4, 2, 1, 4, 4]
     assert other.sizes == [4, 4]
 
 
 def test_no_memory_and_no_cpu() -> None:
     with pytest.raises(ModelError, match="does not suffice for one object: CUDA out of memory"):
-        classifier(Network(0), 2).score_arrays(*arrays(1))
+        classifier(Network(0), 2).probabilities(*arrays(1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -88,9 +88,11 @@ import io, sys, warnings
 import numpy as np, torch
 from sgclassify.model.serve import runtime
 from sgclassify.model.serve.archive import default_model
+from sgclassify.stages.classify import each_symmetry
+from sgclassify.stages.tile import Inputs
 
 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
-model = runtime.load()
+model = runtime.load(batch_size=16)  # as many as the reference has objects
 extra = {runtime.REFERENCE_FILE: ""}
 torch.jit.load(str(default_model()), _extra_files=extra)
 with np.load(io.BytesIO(extra[runtime.REFERENCE_FILE])) as reference:
@@ -104,7 +106,8 @@ image = np.where(valid, image + noise, 0).astype(np.float32)
 lost = hidden[:, :, None] | (rng.random(features.shape) < 0.5)
 features = np.where(lost, np.float32(np.nan), features)
 psf = np.where(hidden[:, :, None, None], np.float32(0), psf)
-np.save(sys.argv[1], model.symmetries(image, valid, sigma, features, psf))
+inputs = Inputs(image, valid, sigma, features, psf, valid.any(axis=(2, 3)))
+np.save(sys.argv[1], each_symmetry(inputs, model.probabilities)[..., 0])
 print(torch.backends.cpu.get_cpu_capability())
 """
 

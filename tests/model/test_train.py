@@ -22,28 +22,28 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.model.cli import train as train_command
-from sgclassify.model.data.dataset import read_samples, write_shard
 from sgclassify.model.data.rows import read_rows
+from sgclassify.model.data.shards import read_samples, write_shard
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train import loop as module
+from sgclassify.model.train import outcome as outcome_module
+from sgclassify.model.train import trainer as trainer_module
+from sgclassify.model.train.checkpoint import FIRST_LAYER
 from sgclassify.model.train.export import export
-from sgclassify.model.train.loop import (
-    FIRST_LAYER,
-    draw_history,
-    figures,
-    fit_normalization,
-    measure_batch_norm,
-    one_cycle,
-    train,
-)
+from sgclassify.model.train.loop import Earlier, one_cycle, run_stage, train
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
+from sgclassify.model.train.outcome import draw_history
 from sgclassify.model.train.precision import computes_bf16
+from sgclassify.model.train.processes import Place
 from sgclassify.model.train.recipe import Recipe
+from sgclassify.model.train.trainer import Trainer
+from sgclassify.model.train.validation import figures, fit_normalization, measure_batch_norm, predict
 from sgclassify.stages.errors import UsageError
 
 SIZE = 16
@@ -61,13 +61,16 @@ BANDS = replace(SHORT, architecture="bands")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order whatever else the machine does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def few_layers(monkeypatch):
+    """One block where a ResNet-50 has 3, 4, 6 and 3: for what is tested of the training, not of the network."""
+    resnet = torchvision.models.resnet
+
+    def resnet14(weights):
+        assert weights is None
+        return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1])
+
+    monkeypatch.setattr(torchvision.models, "resnet50", resnet14)
 
 
 def test_normalization_is_that_of_the_sample(arrays_of):
@@ -115,6 +118,7 @@ def test_batch_norm_statistics_are_those_of_the_data(data):
     torch.testing.assert_close(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monkeypatch):
     whole = train(data, tmp_path / "whole", SHORT)
     rows = json.loads((tmp_path / "whole" / "history.json").read_text())
@@ -124,7 +128,7 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
     ]  # fmt: skip
     assert set(rows[-1]["fused"]) == {"loss", "star_recall", "galaxy_recall", "accuracy", "auc", "ece"}
     assert set(HEADS) <= set(rows[-2])
-    true_loss = module._Trainer.loss
+    true_loss = Trainer.loss
     calls = []
 
     def loss(self, *arguments):
@@ -134,14 +138,14 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return true_loss(self, *arguments)
 
-    monkeypatch.setattr(module._Trainer, "loss", loss)
+    monkeypatch.setattr(Trainer, "loss", loss)
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
-            train(data, tmp_path / "parts", SHORT, resume=True)
+            train(data, tmp_path / "parts", SHORT, earlier=Earlier(resume=True))
         assert ended.value.code == 143
     # once to the end, and once more when nothing is left to do
     for _ in range(2):
-        resumed = train(data, tmp_path / "parts", SHORT, resume=True)
+        resumed = train(data, tmp_path / "parts", SHORT, earlier=Earlier(resume=True))
         assert len(calls) == sum(row["stage"] == "sequence" for row in rows) * 3 + 2 * 3
         assert [row["stage"] for row in resumed.history] == [row["stage"] for row in rows]
         for (name, a), b in zip(
@@ -149,12 +153,13 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
         ):
             assert torch.equal(a, b), name
     with pytest.raises(UsageError, match="another recipe"):
-        train(data, tmp_path / "parts", Recipe(), resume=True)
+        train(data, tmp_path / "parts", Recipe(), earlier=Earlier(resume=True))
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
     now, rates, sides = [0.0], [], []
-    true_loss = module._Trainer.loss
+    true_loss = Trainer.loss
 
     def loss(self, model, batch, target, joint, side):
         now[0] += 10.0
@@ -165,7 +170,7 @@ def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
     progress = []
     monkeypatch.setattr(module, "one_cycle", lambda x: progress.append(x) or one_cycle(x))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(module._Trainer, "loss", loss)
+    monkeypatch.setattr(Trainer, "loss", loss)
     recipe = Recipe(**{**SHORT.__dict__, "sequence_epochs": 500, "small_epochs": 400, "epochs": 200})
     train(data, tmp_path, recipe, max_minutes=5.0)
     assert now[0] <= 300.0
@@ -181,7 +186,7 @@ def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
 
 
 def test_no_progress_ends_a_stage(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "figures", lambda *_: {"loss": 1.0, "accuracy": 0.5})
+    monkeypatch.setattr(trainer_module, "figures", lambda *_: {"loss": 1.0, "accuracy": 0.5})
     recipe = Recipe(
         **{**SHORT.__dict__, "sequence_epochs": 50, "epochs": 0, "small_epochs": 0, "patience": 2}
     )
@@ -218,7 +223,7 @@ def test_a_processor_without_bf16_trains_in_fp32_and_says_so(data, tmp_path, mon
     plain = train(data, tmp_path / "fp32", replace(SEQUENCE_BF16, precision="fp32"))
     assert plain.recipe["precision"] == "fp32"
     assert not caplog.records
-    monkeypatch.setattr(module, "computes_bf16", lambda: False)
+    monkeypatch.setattr(trainer_module, "computes_bf16", lambda: False)
     fallen = train(data, tmp_path / "bf16", SEQUENCE_BF16)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "cannot train in bf16" in caplog.text
@@ -232,7 +237,7 @@ def test_a_processor_without_bf16_trains_in_fp32_and_says_so(data, tmp_path, mon
 
 
 def test_a_training_that_went_on_elsewhere_records_both_precisions(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "computes_bf16", lambda: False)
+    monkeypatch.setattr(trainer_module, "computes_bf16", lambda: False)
     train(data, tmp_path, replace(SEQUENCE_BF16, precision="fp32"))
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     # as if those epochs had run where there is bf16
@@ -241,7 +246,9 @@ def test_a_training_that_went_on_elsewhere_records_both_precisions(data, tmp_pat
         row["precision"] = "bf16"
     checkpoint["state"] |= {"stage": 0, "step": 0, "cost": 0.0}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    assert train(data, tmp_path, SEQUENCE_BF16, resume=True).recipe["precision"] == "bf16+fp32"
+    assert (
+        train(data, tmp_path, SEQUENCE_BF16, earlier=Earlier(resume=True)).recipe["precision"] == "bf16+fp32"
+    )
 
 
 def test_the_trial_of_bf16_leaves_the_random_numbers_alone():
@@ -269,12 +276,12 @@ def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monk
     recipe = Recipe(**{**SHORT.__dict__, "modality": "sequence"})
     train(data, tmp_path, recipe)
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
-    true_loss = module._Trainer.loss
+    true_loss = Trainer.loss
 
     def loss(self, *arguments):
-        return true_loss(self, *arguments) * (math.inf if self.state["step"] == 3 else 1.0)
+        return true_loss(self, *arguments) * (math.inf if self.state.step == 3 else 1.0)
 
-    monkeypatch.setattr(module._Trainer, "loss", loss)
+    monkeypatch.setattr(Trainer, "loss", loss)
     with pytest.raises(UsageError, match="diverged at step 4 of the first stage"):
         train(data, tmp_path, recipe)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -282,13 +289,14 @@ def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monk
     assert all(torch.isfinite(t).all() for t in kept["network"].values() if t.is_floating_point())
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("architecture", ["bands", "resnet50"])
 def test_another_network_answers_beside(data, tmp_path, architecture):
     other = train(data, tmp_path / "other", replace(SHORT, architecture=architecture))
     few = read_samples([data / "calibration" / "f0.parquet"])
     export(other, few, "0", tmp_path / "other.pt")
     recipe = replace(BANDS, seed=5, epochs=2)
-    both = train(data, tmp_path / "both", recipe, beside=tmp_path / "other.pt")
+    both = train(data, tmp_path / "both", recipe, earlier=Earlier(beside=tmp_path / "other.pt"))
     assert [n.architecture for n in both.networks] == ["bands", architecture]
     assert both.weights["fused"].shape == (6,)
     # in half precision, as the archive has it
@@ -306,10 +314,10 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
         total = sum(w * h for w, h in zip(both.weights["fused"], heads, strict=True))
         calibration = both.calibrations["fused"]
         expected = torch.softmax(calibration(total, calibration.brightness(features)), 1)[:, 0]
-    got = load(tmp_path / "both.pt").score_arrays(
+    got = load(tmp_path / "both.pt").probabilities(
         image.numpy(), few.valid, few.sigma, few.features, psf.numpy()
     )
-    np.testing.assert_allclose(got, expected.numpy(), atol=2e-3)
+    np.testing.assert_allclose(got[:, 0], expected.numpy(), atol=2e-3)
     # one modality alone is what both networks make of it
     for k, name in enumerate(("image", "sequence"), 1):
         weights = both.weights[name]
@@ -323,7 +331,7 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
     )
     # where nothing is trained, both networks stay what they are, and are weighed and calibrated once more
     still = replace(BANDS, sequence_epochs=0, small_epochs=0, epochs=0)
-    again = train(data, tmp_path / "again", still, initial=tmp_path / "both.pt")
+    again = train(data, tmp_path / "again", still, earlier=Earlier(initial=tmp_path / "both.pt"))
     assert [n.architecture for n in again.networks] == ["bands", architecture]
     for old, new in zip(both.networks, again.networks, strict=True):
         for name, value in old.state_dict().items():
@@ -331,15 +339,21 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
                 torch.testing.assert_close(new.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     assert again.weights["fused"].shape == (6,)
     # what is given takes the place of what stood beside, with all its networks
-    given = train(data, tmp_path / "given", still, initial=tmp_path / "both.pt", beside=tmp_path / "both.pt")
+    given = train(
+        data,
+        tmp_path / "given",
+        still,
+        earlier=Earlier(initial=tmp_path / "both.pt", beside=tmp_path / "both.pt"),
+    )
     assert [n.architecture for n in given.networks] == ["bands", "bands", architecture]
     assert export(given, few, "0", tmp_path / "given.pt").model_id.startswith(
         f"fusion-bands-bands-{architecture}-"
     )
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
-    trainer = module._Trainer(data, tmp_path, SHORT, (0, 1, CPU), np.inf, fields=1)
+    trainer = Trainer(data, tmp_path, SHORT, Place(0, 1, CPU), np.inf, fields=1)
     first = read_rows(sorted((data / "training").glob("*.parquet"))[:1])
     assert torch.equal(trainer.rows.image, first.image)
     assert trainer.n_rows == len(first)
@@ -383,11 +397,11 @@ def test_the_prior_is_put_in_afterwards(data, tmp_path, monkeypatch, prior, bala
     recipe = replace(SHORT, modality="sequence", prior_star_fraction=prior, class_balance=balance)
     seen = []
     monkeypatch.setattr(
-        module, "fit_calibration", lambda *a: seen.append(a) or Calibration().requires_grad_(False)
+        outcome_module, "fit_calibration", lambda *a: seen.append(a) or Calibration().requires_grad_(False)
     )
     trained = train(data, tmp_path, recipe)
     rows = read_rows(sorted((data / "calibration").glob("*.parquet")))
-    plain = module.predict(trained.networks[0], rows, CPU, SIZE, sequence_only=True)[2]
+    plain = predict(trained.networks[0], rows, CPU, SIZE, sequence_only=True)[2]
     # the odds of every object change by those of the priors
     before = 0.5 if balance else trained.counts["training_stars"] / trained.counts["training"]
     shift = math.log(prior / (1 - prior)) - math.log(before / (1 - before))
@@ -399,9 +413,9 @@ def test_the_prior_is_put_in_afterwards(data, tmp_path, monkeypatch, prior, bala
 
 @pytest.mark.parametrize("pretrained", [0.0, 0.3])
 def test_the_second_stage_leaves_the_sequence_alone_or_not(data, tmp_path, pretrained):
-    trainer = module._Trainer(data, tmp_path, replace(BANDS, pretrained_rate=pretrained), (0, 1, CPU), np.inf)
+    trainer = Trainer(data, tmp_path, replace(BANDS, pretrained_rate=pretrained), Place(0, 1, CPU), np.inf)
     before = copy.deepcopy(trainer.network.state_dict())
-    trainer.run_stage(True, threading.Event())
+    run_stage(trainer, True, threading.Event())
     after = trainer.network.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     learnt = {name for name, _ in trainer.network.named_parameters() if name.startswith("sequence_")}
@@ -411,11 +425,12 @@ def test_the_second_stage_leaves_the_sequence_alone_or_not(data, tmp_path, pretr
 
 def started(data, out, path, recipe=SHORT):
     """Network of a training at its start."""
-    trainer = module._Trainer(data, out, recipe, (0, 1, CPU), np.inf)
+    trainer = Trainer(data, out, recipe, Place(0, 1, CPU), np.inf)
     trainer.start_from(path)
     return trainer.network.state_dict()
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_earlier_weights_are_a_start(data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "out").mkdir()
@@ -434,7 +449,7 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
     checkpoint["best"]["head.1.weight"] = torch.zeros(3, 3)
     torch.save(checkpoint, tmp_path / "old.pt")
     caplog.clear()
-    fresh = module._Trainer(data, tmp_path / "out", SHORT, (0, 1, CPU), np.inf).network.state_dict()
+    fresh = Trainer(data, tmp_path / "out", SHORT, Place(0, 1, CPU), np.inf).network.state_dict()
     own = started(data, tmp_path / "out", tmp_path / "old.pt")
     assert torch.equal(own[FIRST_LAYER][:, :21], checkpoint["best"][FIRST_LAYER])
     for name, part in ((FIRST_LAYER, np.s_[:, 21:]), ("head.1.weight", np.s_[:])):
@@ -452,10 +467,11 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
         started(data, tmp_path / "out", tmp_path / "foreign.pt")
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_without_an_epoch_the_networks_stay_as_they_are(data, tmp_path):
     path = _with_checkpoint(data, tmp_path / "kept")
     still = replace(SHORT, sequence_epochs=0, small_epochs=0, epochs=0)
-    trained = train(data, tmp_path / "out", still, initial=path)
+    trained = train(data, tmp_path / "out", still, earlier=Earlier(initial=path))
     before = torch.load(path, weights_only=True)["best"]
     for name, value in trained.networks[0].state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -467,7 +483,7 @@ def test_a_part_of_one_class_is_refused_before_the_training(data, tmp_path, arra
     for path in (tmp_path / "data" / part).glob("*.parquet"):
         write_shard(path, pa.table({"true_class": ["galaxy"] * 30}), arrays_of(30, 1))
     with pytest.raises(UsageError, match=f"{part}: no star"):
-        module._Trainer(tmp_path / "data", tmp_path, SHORT, (0, 1, CPU), np.inf)
+        Trainer(tmp_path / "data", tmp_path, SHORT, Place(0, 1, CPU), np.inf)
 
 
 def test_what_is_not_there_or_damaged_is_said_before_the_training(data, tmp_path):
@@ -496,7 +512,7 @@ def test_devices_that_are_not_here_are_refused(data, tmp_path):
 def _with_checkpoint(data, out):
     """Checkpoint that the end of the time writes."""
     out.mkdir()
-    trainer = module._Trainer(data, out, SHORT, (0, 1, CPU), np.inf)
+    trainer = Trainer(data, out, SHORT, Place(0, 1, CPU), np.inf)
     trainer.save(trainer.optimizer(True))
     return out / "checkpoint.pt"
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.pipeline.cluster.dispatch import Outcome, dispatch
-from sgclassify.pipeline.cluster.handle import TaskKilledError
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.errors import TaskKilledError, TaskTimeoutError
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError
 

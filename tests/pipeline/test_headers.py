@@ -12,8 +12,7 @@ import pytest
 
 from sgclassify.pipeline.headers import read_headers
 from sgclassify.pipeline.record.record import Failure
-from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.header import SlitlessExposureError
+from sgclassify.stages.errors import SlitlessExposureError, UnusableInputError
 from sgclassify.stages.read.names import ExposureFiles
 
 

@@ -48,7 +48,7 @@ def _record(tmp_path: Path) -> RunRecord:
     skipped.close(SKIPPED, Failure("/c_IMG.fits", "slitless"))
     record.exposures = [skipped, good, bad]
     tile = TileRecord(10, 7, ["a"])
-    tile.set_aside(Failure("", "unexpected X", "report it", "Traceback ..."))
+    tile.close(SET_ASIDE, Failure("", "unexpected X", "report it", "Traceback ..."))
     record.tiles = [tile, TileRecord(10, 3, ["a"], outcome=DONE, n_objects=4, n_stars=2, n_galaxies=1)]
     record.notes = [HOSTILE]
     return record

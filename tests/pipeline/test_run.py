@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgclassify.model.serve.loaded import ModelRef
+from sgclassify.pipeline import inventory, tasks
 from sgclassify.pipeline import run as run_module
-from sgclassify.pipeline import tasks
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record.receipts import (
     PREPARED,
@@ -28,55 +29,21 @@ from sgclassify.pipeline.record.receipts import (
     content_digest,
     members_path,
     stats_of,
-    write_receipt,
 )
-from sgclassify.pipeline.record.record import RunRecord
+from sgclassify.pipeline.record.record import MODEL_KEYS, RunRecord
 from sgclassify.pipeline.record.sample import MAX_SAMPLED, draw
 from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
-from sgclassify.stages.errors import ClusterError, ModelError, UnusableInputError, UsageError
-from sgclassify.stages.read.header import SlitlessExposureError
+from sgclassify.stages.errors import (
+    ClusterError,
+    ModelError,
+    SlitlessExposureError,
+    UnusableInputError,
+    UsageError,
+)
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
 from sgclassify.stages.tiling import Tile
 from sgclassify.stages.write.publish import partition_path
-
-
-class _Future:
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.error: BaseException | None = None
-        self.value: Any = None
-        for argument in arguments:
-            if isinstance(argument, _Future) and argument.error is not None:
-                self.error = argument.error
-                return
-        try:
-            self.value = function(*(a.value if isinstance(a, _Future) else a for a in arguments))
-        except Exception as error:  # noqa: BLE001
-            self.error = error
-
-    def cancel(self) -> None:
-        pass
-
-
-class _Cluster:
-    """Does the work at once, in this process."""
-
-    n_slots = 2
-    cpu: dict[str, float] = {}  # noqa: RUF012
-    inference: dict[str, float] = {}  # noqa: RUF012
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.client = self
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, **_: Any) -> _Future:
-        return _Future(function, arguments)
-
-    def wait_any(self, futures: set[Any]) -> set[Any]:
-        return set(futures)
-
-    def outcome(self, future: _Future) -> tuple[Any, BaseException | None, str]:
-        return future.value, future.error, "the traceback"
 
 
 @dataclass
@@ -118,6 +85,9 @@ class Stages:
             notes=("no WHT",),
         )
 
+    def footprint_tiles(self, header: Any, tile_order: int, pad_arcsec: float) -> np.ndarray[Any, Any]:
+        return np.array([header.exposure_key, header.exposure_key + 1])
+
     def prepare(self, header: Any, places: tasks.Places, tile_order: int, config: object) -> Any:
         if header.exposure_id == self.end_at_exposure:
             raise SystemExit(143)
@@ -136,7 +106,7 @@ class Stages:
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
         )
-        write_receipt(receipt, places.prepared / f"{header.exposure_id}{PREPARED}")
+        receipt.write(places.prepared / f"{header.exposure_id}{PREPARED}")
         return receipt
 
     def extract(self, tile: Tile, places: tasks.Places, stamp_size: int, config: object) -> Any:
@@ -152,7 +122,7 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: tasks.ModelRef) -> Any:
+    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 
@@ -185,7 +155,7 @@ class Stages:
             raise ZeroDivisionError("x / 0")
         (places.detections / f"{receipt.catalog_stem}.parquet").write_text("xy")
         done = replace(receipt, join_key=key, scored=2 * len(members), size=2)
-        write_receipt(done, places.exposures / f"{receipt.exposure_id}.json")
+        done.write(places.exposures / f"{receipt.exposure_id}.json")
         return done
 
     def finish(self, objects: Path, tiles: Iterator[tuple[int, int, int]], metadata: dict[str, str]) -> None:
@@ -195,20 +165,16 @@ class Stages:
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+def stages(monkeypatch: pytest.MonkeyPatch, cluster: Any) -> Stages:
     fake = Stages()
-
-    @contextmanager
-    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
-        yield _Cluster()
-
     contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
     classifier = SimpleNamespace(contract=contract, sha256="ab" * 32)
-    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
-    monkeypatch.setattr(run_module, "read_header", fake.read_header)
+    monkeypatch.setattr(inventory, "read_header", fake.read_header)
+    monkeypatch.setattr(inventory, "footprint_tiles", fake.footprint_tiles)
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
-    for name in ("prepare", "extract", "infer", "publish", "join", "finish"):
+    for name in ("prepare", "extract", "infer", "publish", "join"):
         monkeypatch.setattr(tasks, name, getattr(fake, name))
+    monkeypatch.setattr(run_module, "finish_hats", fake.finish)
     return fake
 
 
@@ -257,6 +223,7 @@ def test_all_done(stages: Stages, options: Options) -> None:
     assert record["counts"]["objects"] == 20
     assert record["counts"]["stars"] == 10
     assert record["model"]["id"] == "test"
+    assert list(record["model"]) == list(MODEL_KEYS)
     assert record["configuration"]["config_version"] == 1
     assert set(record["timings"]) == {"headers", "cluster", "prepare", "tiles", "detections", "finish"}
     assert stages.finished == 5
@@ -374,7 +341,7 @@ def test_cluster_that_cannot_be_opened_leaves_a_record(
     stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def open_cluster(*_: Any, **__: Any) -> Iterator[_Cluster]:
+    def open_cluster(*_: Any, **__: Any) -> Iterator[None]:
         raise ClusterError("no worker came")
         yield
 
@@ -502,7 +469,7 @@ def test_clash_of_product_names(stages: Stages, options: Options, monkeypatch: p
         header.catalog_stem = "same_CAT"
         return header
 
-    monkeypatch.setattr(run_module, "read_header", read_header)
+    monkeypatch.setattr(inventory, "read_header", read_header)
     assert _run(options).exit_code == 3
     record = _record(options)
     assert _outcomes(record) == {"e1": "done", "e2": "set_aside", "e5": "set_aside"}
@@ -625,7 +592,7 @@ def test_a_change_that_size_and_time_hide_is_found_on_request(
 
 def test_dry_run_writes_nothing(stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = {"e1": [1, 2], "e2": [2, 3], "e5": [5, 6]}
-    monkeypatch.setattr(run_module, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
+    monkeypatch.setattr(inventory, "footprint_tiles", lambda header, *_: np.array(tiles[header.exposure_id]))
     stages.slitless = {"e5"}
     text = plan(check(options, dry=True), Reporter())
     assert "exposure e1: to be prepared" in text

@@ -16,20 +16,23 @@ import pytest
 import torch
 
 from sgclassify.model.serve import runtime
+from sgclassify.model.serve.loaded import ModelRef, classifier_of
 from sgclassify.pipeline import tasks
-from sgclassify.pipeline.cluster.worker import TaskTimeoutError
+from sgclassify.pipeline.errors import StaleRunError, TaskError, TaskTimeoutError
 from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
-from sgclassify.pipeline.tasks import ModelRef, Places, ScoredTile, StaleRunError, Stamps, tile_pad_arcsec
+from sgclassify.pipeline.tasks import Places, ScoredTile, Stamps
+from sgclassify.stages.classify import object_table
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
-from sgclassify.stages.measure import FEATURES
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Tile, tile_pad_arcsec
+from sgclassify.stages.write.publish import finish_hats
 
 ORDER = 10
 METADATA = {"model_id": "test", "prior_star_fraction": "0.5"}
@@ -78,7 +81,7 @@ LOGIT = logit_of(BOTH)
 
 
 def test_objects_that_cannot_be_scored_are_null_and_say_why() -> None:
-    table = tasks.object_table(_stamps(), P_STAR, LOGIT).sort_by("object_id").to_pydict()
+    table = object_table(_stamps(), P_STAR, LOGIT).sort_by("object_id").to_pydict()
     assert table["p_star"] == [pytest.approx(0.9), pytest.approx(0.2), None, None, 0.5]
     assert table["sg_class"] == ["star", "galaxy", None, None, "star"]
     assert table["sg_flags"] == [0, 0, int(SgFlag.NOT_SCORED | SgFlag.NOT_FINITE), int(SgFlag.NOT_SCORED), 0]
@@ -91,21 +94,33 @@ class Fake:
 
     device = torch.device("cpu")
 
-    def __call__(self, stamps: TileStamps) -> Any:
-        return BOTH[: len(stamps)]
+    def __init__(self) -> None:
+        self.calls = 0
 
-    def averaged(self, stamps: TileStamps) -> Any:
-        return np.stack([P_STAR / 2, 1 - P_STAR / 2], axis=1)
+    def probabilities(self, image: Any, *_: Any) -> Any:
+        self.calls += 1
+        return BOTH[: len(image)]
+
+
+class Turned(Fake):
+    """Another answer in each symmetry, half of the right one on average."""
+
+    def probabilities(self, image: Any, *_: Any) -> Any:
+        p_star = P_STAR * self.calls / 7
+        self.calls += 1
+        return np.stack([p_star, 1 - p_star], axis=1)
 
 
 def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
+    fake = Fake()
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: fake)
     # a worker that offers a GPU where torch sees none
     model = ModelRef(None, "00", 64, 1, device="cuda")
     scored = tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
     assert scored.objects.num_rows == 5
+    assert fake.calls == 1
     assert scored.seconds >= 1.0
     assert scored.device == "cpu"
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
@@ -115,7 +130,8 @@ def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
 def test_infer_assumes_another_prior_and_averages_where_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tasks, "classifier_of", lambda model: Fake())
+    turned = Turned()
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: turned)
     prior = Prior((0.2, 0.8), (20.0, 24.0))
     model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
     table = (
@@ -123,6 +139,7 @@ def test_infer_assumes_another_prior_and_averages_where_asked(
         .objects.sort_by("object_id")
         .to_pydict()
     )
+    assert turned.calls == 8
     # without a flux, the faint end: four stars to a galaxy
     assert table["p_star"][0] == pytest.approx(0.45 * 4 / (0.45 * 4 + 0.55))
     assert table["p_star"][2] is None
@@ -141,11 +158,11 @@ def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytes
         return object()
 
     monkeypatch.setattr(runtime, "load", load)
-    tasks.classifier_of.cache_clear()
+    classifier_of.cache_clear()
     model = ModelRef(Path("/m.pt"), "ab", 32, 1)
-    assert tasks.classifier_of(model) is tasks.classifier_of(pickle.loads(pickle.dumps(model)))
+    assert classifier_of(model) is classifier_of(pickle.loads(pickle.dumps(model)))
     assert calls == [(Path("/m.pt"), {"device": "cpu", "batch_size": 32, "expected_sha256": "ab"})]
-    tasks.classifier_of.cache_clear()
+    classifier_of.cache_clear()
 
 
 def _places(folder: Path) -> Places:
@@ -160,9 +177,7 @@ def _places(folder: Path) -> Places:
 
 
 def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any], level: int = 0) -> TileReceipt:
-    scored = ScoredTile(
-        tasks.object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5
-    )
+    scored = ScoredTile(object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5)
     return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA, level)
 
 
@@ -223,7 +238,7 @@ def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
     assert receipt.n_objects == 0
     assert not list((tmp_path / "objects").rglob("*.parquet"))
     assert members_path(tmp_path / "tiles", receipt.order, receipt.pixel).is_file()
-    tasks.finish(tmp_path / "objects", [(receipt.order, receipt.pixel, 0)], METADATA)
+    finish_hats(tmp_path / "objects", [], METADATA)
     assert (tmp_path / "objects" / "hats.properties").is_file()
 
 
@@ -248,7 +263,7 @@ def test_pad_covers_the_tolerances_of_the_stages() -> None:
 def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
     places = _places(tmp_path)
     places.token_path.write_text("another run's")
-    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
+    scored = ScoredTile(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     with pytest.raises(StaleRunError):
         tasks.publish(_tile(), "key", scored, places, METADATA, 0)
     assert not list(places.objects.iterdir())
@@ -273,9 +288,9 @@ def _raise(error: Exception) -> None:
 
 
 def test_any_error_crosses_the_border_of_a_process() -> None:
-    with pytest.raises(tasks.TaskError) as deep:
+    with pytest.raises(TaskError) as deep:
         tasks.bordered(_deep)(0)
-    with pytest.raises(tasks.TaskError) as odd:
+    with pytest.raises(TaskError) as odd:
         tasks.bordered(_raise)(_Odd("a", "b"))
     for caught, name in ((deep, "RecursionError"), (odd, "_Odd")):
         back = pickle.loads(pickle.dumps(caught.value))
@@ -294,7 +309,7 @@ def test_any_error_crosses_the_border_of_a_process() -> None:
 def test_a_job_that_ended_a_worker_is_not_taken_by_the_next_one(tmp_path: Path) -> None:
     places = replace(_places(tmp_path), limit_s=60.0)
     places.notes.mkdir()
-    scored = ScoredTile(tasks.object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
+    scored = ScoredTile(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     places.note(str(_tile())).write_text("{}")
     with pytest.raises(TaskTimeoutError, match="took longer than 60 s") as caught:
         tasks.publish(_tile(), "key", scored, places, METADATA, 0)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("galsim")
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS
+from sgclassify.model.data.shards import CATALOG_COLUMNS
 from sgclassify.simulation import sextractor
 from sgclassify.simulation.simulate import SimulationConfig, simulate_field
 from sgclassify.stages.read.catalog import read_table

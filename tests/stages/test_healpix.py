@@ -63,16 +63,6 @@ def test_the_cone_holds_the_tile(order: int, seed: int) -> None:
     assert healpix.near_tile(ra, dec, order, pixel, 0.0).all()
 
 
-@pytest.mark.parametrize("order", [0, 5, 12])
-def test_neighbours_touch_the_tile(order: int) -> None:
-    for pixel in {0, 4, 7, 11, (12 << (2 * order)) - 1}:
-        tiles = healpix.neighbours(order, pixel)
-        assert pixel not in tiles
-        assert list(tiles) == sorted(set(tiles))
-        assert 6 <= len(tiles) <= 8
-        assert all(pixel in healpix.neighbours(order, tile) for tile in tiles)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.integers(4, 13), SEEDS, st.sampled_from(["any", "pole", "zero"]))
 @example(10, 0, "pole")

@@ -18,6 +18,7 @@ from astropy.table import Table, join
 from astropy.utils.metadata import MergeConflictWarning
 
 from sgclassify.stages import healpix
+from sgclassify.stages.classify import scored_table
 from sgclassify.stages.columns import NO_OBJECT
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.read.catalog import ROW_BITS
@@ -38,7 +39,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     p_star = np.linspace(0.0, 1.0, N, dtype=np.float32)
     p_star[7] = np.nan
     order, pixel = 10, int(healpix.tile_of([150.0], [2.0], 10)[0])
-    objects = publish.scored_table(
+    objects = scored_table(
         ids,
         np.full(N, 150.0),
         np.full(N, 2.0),

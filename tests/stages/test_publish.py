@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgclassify.stages import healpix
+from sgclassify.stages.classify import scored_table
 from sgclassify.stages.columns import DETECTION_COLUMNS, INPUT_COLUMNS, OBJECT_COLUMNS
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.write import atomic, publish
@@ -44,7 +45,7 @@ def objects(n: int, seed: int = 0, ra: float = 150.0, dec: float = 2.0, spread: 
     p_star = rng.random(n, dtype=np.float32)
     p_star[::5] = np.nan
     p_star[2::9] = np.inf
-    return publish.scored_table(
+    return scored_table(
         rng.permutation(n) + (1 << 60),
         (ra + rng.uniform(-spread, spread, n)) % 360.0,
         dec + rng.uniform(-spread, spread, n),
@@ -140,7 +141,7 @@ def test_scored_rows(n: int, seed: int) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.floats(0.0, 1.0, width=32))
 def test_probabilities_add_up_to_exactly_one(p: float) -> None:
-    table = publish.scored_table([1], [0.0], [0.0], [p], [0.0], [0], [1], ["g"])
+    table = scored_table([1], [0.0], [0.0], [p], [0.0], [0], [1], ["g"])
     total = table["p_star"].to_numpy() + table["p_galaxy"].to_numpy()
     assert total.dtype == np.float32
     assert total[0] == 1.0
@@ -149,14 +150,12 @@ def test_probabilities_add_up_to_exactly_one(p: float) -> None:
 def test_what_cannot_be_published() -> None:
     one = ([0.0, 1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="repeat"):
-        publish.scored_table([5, 5], *one, [0.5, 0.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
+        scored_table([5, 5], *one, [0.5, 0.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        publish.scored_table([5, 6], *one, [0.5, 1.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
+        scored_table([5, 6], *one, [0.5, 1.5], [0.0, 0.0], [0, 0], [1, 1], ["g", "g"])
     with pytest.raises(ValueError, match="finite"):
-        publish.scored_table(
-            [5, 6], [np.nan, 1.0], [0.0, 1.0], [0.5, 1.0], [0.0, 9.0], [0, 0], [1, 1], ["g", "g"]
-        )
-    table = publish.scored_table([5], [10.0], [10.0], [0.5], [0.0], [int(SgFlag.NOT_SCORED)], [1], ["g"])
+        scored_table([5, 6], [np.nan, 1.0], [0.0, 1.0], [0.5, 1.0], [0.0, 9.0], [0, 0], [1, 1], ["g", "g"])
+    table = scored_table([5], [10.0], [10.0], [0.5], [0.0], [int(SgFlag.NOT_SCORED)], [1], ["g"])
     (row,) = table.select(["p_star", "logit", "n_bands", "bands"]).to_pylist()
     assert row == {"p_star": None, "logit": None, "n_bands": 0, "bands": ""}
 
@@ -167,6 +166,17 @@ def test_a_row_in_the_wrong_tile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="outside"):
         publish.publish_objects(ORDER, pixel, table, tmp_path, METADATA)
     assert contents(tmp_path) == {}
+
+
+@given(order=st.integers(0, 29), share=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None, max_examples=100)
+def test_partitions_lie_where_hats_looks(order: int, share: float) -> None:
+    from hats.io.paths import pixel_catalog_file
+    from hats.pixel_math.healpix_pixel import HealpixPixel
+
+    pixel = int(share * (12 << 2 * order))
+    theirs = pixel_catalog_file(Path("/objects"), HealpixPixel(order, pixel))
+    assert str(publish.partition_path(Path("/objects"), order, pixel)) == str(theirs)
 
 
 @pytest.mark.parametrize("position", [(150.0, 2.0), (0.0, -41.8), (20.0, 89.94)])

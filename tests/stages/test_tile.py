@@ -8,11 +8,12 @@ from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 
 from sgclassify.stages.bands import BAND_INDEX
+from sgclassify.stages.collect import nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_of
-from sgclassify.stages.measure import FEATURES
-from sgclassify.stages.prepare import nanomaggies_per_count, prepare_exposure
+from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.tile import extract_tile
@@ -207,7 +208,7 @@ def test_missing_catalogue_is_made(make_exposure, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     prepared = prepare_exposure(read_header(scene(make_exposure, "i", kinds="IMG WHT FLG")), work, CONFIG)
-    assert prepared.catalog_made
+    assert any(note.startswith("CAT missing") for note in prepared.notes)
     (pixel,) = tiles_of([prepared], 8)
     tile = extract_tile(8, pixel, [prepared], SIZE, CONFIG)
     assert len(tile) >= 20

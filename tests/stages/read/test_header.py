@@ -11,8 +11,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from sgclassify.stages.bands import BANDS, DETECTOR_FILTER, SLITLESS
-from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.header import SlitlessExposureError, read_header
+from sgclassify.stages.errors import SlitlessExposureError, UnusableInputError
+from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.names import ExposureFiles
 
 OLD = "MSC_MS_210525121500_100000001_06_{kind}.fits"

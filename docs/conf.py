@@ -1,0 +1,40 @@
+"""How sphinx builds the documentation: `make docs`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "sgclassify"
+author = "The sgclassify maintainers"
+copyright = author
+version = release = installed_version("sgclassify")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+templates_path = ["_templates"]
+exclude_patterns = ["_templates"]
+html_theme = "furo"
+html_title = f"sgclassify {release}"
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
+
+autosummary_generate = True
+autosummary_imported_members = False
+autodoc_member_order = "bysource"
+# types stand in the docstrings
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+# `make docs` fails where a reference leads nowhere. A name in single backticks is a reference. Only names that begin
+# with `sgclassify.` are checked: arguments stand in single backticks too, and references into other projects need a
+# network.
+default_role = "py:obj"
+nitpick_ignore_regex = [
+    ("py:obj", r"(?!sgclassify\.).*"),
+    ("py:class", r"(?!sgclassify\.).*"),
+    # a type variable, which autodoc names as the base of a generic class but does not list
+    ("py:obj", r"sgclassify\.pipeline\.cluster\.dispatch\.Job"),
+]
+# Sphinx 9.0 fails on the text signatures of cKDTree and of aliases such as tuple[float, float] without it.
+autodoc_use_legacy_class_based = True

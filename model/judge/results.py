@@ -1,0 +1,214 @@
+"""Results of an evaluation, typed, and how they become JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from sgclassify.model.judge.metrics import Recall
+
+MODEL: Final = "model"
+"""Name of the model itself among the methods."""
+
+_INLINE: Final = {"inline": True}
+"""In JSON, the fields of this value stand among those of the object that holds it."""
+
+_OPTIONAL: Final = {"optional": True}
+"""In JSON, None is left out."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which objects are judged.
+
+    Attributes
+    ----------
+    unblended : bool
+        Leave out blended objects.
+    paper_like : bool
+        Only objects with a signal-to-noise ratio of at least `sgclassify.model.judge.judged.PAPER_SNR` in i.
+    min_snr : float or None
+        Only objects whose signal-to-noise ratio reaches this in some band.
+    band : str
+        Band of the magnitudes.
+    edges : tuple of float
+        Edges of the magnitude bins; objects outside of them are left out.
+    """
+
+    unblended: bool
+    paper_like: bool
+    min_snr: float | None
+    band: str
+    edges: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The judged objects in numbers; a star counts `star_weight` times where a figure depends on the class ratio."""
+
+    objects: int
+    stars: int
+    star_fraction: float
+    star_weight: float
+    fields: int
+    selection: Selection = field(metadata=_INLINE)
+    not_scored: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one method on some objects; the intervals are of 95 %."""
+
+    n: int
+    star: Recall
+    galaxy: Recall
+    error: float
+    auc: float
+    galaxy_purity: float = field(metadata={"name": "galaxy_purity_at_completeness_0.96"})
+    star_completeness: float = field(metadata={"name": "star_completeness_at_purity_0.97"})
+    star_true_positives: float = field(metadata={"name": "star_true_positives_at_0.005_false"})
+    brier: float
+    cross_entropy: float
+    ece: float
+    ece_of_exact_probabilities: float
+    error_interval: Interval | None = field(default=None, metadata=_OPTIONAL)
+    ece_interval: Interval | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Figures of the objects with a quantity between two edges."""
+
+    low: float
+    high: float
+    figures: Figures = field(metadata=_INLINE)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Figures of one method: on all objects, in bins of magnitude, and in bins of every other quantity by its name."""
+
+    overall: Figures
+    by_magnitude: list[Bin]
+    by: dict[str, list[Bin]]
+
+
+@dataclass(frozen=True)
+class Surplus:
+    """How much larger a figure of a method is than the model's, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Excess:
+    """Errors and cross entropy of a method, compared with the model's."""
+
+    error: float
+    error_of_model: float
+    errors: Surplus = field(metadata=_INLINE)
+    cross_entropy: Surplus
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside the model on the `n` objects that both scored; nothing to compare where there are none."""
+
+    n: int
+    excess: Excess | None = field(default=None, metadata=_INLINE)
+
+
+@dataclass(frozen=True)
+class Quasars:
+    """Quasars that are called star, with the 95 % interval of their share."""
+
+    called_star: int
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Error rate of `n` objects, with its 95 % interval."""
+
+    error: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Errors with bands hidden: with a number of random bands left, one band alone, all but one, and three.
+
+    `three_over_seven` is the error rate with three random bands over that with seven.
+    """
+
+    number: dict[str, ErrorRate] = field(default_factory=dict)
+    alone: dict[str, ErrorRate] = field(default_factory=dict)
+    without: dict[str, ErrorRate] = field(default_factory=dict)
+    trios: dict[str, ErrorRate] = field(default_factory=dict)
+    three_over_seven: float | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """How far the probabilities of `n` objects depend on the orientation of the stamp.
+
+    The spread is an object's largest less its smallest probability over the eight symmetries of the square. The error
+    rates are those of the stamps as they are, and of the mean over the symmetries.
+    """
+
+    n: int
+    median: float
+    quantile_95: float = field(metadata={"name": "quantile_0.95"})
+    largest: float
+    error: float
+    error_of_mean: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All figures of a table of scored objects: the model comes first among the methods.
+
+    `paired` compares every other method with the model; `left_out` says in words which figures and objects are absent.
+    """
+
+    sample: Counts
+    methods: dict[str, Method]
+    paired: dict[str, Comparison]
+    quasars: Quasars
+    left_out: list[str]
+    bands: Bands | None = field(default=None, metadata=_OPTIONAL)
+    symmetries: Symmetries | None = field(default=None, metadata=_OPTIONAL)
+
+
+def plain(value: Any) -> Any:
+    """The same for JSON: results as objects, and null instead of NaN and infinities."""
+    if is_dataclass(value):
+        value = _members(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def _members(result: Any) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for one in fields(result):
+        value = getattr(result, one.name)
+        if "inline" in one.metadata:
+            members |= {} if value is None else _members(value)
+        elif value is not None or "optional" not in one.metadata:
+            members[one.metadata.get("name", one.name)] = value
+    return members
