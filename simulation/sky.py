@@ -50,7 +50,7 @@ STAR_COUNT_I: Final = np.array([14.0, 16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0, 
 STAR_COUNT_N: Final = np.array(
     [120.0, 330.0, 810.0, 2080.0, 3150.0, 4610.0, 6530.0, 9010.0, 12200.0, 16000.0, 20700.0]
 )
-"""Cumulative stars per deg^2 at |b| = 60; both ends continue the last slope."""
+"""Cumulative stars per deg^2 at a galactic latitude of 60 degrees; both ends continue the last slope."""
 
 LOCUS: Final = np.array([
     # NUV-u, u-g, g-r, r-i, i-z, z-y

@@ -43,8 +43,8 @@ class PointSources:
     Attributes
     ----------
     measures : dict of str to float
-        Median of each of `sgclassify.stages.features.PSF_MEASURES` over the point sources; the expected value where
-        the exposure has none.
+        Median over the point sources of each of `sgclassify.stages.features.PSF_MEASURES`; the expected value where the
+        exposure has none.
     n_stars : int
         Number of point sources in the medians.
     """

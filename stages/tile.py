@@ -244,7 +244,10 @@ def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
 
 
 def _blended(pool: _Pool, objects: _Objects, config: StageConfig) -> I64:
-    """Objects with a detection of another object within the blending radius of their anchor."""
+    """Objects with a detection of another object within the blending radius of their anchor.
+
+    The detections of one source in several exposures belong to one object, so any other detection is a neighbour.
+    """
     owner = np.full(len(pool.at), -1, dtype=np.int64)
     owner[objects.member] = objects.owner
     tree = cKDTree(unit_vectors(pool.at.ra, pool.at.dec))
