@@ -2,6 +2,9 @@
 
 The definitions are those of SExtractor's catalogue columns (Bertin & Arnouts 1996, A&AS 117, 393), so a name means the
 same in a catalogue of the stage and in one from upstream.
+
+Own code, not `sep`: it measures the segments of `sgclassify.stages.deblend` and replaces the pixels of neighbours. On a
+simulated exposure the Kron fluxes of one source in six differ from those of sep by about 15% or more.
 """
 
 from __future__ import annotations

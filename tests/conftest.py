@@ -7,7 +7,7 @@ import gzip
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,19 @@ def table_hdu(columns: dict[str, Any]) -> fits.BinTableHDU:
         )
         made.append(fits.Column(name, kind, array=values))
     return fits.BinTableHDU.from_columns(made, name="CAT")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_headers() -> Iterator[None]:
+    """Settings of astropy as constants: it looks them up, and checks them, several times for every card."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "enable_record_valued_keyword_cards",
+            "strip_header_whitespace",
+            "extension_name_case_sensitive",
+        ):
+            patch.setattr(type(fits.conf), name, getattr(fits.conf, name))
+        yield
 
 
 @pytest.fixture

@@ -29,6 +29,15 @@ def _arrays_of(n, seed):
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums in the same order whatever else the machine does; what is small here is fastest so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def arrays_of():
     """Function (n, seed) that makes the arrays of a shard of n objects."""

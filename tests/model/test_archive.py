@@ -63,6 +63,18 @@ def archive(tmp_path_factory):
     return path, contract
 
 
+def test_contract_is_read_without_torch(archive):
+    path, contract = archive
+    code = (
+        "import sys; from sgclassify.model.serve.archive import verified; "
+        "print(verified(sys.argv[1]).contract().to_json(), end=''); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, contract.to_json()), done.stderr
+
+
 def score(classifier, data):
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
     return classifier.probabilities(image, data.valid, data.sigma, data.features, psf)[:, 0]
@@ -91,7 +103,7 @@ def test_probability_does_not_depend_on_its_batch(archive):
 
 
 def test_what_is_not_valid_is_never_looked_at(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=8)
     data = sample(8, seed=6)
     image = data.image.astype(np.float32)
     image[~data.valid] = 1e4
@@ -100,7 +112,7 @@ def test_what_is_not_valid_is_never_looked_at(archive):
 
 
 def test_not_finite_output_is_nan(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=4)
     data = sample(3, seed=7)
     data.sigma[1, :] = np.nan
     got = score(classifier, data)
@@ -109,7 +121,7 @@ def test_not_finite_output_is_nan(archive):
 
 
 def test_average_over_the_symmetries_does_not_depend_on_orientation(archive):
-    classifier = load(archive[0])
+    classifier = load(archive[0], batch_size=4)
     data = sample(4, seed=8)
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
 
@@ -143,7 +155,7 @@ def test_each_head_can_be_served(archive, tmp_path, head):
     export(
         Trained((network,), plain, WEIGHTS, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head
     )
-    classifier = load(tmp_path / "m.pt")
+    classifier = load(tmp_path / "m.pt", batch_size=8)
     assert classifier.contract.head == head
     image, psf = (torch.from_numpy(a.astype(np.float32)) for a in (data.image, data.psf))
     rest = [torch.from_numpy(a) for a in (data.valid, data.sigma, data.features)]

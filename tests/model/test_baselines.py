@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,9 +65,15 @@ def small_trees():
         yield
 
 
+@functools.cache
+def fit(seed, prior):
+    """Methods that are fitted to 800 objects."""
+    return Baselines(measured(800, seed), prior)
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    return Baselines(measured(800, 1), 0.5)
+    return fit(1, 0.5)
 
 
 def test_every_method_learns_what_separates_the_classes(fitted):
@@ -93,7 +100,7 @@ def test_what_a_method_does_not_know_gets_the_prior(column, blind):
     test = measured(300, 4)
     lost = np.arange(300) < 120
     test.catalog[lost, :, column if isinstance(column, slice) else CATALOG_COLUMNS.index(column)] = np.nan
-    probabilities, covered = Baselines(measured(800, 3), 0.3).probabilities(test)
+    probabilities, covered = fit(3, 0.3).probabilities(test)
     for name, p in probabilities.items():
         np.testing.assert_array_equal(covered[name], ~lost | (name not in blind))
         assert (p[lost] == 0.3).all() == (name in blind), name
@@ -107,10 +114,8 @@ def test_the_raw_class_is_that_of_the_i_band(fitted):
 
 
 def test_the_prior_moves_the_probabilities():
-    training, test = measured(800, 1), measured(500, 2)
-    few, many = (
-        Baselines(training, prior).probabilities(test)[0]["concentration"].mean() for prior in (0.1, 0.9)
-    )
+    test = measured(500, 2)
+    few, many = (fit(1, prior).probabilities(test)[0]["concentration"].mean() for prior in (0.1, 0.9))
     assert few < many
 
 
@@ -146,8 +151,8 @@ def test_bands_of_one_value_add_up_to_it_with_a_smaller_error(value, error, n_ba
 
 
 def test_fits_repeat():
-    training, test = measured(800, 1), measured(200, 2)
-    one, two = (Baselines(training, 0.4).probabilities(test)[0] for _ in range(2))
+    test = measured(200, 2)
+    one, two = (one.probabilities(test)[0] for one in (fit(1, 0.9), Baselines(measured(800, 1), 0.9)))
     for name in METHODS:
         np.testing.assert_array_equal(one[name], two[name])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -127,8 +128,15 @@ def test_catalogue_columns_go_to_the_nearest_object_of_their_band():
     assert np.isnan(catalog_columns([10.0], [0.0], [])).all()
 
 
+class Here(ThreadPoolExecutor):
+    """Makes the fields in this process, which has imported the simulator."""
+
+    def __init__(self, processes, mp_context):
+        super().__init__(1)
+
+
 @pytest.mark.slow
-def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
+def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     data, calls = tmp_path / "data", []
 
     def make(last, **more):
@@ -136,9 +144,11 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
             data, last, SEED, 16, 2, progress=lambda *done: calls.append(done), first=9, **more
         )
 
-    before = make(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_module, "ProcessPoolExecutor", Here)
+        before = make(10)
+        manifest = make(11)
     assert list(before["shards"]) == ["training/field00009.parquet"]
-    manifest = make(11)
     # the first field was not made again, and is the same in the larger set
     assert calls == [(1, 1), (2, 2)]
     assert manifest["shards"].items() > before["shards"].items()
@@ -159,7 +169,7 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path):
         assert sum(shard["galaxies_by_mag_i_14_to_28"]) == shard["counts"]["galaxy"]
         # only what is judged keeps what matches nothing
         assert (shard["counts"]["spurious"] > 0) == name.startswith("validation")
-    # what is lost is made again, the same
+    # what is lost is made again, the same, in another process
     (data / "training/field00009.parquet").unlink()
     assert make(11) == manifest
     with pytest.raises(UsageError, match="other settings"):

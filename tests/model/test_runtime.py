@@ -92,7 +92,7 @@ from sgclassify.stages.classify import each_symmetry
 from sgclassify.stages.tile import Inputs
 
 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
-model = runtime.load()
+model = runtime.load(batch_size=16)  # as many as the reference has objects
 extra = {runtime.REFERENCE_FILE: ""}
 torch.jit.load(str(default_model()), _extra_files=extra)
 with np.load(io.BytesIO(extra[runtime.REFERENCE_FILE])) as reference:

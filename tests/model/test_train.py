@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,13 +61,16 @@ BANDS = replace(SHORT, architecture="bands")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order whatever else the machine does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def few_layers(monkeypatch):
+    """One block where a ResNet-50 has 3, 4, 6 and 3: for what is tested of the training, not of the network."""
+    resnet = torchvision.models.resnet
+
+    def resnet14(weights):
+        assert weights is None
+        return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1])
+
+    monkeypatch.setattr(torchvision.models, "resnet50", resnet14)
 
 
 def test_normalization_is_that_of_the_sample(arrays_of):
@@ -114,6 +118,7 @@ def test_batch_norm_statistics_are_those_of_the_data(data):
     torch.testing.assert_close(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monkeypatch):
     whole = train(data, tmp_path / "whole", SHORT)
     rows = json.loads((tmp_path / "whole" / "history.json").read_text())
@@ -151,6 +156,7 @@ def test_a_stopped_training_goes_on_like_an_undisturbed_one(data, tmp_path, monk
         train(data, tmp_path / "parts", Recipe(), earlier=Earlier(resume=True))
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
     now, rates, sides = [0.0], [], []
     true_loss = Trainer.loss
@@ -283,6 +289,7 @@ def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monk
     assert all(torch.isfinite(t).all() for t in kept["network"].values() if t.is_floating_point())
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("architecture", ["bands", "resnet50"])
 def test_another_network_answers_beside(data, tmp_path, architecture):
     other = train(data, tmp_path / "other", replace(SHORT, architecture=architecture))
@@ -344,6 +351,7 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
     )
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_a_learning_curve_takes_the_first_fields(data, tmp_path):
     trainer = Trainer(data, tmp_path, SHORT, Place(0, 1, CPU), np.inf, fields=1)
     first = read_rows(sorted((data / "training").glob("*.parquet"))[:1])
@@ -422,6 +430,7 @@ def started(data, out, path, recipe=SHORT):
     return trainer.network.state_dict()
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_earlier_weights_are_a_start(data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "out").mkdir()
@@ -458,6 +467,7 @@ def test_earlier_weights_are_a_start(data, tmp_path, caplog):
         started(data, tmp_path / "out", tmp_path / "foreign.pt")
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_without_an_epoch_the_networks_stay_as_they_are(data, tmp_path):
     path = _with_checkpoint(data, tmp_path / "kept")
     still = replace(SHORT, sequence_epochs=0, small_epochs=0, epochs=0)
