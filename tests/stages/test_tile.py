@@ -7,8 +7,7 @@ import pytest
 from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 
-from sgclassify.stages.bands import BAND_INDEX
-from sgclassify.stages.collect import nanomaggies_per_count
+from sgclassify.stages.bands import BAND_INDEX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
@@ -132,7 +131,7 @@ def test_stamps_are_the_cutouts_of_the_exposure(three):
         with ExposurePixels(prepared.header) as pixels:
             window = pixels.window(0, SHAPE[0], 0, SHAPE[1])
         level, _ = prepared.sky().at(0, SHAPE[0], 0, SHAPE[1])
-        data = (window.image - level) * np.float32(nanomaggies_per_count(prepared.header))
+        data = (window.image - level) * np.float32(nanomaggies_per_count(prepared.header.zero_point))
         x, y = prepared.header.wcs().wcs_world2pix(tile.ra, tile.dec, 0)
         for k in np.flatnonzero(tile.used[:, band]):
             image = Cutout2D(data, (x[k], y[k]), SIZE, mode="partial", fill_value=0).data
