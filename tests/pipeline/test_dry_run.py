@@ -21,8 +21,8 @@ from sgclassify.pipeline.request import Options, check
 from sgclassify.pipeline.run import plan, run
 from sgclassify.stages.errors import UsageError
 
-TILE_ORDER = 14
-"""Tiles of 13 arcsec, so that even exposures of 10 arcsec have some alone and share others."""
+TILE_ORDER = 13
+"""Tiles of 26 arcsec, so that even exposures of 10 arcsec have several."""
 
 SHAPE = (130, 130)
 
@@ -99,6 +99,9 @@ def night(
 
     monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: Classifier())
     monkeypatch.setattr(tasks, "classifier_of", lambda _: Classifier())
+    # they take longer than all the rest, and decide nothing here
+    for name in ("write_report", "finish_hats"):
+        monkeypatch.setattr(run_module, name, lambda *_: None)
     made = Night(tmp_path, write_level1, make_columns, cluster)
     made.append("a", 8)
     made.append("b", 9, 20.0)
