@@ -1,9 +1,10 @@
 """Whether the figures hold on another simulator's fields: ``python benchmarks/foreign.py OUTPUT [--fields 24]``.
 
-The model was trained on one simulator. This one was written apart from it and differs in what the model could have
-learnt by heart: galaxies (knots, spiral arms, rings, irregulars, mergers), PSFs, spectra, effects of the detector,
-and catalogues, which SExtractor makes with other settings. Simulates the fields, classifies each, and prints the
-errors by PSF family and the tables of ``sgclassify evaluate``. The same command again goes on where it stopped.
+The model was trained on one simulator. This one shares only the facts of the camera with it. It differs in what the
+model could have learnt by heart: galaxies (knots, spiral arms, rings, irregulars, mergers), PSFs, spectra, effects of
+the detector, and catalogues, which SExtractor makes with other settings. The command simulates the fields, classifies
+each, and prints the errors by PSF family and the tables of ``sgclassify evaluate``. Run again, it goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
-from foreign_exposures import PROGRAMS, simulate_field
+from foreign_exposures import simulate_field
+from foreign_files import PROGRAMS
 from foreign_photographs import read_photographs
-from foreign_sky import PSF_FAMILIES
+from foreign_psf import PSF_FAMILIES
 
 from sgclassify.model.data.match import match_truth
 from sgclassify.model.judge.evaluate import evaluate
@@ -38,7 +40,7 @@ def family_of(number: int) -> str:
 
 
 def claim_fwhm(field: Path, fwhm_px: float) -> None:
-    """Let the headers of a field's exposures say another FWHM than theirs."""
+    """Write another FWHM into the headers of a field's exposures."""
     for path in sorted(field.glob("*/*_IMG.fits*")):
         with fits.open(path, mode="update", disable_image_compression=True) as hdus:
             for hdu in hdus:
@@ -76,7 +78,7 @@ def class_star(run: Path) -> dict[int, float]:
 
 
 def scores_of_field(number: int, field: Path, run: Path) -> pa.Table:
-    """Objects of a field that are in its truth, one a row, with what the model and CLASS_STAR say of them."""
+    """Objects of a field that are in its truth, one per row, with the scores of the model and CLASS_STAR."""
     objects, truth = read_objects(run), pq.read_table(field / "truth.parquet")
     match = match_truth(objects["ra"].to_numpy(), objects["dec"].to_numpy(), truth)
     found = np.flatnonzero(match >= 0)
@@ -91,7 +93,7 @@ def scores_of_field(number: int, field: Path, run: Path) -> pa.Table:
 
 
 def print_figures(scores: pa.Table) -> None:
-    """Errors by PSF family, then the tables of all fields; all of the same objects."""
+    """Print errors by PSF family, then the tables of all fields, all from the same objects."""
     judged = Judged(scores)
     counted = judged.scored & (judged.magnitude >= EDGES[0]) & (judged.magnitude < EDGES[-1])
     wrong = (scores["p_star"].to_numpy() >= 0.5) != judged.star
@@ -113,13 +115,16 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=24)
     parser.add_argument("--model", type=Path, default=None, help="Model archive. [default: the shipped one]")
     parser.add_argument(
-        "--fwhm", type=float, default=None, help="What new fields claim instead of their FWHM, pixels."
+        "--fwhm",
+        type=float,
+        default=None,
+        help="FWHM in the headers of new fields instead of the true one, pixels.",
     )
     parser.add_argument(
         "--picture",
         type=Path,
         default=None,
-        help="Colour picture whose galaxies' shapes those of new fields have.",
+        help="Colour picture; galaxies of new fields get the shapes of its galaxies.",
     )
     arguments = parser.parse_args()
     photographs = read_photographs(arguments.picture) if arguments.picture else []

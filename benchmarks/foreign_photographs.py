@@ -1,4 +1,4 @@
-"""Shapes of real galaxies, out of a colour picture of a deep field."""
+"""Shapes of real galaxies, taken from a colour picture of a deep field."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from photutils.segmentation import SourceCatalog, detect_sources
 from scipy.ndimage import binary_dilation, gaussian_filter, label
 
 CHANNEL_OF_BAND: Final = np.array([2, 2, 2, 1, 1, 0, 0])  # red, green, blue for NUV, u, g, r, i, z, y
-MIN_R50_PX: Final = 2.0  # below, the picture's own PSF and pixels are most of the shape
+MIN_R50_PX: Final = 2.0  # smaller ones mostly show the picture's own PSF and pixels
 MIN_SNR: Final = 120.0
-MAX_AREA_PX: Final = 3000  # above, several galaxies touch
-ISOPHOTES: Final = (0.15, 0.35)  # of the peak; what is not one piece there is several galaxies
+MAX_AREA_PX: Final = 3000  # larger areas are several galaxies that touch
+ISOPHOTES: Final = (0.15, 0.35)  # of the peak; several pieces there are several galaxies
 WHITE: Final = 0.99  # of the range of the picture; brighter is saturated
-FAINTEST: Final = 26.3  # i; of fainter galaxies nothing could be seen
+FAINTEST: Final = 26.3  # i; fainter galaxies would show no shape
 
 
 Photograph = list[galsim.GSObject]
@@ -70,11 +70,11 @@ def read_photographs(path: Path) -> list[Photograph]:
         radius = galsim.Image(together, scale=1.0).calculateHLR(galsim.PositionD(*centre))
         if radius < MIN_R50_PX:
             continue
-        # where the middle of the light is, a source has its place
+        # the place of a source is the middle of its light
         offset = np.subtract(centre, (np.array(together.shape[::-1]) + 1) / 2)
         profiles = []
         for colour in colours:
-            # a galaxy that is dark in a colour has the shape of all its light there
+            # a galaxy that is dark in a colour gets the shape of all its light there
             shape = colour if colour.sum() > 0.05 * together.sum() else together
             image = galsim.Image(shape, scale=1.0 / radius)
             profiles.append(

@@ -1,7 +1,7 @@
-"""Sources and point-spread functions of the foreign fields.
+"""Sources of the foreign fields.
 
-Spectra are analytic, galaxies are sums of discs, bulges, knots, arms, rings and clumps, stars lie about a locus, and a
-field has one of six families of PSF. The order of the random draws is part of the fields: keep it.
+Spectra are analytic; galaxies are sums of discs, bulges, knots, arms, rings and clumps; stars scatter about a locus.
+The order of the random draws is part of the fields: keep it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ import galsim
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.simulation.filters import FILTERS
+from sgclassify.simulation.sky import LOCUS
+from sgclassify.stages.bands import BAND_INDEX, PIXEL_SCALE
+
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
 
-BANDS: Final = ("NUV", "u", "g", "r", "i", "z", "y")
-I_BAND: Final = BANDS.index("i")
-PIXEL_SCALE: Final = 0.074  # arcsec
-
-# pivots, nm, and wavelengths of half the peak throughput, A (throughputs of CESS): bands are top hats here
-PIVOT_NM: Final = dict(zip(BANDS, (291.5, 363.3, 479.0, 617.4, 766.0, 908.3, 966.6), strict=True))
-HALF_PEAK_A: Final = (
-    (2690, 3200), (3229, 4010), (4059, 5464), (5498, 6892), (6968, 8401), (8480, 9448), (9308, 9780),
-)  # fmt: skip
+I_BAND: Final = BAND_INDEX["i"]
 
 # rest wavelength, equivalent width and width (sigma), A, of emission lines
 GALAXY_LINES: Final = (
@@ -36,20 +32,11 @@ QUASAR_LINES: Final = (
 )  # fmt: skip
 ROOT_2PI: Final = 2.507
 
-LOCUS: Final = np.array([
-    [1.48, 0.76, -0.22, -0.22, -0.15, -0.04], [1.99, 0.93, 0.10, -0.02, -0.09, -0.02],
-    [2.14, 0.95, 0.23, 0.04, -0.02, -0.01], [2.64, 1.25, 0.41, 0.16, 0.04, 0.02],
-    [3.34, 1.56, 0.56, 0.23, 0.07, 0.02], [4.80, 2.42, 1.07, 0.45, 0.18, 0.06],
-    [5.35, 2.53, 1.19, 0.70, 0.35, 0.10], [5.88, 2.47, 1.27, 0.95, 0.47, 0.14],
-    [6.25, 2.91, 1.30, 1.65, 0.67, 0.23], [6.83, 2.86, 1.49, 2.37, 1.05, 0.30],
-])  # fmt: skip
-"""NUV-g, u-g, g-r, r-i, i-z and z-y of the types A0, F0, F5, G2, K0, K5, M0, M2, M4, M6 (rows 0 to 9)."""
-
-# stars a square degree brighter than a magnitude in i, at a galactic latitude of 60 degrees
+# stars per square degree brighter than a magnitude in i, at a galactic latitude of 60 degrees
 STAR_MAGNITUDES: Final = np.array([14.5, 16, 18, 20, 21, 22, 23, 24, 25, 26, 27])
 STAR_COUNTS: Final = np.array([70, 230, 810, 2080, 3150, 4610, 6530, 9010, 12200, 16000, 20300.0])
 
-# galaxies an arcmin^2 brighter than a magnitude in i: 46 x 10^(0.31 (i - 25)), between two limits
+# galaxies per arcmin^2 brighter than a magnitude in i: 46 x 10^(0.31 (i - 25)), between two limits
 COUNT_SLOPE: Final = 0.31
 BRIGHTEST, FAINTEST = 17.0, 27
 
@@ -61,19 +48,9 @@ KIND_SHARES: Final = {
     "elliptical": (0.55, 0.45, 0, 0, 0, 0, 0), "spiral": (0.15, 0.32, 0.18, 0.25, 0, 0.05, 0.05),
     "irregular": (0.25, 0.05, 0.28, 0.04, 0.28, 0.02, 0.08),
 }  # fmt: skip
-STRUCTURE_LIMIT: Final = 25.8  # i; of fainter galaxies nothing but a Sersic profile could be seen
+STRUCTURE_LIMIT: Final = 25.8  # i; fainter galaxies show nothing but a Sersic profile
 ARMS_LIMIT: Final = 24.8  # i; fainter galaxies have knots instead of arms and rings
 PHOTONS: Final = 5000  # from which the size of a galaxy is measured
-
-PSF_FAMILIES: Final = ("optical", "moffat", "optical_obsc", "airy_gauss", "core_wing", "double_gauss")
-"""Aberrated aperture, Moffat, aberrated aperture with obscuration and struts, Airy and Gaussian, Kolmogorov core with
-Moffat wing, two Gaussians."""
-
-MIRROR_M: Final = 2.0
-REFERENCE_NM: Final = 632.8  # wavelength at which wavefront errors are given
-OVERSAMPLING: Final = 10
-MAX_ELLIPTICITY: Final = 0.1
-NODES: Final = 3  # of a PSF along each axis of the detector; a source takes the one next to it
 
 
 class Population(NamedTuple):
@@ -108,7 +85,7 @@ class Outline(NamedTuple):
 
 @dataclass
 class Source:
-    """What lies on the sky: a galaxy has `components`, a star or a quasar has `points`."""
+    """A source: a galaxy has `components`, a star or a quasar has `points`."""
 
     true_class: str
     kind: str
@@ -127,7 +104,7 @@ class Source:
 
 
 class Sky:
-    """What sets a field apart; `ra` and `dec` (degrees) are its middle."""
+    """Properties of a field; `ra` and `dec` (degrees) are its middle."""
 
     def __init__(self, rng: Rng) -> None:
         self.ra = rng.uniform(0, 360)
@@ -140,7 +117,7 @@ class Sky:
 
 
 def transmission(observed: Array, redshift: float, escaping: float) -> Array:
-    """What intergalactic hydrogen lets through at observed wavelengths (A); below 912 A also times `escaping`."""
+    """Transmission of intergalactic hydrogen at observed wavelengths (A); below 912 A at rest also times `escaping`."""
     depth = np.where(observed < 1216 * (1 + redshift), 0.0036 * (observed / 1216.0) ** 3.46 * 1.25, 0.0)
     ionising = observed < 912 * (1 + redshift)
     depth = np.where(ionising, depth + 0.35 * (1 + redshift) ** 1.2, depth)
@@ -156,7 +133,7 @@ def with_lines(flux: Array, rest: Array, lines: Any, pivot: float, slope: float,
 
 
 def old_spectrum(rest: Array, temperature_k: float) -> Array:
-    """Flux a wavelength of old stars at rest wavelengths (A), 1 at 5500 A: a black body with a break at 4000 A."""
+    """Flux per wavelength of old stars at rest wavelengths (A), 1 at 5500 A: a black body with a break at 4000 A."""
     hc_k = 1.4388e8  # second radiation constant, A K
     peak = np.exp(hc_k / (5500.0 * temperature_k)) - 1
     flux = (5500.0 / rest) ** 5 * peak / (np.exp(np.minimum(hc_k / (rest * temperature_k), 300)) - 1)
@@ -166,16 +143,17 @@ def old_spectrum(rest: Array, temperature_k: float) -> Array:
 
 
 def young_spectrum(rest: Array, strength: float, slope: float) -> Array:
-    """Flux a wavelength of young stars at rest wavelengths (A), 1 at 5500 A: a power law with emission lines."""
+    """Flux per wavelength of young stars at rest wavelengths (A), 1 at 5500 A: a power law with emission lines."""
     flux = (rest / 5500.0) ** slope * (1 - 0.28 / (1 + np.exp((rest - 3700) / 50.0)))
     return with_lines(flux, rest, GALAXY_LINES, 5500.0, slope, strength) * (rest > 700)
 
 
 def magnitudes_of(stars: Population | None, redshift: float) -> Array:
-    """AB magnitudes in the seven bands, of any zero point, of a population, or of a quasar where it is None."""
+    """AB magnitudes in the seven bands, with a common offset, of a population; of a quasar if it is None."""
     magnitudes = []
-    for limits in HALF_PEAK_A:
-        observed = np.linspace(*limits, 30)
+    for spec in FILTERS.values():
+        # here a band is a top hat
+        observed = np.linspace(*spec.half_peak_a, 30)
         rest = observed / (1 + redshift)
         if stars is None:
             flux = with_lines((rest / 3000.0) ** -1.55, rest, QUASAR_LINES, 3000.0, -1.55, 1.0)
@@ -195,7 +173,10 @@ def total_magnitudes(parts: list[Array]) -> Array:
 
 
 def star_colours(spectral_type: float, scatter_mag: float, halo: bool, rng: Rng) -> Array:
-    """AB magnitudes in the seven bands less that in i, at a row of `LOCUS`; stars of the halo are bluer in u."""
+    """AB magnitudes in the seven bands less that in i, at a row of `LOCUS`; stars of the halo are bluer in u.
+
+    The first column of `LOCUS` counts as NUV-g here.
+    """
     index = np.array([np.interp(spectral_type, np.arange(10), column) for column in LOCUS.T])
     index = index + rng.normal(0, scatter_mag, 6)
     if halo:
@@ -260,11 +241,11 @@ def sersic(index: float, radius: float) -> galsim.GSObject:
 
 
 def rounded(index: float) -> float:
-    """A Sersic index in steps of 0.25, since GalSim prepares each new one slowly."""
+    """A Sersic index in steps of 0.25, because GalSim is slow to prepare each new index."""
     return float(np.clip(round(index / 0.25) * 0.25, 0.5, 5))
 
 
-# what an index is told by where a galaxy has several parts: r80 / r20 of the photons of a Sersic profile
+# r80 / r20 of the photons of Sersic profiles: gives the index of a galaxy of several parts
 SERSIC_INDICES: Final = np.array([0.5, 0.7, 1, 1.5, 2, 3, 4, 5])
 CONCENTRATIONS: Final = np.array([light_radii(sersic(index, 1.0), 5)[1] for index in SERSIC_INDICES])
 
@@ -417,13 +398,13 @@ def make_galaxy(i: float, size_scatter_dex: float, rng: Rng) -> Source:
             kind = "knots"
     if kind in BUILDERS:
         components = BUILDERS[kind](galaxy, rng)
-        # what has no common inclination is measured in circles
+        # a galaxy without a common inclination is measured in circles
         ellipse = (1.0, 0.0) if kind in ("irregular", "merger") else (max(galaxy.q, 0.12), galaxy.angle)
         whole = galsim.Sum([part.profile.withFlux(max(part.share, 1e-6)) for part in components])
         measured, concentration, x, y = light_radii(whole, int(rng.integers(1 << 30)), *ellipse)
         index = float(np.interp(concentration, CONCENTRATIONS, SERSIC_INDICES))
         r50 = min(r50, 0.6) if kind == "merger" else r50
-        if kind == "irregular":  # clumps scatter about nothing: their middle is put where the galaxy is
+        if kind == "irregular":  # clumps have no common centre: their middle is put at the galaxy's place
             components = [part._replace(profile=part.profile.shift(-x, -y)) for part in components]
     else:
         # all three are drawn, whatever the morphology: the draws that follow depend on it
@@ -465,136 +446,3 @@ def draw_sources(sky: Sky, shape: tuple[int, int], rng: Rng) -> list[Source]:
         source.dec = sky.dec + dy
         source.ra = (sky.ra + dx / np.cos(np.radians(source.dec))) % 360
     return sources
-
-
-class PsfTraits:
-    """What the PSFs of the exposures of a field share; all is drawn, and each family uses its own part."""
-
-    def __init__(self, family: str, rng: Rng) -> None:
-        self.family = family
-        self.aberrations = rng.normal(0, 0.035, 8)  # Zernike 4 to 11 (Noll), waves at REFERENCE_NM
-        self.ellipticity = rng.uniform(0, 0.09)
-        self.angle = rng.uniform(0, 3.2)  # of the ellipticity, radians
-        self.diffusion_arcsec = PIXEL_SCALE * rng.uniform(0.15, 0.35)  # of charge, standard deviation
-        self.moffat_beta = rng.uniform(2.2, 4.5)
-        self.wing_beta = rng.uniform(2.0, 3.0)
-        self.wing_size = rng.uniform(1.5, 3.0)  # half-light radius over the FWHM of the core
-        self.wing_share = rng.uniform(0.06, 0.25)  # of the light; also of the outer Gaussian
-        self.outer_size = rng.uniform(1.8, 3.0)  # FWHM of the outer Gaussian over that of the inner one
-        self.struts = int(rng.choice([0, 3, 4]))
-        self.strut_angle_deg = rng.uniform(0, 90)
-        self.airy_obscuration = float(rng.choice([0.0, 0.3]))
-        self.fwhm_px = rng.uniform(1.95, 2.5)  # after the pixel, in the middle of the bands
-        self.fwhm_slope = rng.uniform(-0.06, 0.12)  # from there to the ends
-
-
-def oversampled(psf: galsim.GSObject) -> Array:
-    """Image of a PSF after the pixel, `OVERSAMPLING` samples a pixel."""
-    seen = galsim.Convolve(psf, galsim.Pixel(PIXEL_SCALE))
-    return seen.drawImage(nx=161, ny=161, scale=PIXEL_SCALE / OVERSAMPLING, method="no_pixel").array
-
-
-def fwhm_px(psf: galsim.GSObject) -> float:
-    """Diameter, pixels, of the circle of the area above half the peak."""
-    image = oversampled(psf)
-    return 2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / OVERSAMPLING
-
-
-def centroid_px(psf: galsim.GSObject) -> tuple[float, float]:
-    """Centroid of a PSF under a Gaussian window of 1 pixel, from its origin."""
-    image = oversampled(psf)
-    y, x = (np.mgrid[:161, :161] - 80) / OVERSAMPLING
-    x0 = y0 = 0.0
-    for _ in range(30):
-        weight = image * np.exp(-0.5 * ((x - x0) ** 2 + (y - y0) ** 2))
-        x0 += 1.5 * ((weight * (x - x0)).sum() / weight.sum())
-        y0 += 1.5 * ((weight * (y - y0)).sum() / weight.sum())
-    return x0, y0
-
-
-class ExposurePsf:
-    """PSF of one exposure in a band; `shape` is (ny, nx) of the detector, `fwhm_px` the FWHM after the pixel."""
-
-    def __init__(self, traits: PsfTraits, band: str, shape: tuple[int, int], rng: Rng) -> None:
-        self.traits, self.wavelength_nm, self.shape = traits, PIVOT_NM[band], shape
-        target = traits.fwhm_px * (1 + traits.fwhm_slope * ((PIVOT_NM[band] - 630) / 340))
-        target = np.clip(target * rng.normal(1, 0.035), 1.92, 2.66)
-        scatter = rng.normal((1.0, 0.0), (0.15, 0.008), (8, 2))
-        self.aberrations = traits.aberrations * scatter[:, 0] + scatter[:, 1]
-        self.aberrations[0] += rng.normal(0, 0.025)  # focus
-        # slopes along x and y, from the middle of the detector to the next node
-        self.aberration_slopes = rng.normal(0, 0.012, (8, 2))
-        self.ellipticity_slopes = rng.normal(0, 0.012, (2, 2))
-        self.size_slopes = rng.uniform(-0.03, 0.03, 2)
-        e, angle = traits.ellipticity * rng.uniform(0.7, 1.3), traits.angle + rng.normal(0, 0.4)
-        self.ellipticity = np.array([e * np.cos(2 * angle), e * np.sin(2 * angle)])
-        self.centroid = (0.0, 0.0)  # arcsec
-        self.nodes: dict[tuple[int, int, bool], galsim.GSObject] = {}
-        core = self._core((0, 0))
-        low, high = 0.002, 0.35
-        for _ in range(9):
-            self.size = 0.5 * (low + high)  # arcsec; FWHM, or jitter beside diffraction
-            wide = fwhm_px(self._finished(core, (0, 0))) >= target
-            low, high = (low, self.size) if wide else (self.size, high)
-        self.size = 0.5 * (low + high)
-        if traits.family.startswith("optical"):
-            # a WCS is fitted to measured centroids, which takes out the mean shift by coma
-            x, y = centroid_px(self._finished(core, (0, 0)))
-            self.centroid = (x * PIXEL_SCALE, y * PIXEL_SCALE)
-        self.fwhm_px = fwhm_px(self.at(shape[1] / 2, shape[0] / 2))
-
-    def _core(self, node: tuple[float, float], gsparams: Any = None) -> galsim.GSObject | None:
-        """What diffraction makes at a node, -1 to 1 along x and y; None in families without it."""
-        traits = self.traits
-        optics = {"lam": self.wavelength_nm, "diam": MIRROR_M, "gsparams": gsparams}
-        if traits.family == "airy_gauss":
-            return galsim.Airy(obscuration=traits.airy_obscuration, **optics)
-        if not traits.family.startswith("optical"):
-            return None
-        if traits.family == "optical_obsc":
-            optics |= {"obscuration": 0.3, "nstruts": traits.struts, "strut_thick": 0.03}
-            optics["strut_angle"] = traits.strut_angle_deg * galsim.degrees
-        waves = (self.aberrations + self.aberration_slopes @ node) * REFERENCE_NM / self.wavelength_nm
-        return galsim.OpticalPSF(aberrations=[0.0] * 4 + list(waves), **optics)
-
-    def _finished(
-        self, core: galsim.GSObject | None, node: tuple[float, float], gsparams: Any = None
-    ) -> galsim.GSObject:
-        """PSF at a node, arcsec, from its core."""
-        traits, share = self.traits, self.traits.wing_share
-        size = self.size * (1 + self.size_slopes @ node)
-        e1, e2 = self.ellipticity + self.ellipticity_slopes @ node
-        e = np.hypot(e1, e2)
-        if e > MAX_ELLIPTICITY:
-            e1, e2 = e1 * MAX_ELLIPTICITY / e, e2 * MAX_ELLIPTICITY / e
-        if traits.family.startswith("optical"):
-            jitter = galsim.Gaussian(sigma=np.hypot(size, traits.diffusion_arcsec))
-            psf = galsim.Convolve(core, jitter.shear(e1=e1 * 0.6, e2=e2 * 0.6), gsparams=gsparams)
-            return psf.shift(-self.centroid[0], -self.centroid[1])
-        if traits.family == "airy_gauss":
-            jitter = galsim.Gaussian(sigma=np.hypot(size, traits.diffusion_arcsec))
-            psf = galsim.Convolve(core, jitter, gsparams=gsparams)
-        elif traits.family == "moffat":
-            psf = galsim.Moffat(beta=traits.moffat_beta, fwhm=size, trunc=0, gsparams=gsparams)
-        elif traits.family == "core_wing":
-            inner = galsim.Kolmogorov(fwhm=size, gsparams=gsparams)
-            radius = size * traits.wing_size
-            wing = galsim.Moffat(beta=traits.wing_beta, half_light_radius=radius, gsparams=gsparams)
-            diffusion = galsim.Gaussian(sigma=traits.diffusion_arcsec, gsparams=gsparams)
-            both = galsim.Sum(inner.withFlux(1 - share), wing.withFlux(share))
-            psf = galsim.Convolve(both, diffusion, gsparams=gsparams)
-        else:
-            inner = galsim.Gaussian(fwhm=size, flux=1 - share, gsparams=gsparams)
-            psf = inner + galsim.Gaussian(fwhm=size * traits.outer_size, flux=share, gsparams=gsparams)
-        return psf.shear(e1=e1, e2=e2)
-
-    def at(self, x: float, y: float, bright: bool = False) -> galsim.GSObject:
-        """PSF next to a pixel, arcsec; that of bright stars reaches farther."""
-        column = int(np.clip(NODES * x / self.shape[1], 0, NODES - 1))
-        row = int(np.clip(NODES * y / self.shape[0], 0, NODES - 1))
-        if (column, row, bright) not in self.nodes:
-            threshold = 1.5e-3 if bright else 5e-3
-            gsparams = galsim.GSParams(folding_threshold=threshold, maximum_fft_size=16384)
-            node = (column - 1.0, row - 1.0)
-            self.nodes[column, row, bright] = self._finished(self._core(node, gsparams), node, gsparams)
-        return self.nodes[column, row, bright]

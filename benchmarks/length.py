@@ -1,4 +1,4 @@
-"""Time and memory of a run over the length of its list: ``python benchmarks/length.py [--fields 8] [--workers 2]``.
+"""Time and memory of a run against the length of its list: ``python benchmarks/length.py [--fields 8] [--workers 2]``.
 
 Simulates fields side by side on the sky, runs one of them and then all, each into a new folder, and prints one table.
 """

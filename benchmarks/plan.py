@@ -1,6 +1,6 @@
 """Time and memory of the plan of many exposures, from simulated headers: ``python benchmarks/plan.py [N]``.
 
-Images are sparse files of the camera's full size, so that 100,000 of them take next to no disk. Prints one table.
+Images are sparse files of the camera's full size: 100,000 of them take almost no disk space. Prints one table.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from pathlib import Path
 
 from astropy.io import fits
 
-NX, NY = 9216, 9232
+from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE
+from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+
+NY, NX = REAL_SHAPE
+SCALE = PIXEL_SCALE / 3600
 BLOCK = 2880
 
 
 def header(ra: float, dec: float, band: str, chip: int) -> bytes:
-    """Primary and image header of a detector that looks at a place (degrees)."""
+    """Primary and image header of a detector that looks at a position (degrees)."""
     primary = fits.PrimaryHDU().header
     primary["DETECTOR"] = f"CHIP{chip:02d}"
     image = fits.Header()
@@ -33,14 +37,14 @@ def header(ra: float, dec: float, band: str, chip: int) -> bytes:
     image["CTYPE1"], image["CTYPE2"] = "RA---TAN", "DEC--TAN"
     image["CRVAL1"], image["CRVAL2"] = ra, dec
     image["CRPIX1"], image["CRPIX2"] = NX / 2, NY / 2
-    image["CD1_1"], image["CD1_2"], image["CD2_1"], image["CD2_2"] = -0.074 / 3600, 0.0, 0.0, 0.074 / 3600
+    image["CD1_1"], image["CD1_2"], image["CD2_1"], image["CD2_2"] = -SCALE, 0.0, 0.0, SCALE
     text = primary.tostring() + image.tostring()
     return text.encode("ascii")
 
 
 def simulate(folder: Path, count: int) -> Path:
-    """Write `count` exposures with headers only, seven of each field; returns the list."""
-    bands = {"NUV": 12, "u": 14, "g": 8, "r": 9, "i": 7, "z": 11, "y": 6}
+    """Write `count` exposures with headers only, seven per field; returns the list."""
+    bands = {band: CHIPS_OF_BAND[band][0] for band in BANDS}
     size = -(-NX * NY * 4 // BLOCK) * BLOCK
     names = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Detectors of the camera and where an exposure puts their pixels on the sky."""
+"""The detectors of the camera, and the sky positions of their pixels in an exposure."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def wcs_header(pointing: Pointing) -> fits.Header:
     Returns
     -------
     astropy.io.fits.Header
-        CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards. The tangent point is that of the focal
-        plane and so lies far outside the detector.
+        CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards. The tangent point is that of the focal plane, so it
+        may lie far outside the detector.
     """
     x_chip, y_chip = chip_center(pointing.chip)
     ny, nx = pointing.shape
@@ -114,7 +114,7 @@ def wcs_header(pointing: Pointing) -> fits.Header:
         for axis in (1, 2):
             header[f"PV{axis}_1"] = 1.0
             header[f"PV{axis}_7"] = header[f"PV{axis}_9"] = pointing.distortion
-    # The middle of the detector is to look at (ra, dec): move the tangent point until it does.
+    # Move the tangent point until the middle of the detector looks at (ra, dec).
     for _ in range(20):
         ra, dec = WCS(header).all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
         error_ra = (pointing.ra - float(ra) + 180.0) % 360.0 - 180.0
@@ -127,7 +127,7 @@ def wcs_header(pointing: Pointing) -> fits.Header:
 
 
 def shifted(header: fits.Header, east_arcsec: float, north_arcsec: float) -> fits.Header:
-    """A copy of a WCS header with its reference position moved: an error of astrometric calibration.
+    """Copy a WCS header and move its reference position: an error of astrometric calibration.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def shifted(header: fits.Header, east_arcsec: float, north_arcsec: float) -> fit
 
 
 def jacobian(wcs: WCS, shape: tuple[int, int]) -> F64:
-    """Pixels a arcsec at the middle of a detector.
+    """Pixels per arcsec at the middle of a detector.
 
     Parameters
     ----------

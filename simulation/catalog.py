@@ -2,63 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from astropy.io import fits
 
 from sgclassify.simulation.detector import Level1
 from sgclassify.stages.config import StageConfig
-from sgclassify.stages.detect import detect_in_strips
-from sgclassify.stages.sky import measure_sky_rows
+from sgclassify.stages.detect import Calibration, Strip, detect_in_strips
+from sgclassify.stages.sky import measure_sky
 
 NO_VALUE = -9999
-"""What the CSST catalogues write where there is no value."""
+"""CSST catalogues write this where there is no value."""
 
 
-def make_catalog(
-    data: Level1, wcs: Any, *, zero_point: float, fwhm_px: float, exposure_time: float, config: StageConfig
-) -> pa.Table:
+def make_catalog(data: Level1, calibration: Calibration, config: StageConfig) -> pa.Table:
     """Detect and measure the sources of an exposure, as the stage does where a CAT is missing.
 
     Parameters
     ----------
     data : Level1
         Level-1 arrays.
-    wcs : astropy.wcs.WCS
-        Celestial coordinates that the header will claim.
-    zero_point : float
-        AB magnitude of 1 e-/s that the header will claim.
-    fwhm_px : float
-        FWHM of the PSF, pixels.
-    exposure_time : float
-        Seconds.
+    calibration : Calibration
+        What the header will claim.
     config : StageConfig
         Configuration of the stages.
 
     Returns
     -------
     pyarrow.Table
-        One row a detection, under the official names.
+        One row per detection, under the official names.
     """
     shape = (data.image.shape[0], data.image.shape[1])
     valid = data.weight > 0
+    sky = measure_sky(data.image, valid, config.sky_box_px)
 
-    def rows(y0: int, y1: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        return data.image[y0:y1], valid[y0:y1]
-
-    mesh = measure_sky_rows(rows, shape, config.sky_box_px)
-
-    def strip(y0: int, y1: int) -> tuple[Any, Any, Any, Any]:
-        level, sigma = mesh.at(y0, y1, 0, shape[1])
+    def strip(y0: int, y1: int) -> Strip:
+        level, sigma = sky.at(y0, y1, 0, shape[1])
         return data.image[y0:y1] - level, valid[y0:y1], sigma, data.flags[y0:y1]
 
-    return detect_in_strips(
-        strip, shape, wcs=wcs, zero_point=zero_point, config=config, fwhm_px=fwhm_px,
-        exposure_time=exposure_time,
-    )  # fmt: skip
+    return detect_in_strips(strip, shape, calibration, config)
 
 
 def catalog_hdu(catalog: pa.Table, obsid: str, chip: int, band: str) -> fits.BinTableHDU:

@@ -1,8 +1,8 @@
 """The detector: from a noiseless image to the Level-1 image, weight and flag of one exposure.
 
-Electrons are collected, clipped at the full well and bled along columns, read through one of 16 outputs and
-digitised; then the Level-1 arithmetic of the public CSST pipeline code (csster/csst, inst_corr.py) turns
-counts into electrons a second: ``img = (raw - bias - dark t) / flat * gain / t`` and
+Electrons are collected, clipped at the full well, bled along columns, read through one of 16 outputs, and digitised.
+The Level-1 arithmetic of the public CSST pipeline code (csster/csst, inst_corr.py) then turns counts into electrons per
+second: ``img = (raw - bias - dark t) / flat * gain / t`` and
 ``wht = t^2 / (gain max(data, 0) + read_noise^2)``, 0 where a flag is set.
 """
 
@@ -22,10 +22,10 @@ PIXEL_CM: Final = 1e-3
 """Side of a pixel, cm (10 um)."""
 
 OUTPUTS: Final = (2, 8)
-"""Read-out outputs along y and x: 16 a detector."""
+"""Read-out outputs along y and x: 16 per detector."""
 
 STRIP: Final = 1024
-"""Rows handled at a time, so that memory stays bounded on a full-size detector."""
+"""Rows handled at a time: bounds the memory for a full-size detector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class DetectorModel:
     exposure_time : float
         Seconds.
     gain : float
-        Electrons a count.
+        Electrons per count.
     read_noise : float
         Electrons.
     dark : float
-        Electrons a second and pixel.
+        Electrons per second and pixel.
     full_well : float
-        Electrons: what is more spills along the column.
+        Electrons; the excess spills along the column.
     bias : float
         Counts.
     converter_limit : float
@@ -53,9 +53,9 @@ class DetectorModel:
     gain_residual : float
         Standard deviation of the gain of an output that was not corrected.
     cosmic_rays : float
-        Hits a cm^2 and second.
+        Hits per cm^2 and second.
     cosmic_rays_flagged : float
-        Share of the hits that the flag image knows.
+        Share of the hits that the flag image marks.
     hot_share, warm_share : float
         Share of hot and warm pixels.
     bad_columns : float
@@ -100,7 +100,7 @@ class Level1:
     flags : ndarray, uint16
         Bits of :class:`sgclassify.stages.flags.InputFlag`.
     cosmic_rays : int
-        Hits that the flag image knows.
+        Hits that the flag image marks.
     """
 
     image: F32
@@ -175,7 +175,7 @@ def _smooth_residual(shape: tuple[int, ...], sigma: float, rng: np.random.Genera
 
 
 def zoomed_rows(mesh: F32, shape: tuple[int, ...], rows: slice) -> F32:
-    """Rows of a coarse mesh interpolated to the detector, linearly, without building the whole."""
+    """Rows of a coarse mesh, interpolated linearly to the detector, without building the whole image."""
     y = np.linspace(0, mesh.shape[0] - 1, shape[0], dtype=np.float32)[rows]
     low = np.minimum(y.astype(int), mesh.shape[0] - 2)
     part = (y - low)[:, None]
@@ -213,7 +213,7 @@ def _add_cosmic_rays(electrons: F32, flags: U16, model: DetectorModel, rng: np.r
     n = rng.poisson(model.cosmic_rays * electrons.size * PIXEL_CM**2 * model.exposure_time)
     length = np.minimum(1 + rng.exponential(6.0, n), 60.0)
     angle = rng.uniform(0.0, 2 * np.pi, n)
-    # Thin tracks: a few hundred electrons a pixel, with a long tail.
+    # Thin tracks: a few hundred electrons per pixel, with a long tail.
     per_pixel = np.exp(rng.normal(np.log(350.0), 0.9, n))
     x0, y0 = rng.uniform(-0.5, nx - 0.5, n), rng.uniform(-0.5, ny - 0.5, n)
     known = rng.random(n) < model.cosmic_rays_flagged
@@ -238,7 +238,7 @@ def _add_cosmic_rays(electrons: F32, flags: U16, model: DetectorModel, rng: np.r
 
 
 def _diffuse(track: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # Charge that spreads into the neighbours: 3 % each.
+    # Charge spreads into the four neighbours: 3 % into each.
     spread = 0.88 * track
     spread[1:] += 0.03 * track[:-1]
     spread[:-1] += 0.03 * track[1:]
@@ -287,7 +287,7 @@ def _bleed(electrons: F32, full_well: float) -> None:
 def _flag_saturated(electrons: F32, flags: U16, level: float) -> None:
     full = electrons >= np.float32(level)
     if full.any():
-        # The neighbours of a full pixel are not trusted either.
+        # The neighbours of a full pixel are flagged too.
         flags[binary_dilation(full)] |= np.uint16(InputFlag.SATURATED)
 
 

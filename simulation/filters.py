@@ -1,14 +1,13 @@
 """The seven filters of the simulated camera: throughput, zero point, sky, as numbers and as speclite filters.
 
 Sources: ``[V]`` CESS throughput curves of the CSST main-survey camera (pivot wavelength, half-peak range,
-zero point), sim_csst_lens / csster (sky); NUV, u and y sky levels are recalled values. The curves themselves
-are not stored: a top hat with smooth edges between the half-peak wavelengths gives colours that are good to
-some hundredths of a magnitude, which is less than the scatter put on them.
+zero point), sim_csst_lens / csster (sky); NUV, u and y sky levels are recalled values. The curves themselves are not
+stored. A top hat with smooth edges between the half-peak wavelengths gives colours to a few hundredths of a magnitude,
+which is less than the scatter added to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,23 +90,18 @@ def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     return wavelength, response
 
 
-def register_speclite(bands: Sequence[str] = BANDS) -> list[str]:
+def register_speclite() -> list[str]:
     """Make the filters known to speclite, which skypy uses for its photometry.
-
-    Parameters
-    ----------
-    bands : sequence of str, optional
-        Bands to register.
 
     Returns
     -------
     list of str
-        Names under which ``speclite.filters.load_filter`` finds them for the life of this process.
+        Names, in the order of ``BANDS``, under which ``speclite.filters.load_filter`` finds them in this process.
     """
     from speclite.filters import FilterResponse
 
     names = []
-    for band in bands:
+    for band in BANDS:
         wavelength, response = throughput(band)
         meta = {"group_name": "sgclassify", "band_name": band}
         names.append(str(FilterResponse(wavelength, response, meta).name))

@@ -1,9 +1,9 @@
-"""Redshifts and colours of galaxies and quasars, drawn once a process with skypy and kept in memory.
+"""Redshifts and colours of galaxies and quasars, drawn with skypy once per process and kept in memory.
 
-Galaxies follow the luminosity functions and spectral coefficients of Herbel et al. 2017 (JCAP 08, 035), the
-values that skypy's own examples use; their spectra are the kcorrect templates that come with skypy. Counts,
-sizes and shapes are *not* taken from here: :mod:`sgclassify.simulation.sky` draws magnitudes from the
-observed number counts and asks this pool for a galaxy of about that magnitude.
+Galaxies follow the luminosity functions and spectral coefficients of Herbel et al. 2017 (JCAP 08, 035), with the values
+of skypy's own examples. Their spectra are the kcorrect templates that come with skypy. Counts, sizes and shapes do
+*not* come from here: :mod:`sgclassify.simulation.sky` draws magnitudes from the observed number counts and asks this
+pool for a galaxy of about that magnitude.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from sgclassify.simulation.filters import register_speclite
+from sgclassify.simulation.filters import FILTERS, register_speclite
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BAND_INDEX
 
 POOL_SEED: Final = 20_170_835
-"""Seed of the pool: the pool is a constant of the program, so that a field depends on its own seed alone."""
+"""Seed of the pool. The pool is a constant of the program, so a field depends only on its own seed."""
 
 Z_RANGE: Final = (0.02, 2.95)
 """Redshifts of the galaxies: below, volumes are negligible; above, the templates end inside the NUV band."""
 
 LAYERS: Final = ((28.5, 0.03), (24.0, 0.5))
-"""(limit of the skypy magnitude, area in deg^2) of the two draws: a deep one, and a wide one for bright
-galaxies."""
+"""(limit of the skypy magnitude, area in deg^2) of the two draws: one deep, one wide for bright galaxies."""
 
 QUASAR_Z: Final = (0.3, 2.9)
 """Redshifts of the quasars."""
+
+N_QUASARS: Final = 2000
+"""Number of quasars in the pool."""
 
 QUASAR_LINES: Final = (
     (1216.0, 92.0, 20.0), (1549.0, 24.0, 15.0), (1908.0, 21.0, 24.0), (2800.0, 32.0, 35.0),
@@ -128,7 +130,7 @@ def igm_dimming(redshift: F64, wavelength_a: F64) -> F64:
 
 @contextmanager
 def _legacy_seed(seed: int) -> Iterator[None]:
-    # skypy draws from numpy's global generator; give it a seed of its own and put back what was there.
+    # skypy draws from numpy's global generator: seed it, and restore its state afterwards.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -200,8 +202,6 @@ def _at(table: F64, grid: F64, z: F64) -> F64:
 
 
 def _sorted_pool(redshift: F64, mags: F64) -> Pool:
-    from sgclassify.simulation.filters import FILTERS
-
     pivots = np.array([spec.pivot_a for spec in FILTERS.values()])
     mags = mags + igm_dimming(redshift[:, None], pivots)
     keep = np.isfinite(mags).all(axis=1)
@@ -210,18 +210,13 @@ def _sorted_pool(redshift: F64, mags: F64) -> Pool:
 
 
 @functools.lru_cache(maxsize=1)
-def quasar_pool(size: int = 2000) -> Pool:
+def quasar_pool() -> Pool:
     """Quasars: a power law with broad emission lines, all at i = 20.
-
-    Parameters
-    ----------
-    size : int, optional
-        Number of quasars.
 
     Returns
     -------
     Pool
-        Redshifts and magnitudes; as all have the same i magnitude, draw with a `window` of half the size.
+        `N_QUASARS` redshifts and magnitudes. All have the same i magnitude, so draw with a `window` of that number.
     """
     from astropy import units
 
@@ -241,12 +236,12 @@ def quasar_pool(size: int = 2000) -> Pool:
         spectra.append(flux)
     unit = units.Unit("1e-17 erg s-1 cm-2 angstrom-1")
     table = photometry.mag_ab(wavelength * units.angstrom, np.array(spectra) * unit, names, redshift=z_grid)
-    redshift = rng.uniform(*QUASAR_Z, size)
-    slope = np.clip(rng.normal(-1.56, 0.3, size), slopes[0], slopes[-1])
+    redshift = rng.uniform(*QUASAR_Z, N_QUASARS)
+    slope = np.clip(rng.normal(-1.56, 0.3, N_QUASARS), slopes[0], slopes[-1])
     by_slope = _at(table, z_grid, redshift)
     place = np.interp(slope, slopes, np.arange(float(len(slopes))))
     low = np.minimum(place.astype(int), len(slopes) - 2)
-    rows, part = np.arange(size), (place - low)[:, None]
+    rows, part = np.arange(N_QUASARS), (place - low)[:, None]
     mags = by_slope[rows, low] * (1 - part) + by_slope[rows, low + 1] * part
     mags += rng.normal(0.0, 0.04, mags.shape)
     mags += 20.0 - mags[:, [BAND_INDEX["i"]]]

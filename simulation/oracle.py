@@ -1,8 +1,8 @@
-"""What could be known at best: the likelihood ratio of star and galaxy with the true PSF, position and noise.
+"""The best possible classification: the likelihood ratio of star and galaxy, given the true PSF, position and noise.
 
-Each source is drawn anew, alone on an empty sky, with the PSF and the noise of its exposures, and compared with a point
-and with galaxies from the population that the simulation draws from. No classifier has this much to go by: it must
-find out the PSF, and its sources have neighbours. The colours are not looked at.
+Each source is drawn anew, alone on an empty sky, with the PSF and the noise of its exposures. It is compared with a
+point and with galaxies from the population of the simulation. No classifier knows this much: it must estimate the PSF,
+and its sources have neighbours. Colours are not used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from astropy.wcs import WCS
 from scipy.special import logsumexp
 
 from sgclassify.simulation.camera import jacobian
+from sgclassify.simulation.config import SimulationConfig
+from sgclassify.simulation.exposure import Conditions
 from sgclassify.simulation.render import Scene, draw_stamp, scene
-from sgclassify.simulation.simulate import Conditions, SimulationConfig, replay
+from sgclassify.simulation.simulate import replay
 from sgclassify.simulation.sky import SkyModel, Sources, galaxy_shapes
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS
@@ -27,11 +29,12 @@ SIZE: Final = 32
 
 ORDINARY: Final = 96
 COMPACT: Final = 96
-"""Galaxies that a source is compared with: of the population, and of its compact tail alone, which matters most."""
+"""Number of galaxies that a source is compared with: of the whole population, and of its compact tail, which matters
+most."""
 
 
 def log_ratios(config: SimulationConfig, field_index: int, mag_i: F64, used: npt.NDArray[np.bool_]) -> F64:
-    """Logarithm of the likelihood of a star over that of a galaxy, of some sources of a field.
+    """Logarithm of the likelihood ratio of star and galaxy, for some sources of a field.
 
     The flux in each band is free under either hypothesis, with a flat prior.
 
@@ -41,14 +44,14 @@ def log_ratios(config: SimulationConfig, field_index: int, mag_i: F64, used: npt
         What was simulated.
     field_index : int
     mag_i : ndarray, float64, shape (n,)
-        True magnitudes, which tell the sources of a field apart.
+        True magnitudes; they identify the sources of a field.
     used : ndarray, bool, shape (n, 7)
         Bands to look at.
 
     Returns
     -------
     ndarray, float64, shape (n,)
-        nan for what is not a source of the field.
+        NaN where `mag_i` is not that of a source of the field.
     """
     model, sources, conditions = replay(config, field_index)
     own = {float(m): k for k, m in enumerate(sources.mags[:, BANDS.index("i")])}

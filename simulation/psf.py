@@ -1,7 +1,7 @@
-"""The point-spread function of one exposure: it varies over the detector, with band and with every exposure.
+"""The point-spread function of one exposure: it varies over the detector, between bands and between exposures.
 
-The function is built with GalSim at the nodes of a coarse grid, each node once an exposure, and handed to the
-renderer as its Fourier transform on the grid of a stamp. A source takes the node next to it.
+GalSim builds the function at the nodes of a coarse grid, each node once per exposure. The renderer gets its Fourier
+transform on the grid of a stamp. A source takes the nearest node.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import PIXEL_SCALE
 
 MOFFAT_BETAS: Final = (2.5, 3.5)
-"""Exponents of the Moffat function, either side of the 3 that stands in for this telescope: their transforms
-have closed forms, others take GalSim ten to fifty times as long."""
+"""Exponents of the Moffat function, either side of the 3 that stands in for this telescope. Their transforms have
+closed forms; with others GalSim takes ten to fifty times as long."""
 
 MIRROR_DIAMETER_M: Final = 2.0
 REFERENCE_WAVELENGTH_NM: Final = 632.8
 """Wavelength at which wavefront errors are given."""
 
 OVERSAMPLING: Final = 2
-"""Samples a pixel in the renderer: the light beyond 1 cycle a pixel is below a percent after jitter and
-pixel."""
+"""Samples per pixel in the renderer: after jitter and pixel, less than 1 % of the light is beyond 1 cycle per pixel."""
 
 BASE_SIZE: Final = 64
-"""Stamp size, pixels, whose transform GalSim computes; those of its divisors are taken from it."""
+"""Stamp size, pixels, for which GalSim computes the transform; the transforms of its divisors are taken from it."""
 
 STRAINED_WIDTH: Final = 0.4
 """Exponent by which the Moffat part widens where aberrations grow: about as much as the diffraction pattern does."""
@@ -68,7 +67,7 @@ class PsfModel:
     nodes : int
         Nodes along each axis of the detector.
     trail : float
-        Reduced shear of the jitter in units of `shear`: how much a drift of the pointing elongates all.
+        Reduced shear of the jitter in units of `shear`: how much a drift of the pointing elongates every source.
     """
 
     family: str
@@ -82,13 +81,13 @@ class PsfModel:
     trail: float = 0.0
 
     def strained(self, factor: float) -> PsfModel:
-        """The same of a telescope out of adjustment.
+        """The PSF of the same exposure, if the telescope were out of adjustment.
 
         Parameters
         ----------
         factor : float
-            By how much aberrations, shears and their changes over the detector are larger, from 1 on; the Moffat part
-            widens and the jitter is elongated with it.
+            Factor on aberrations, shears and their changes over the detector, at least 1. The Moffat part widens and
+            the jitter is elongated with it.
 
         Returns
         -------
@@ -115,8 +114,8 @@ def draw_psf(
     families : tuple of str
         Families to choose from.
     quality : float
-        0 for the sharpest to 1 for the widest PSF that the simulation knows; shared by the exposures of a
-        field, which scatter about it.
+        0 for the sharpest to 1 for the widest PSF of the simulation. The exposures of a field share it, and scatter
+        about it.
     nodes : int
         Nodes along each axis.
     rng : numpy.random.Generator
@@ -166,15 +165,14 @@ class PsfField:
         self._fourier: dict[tuple[int, int], npt.NDArray[np.complex64]] = {}
 
     def node_at(self, x: F64, y: F64) -> npt.NDArray[np.int64]:
-        """Number of the node next to each position (0-based pixels; outside positions take the border's)."""
+        """Number of the nearest node to each position (0-based pixels; positions outside take a node at the border)."""
         n = self.model.nodes
         column = np.clip(np.nan_to_num((x + 0.5) * n / self.shape[1]), 0, n - 1).astype(np.int64)
         row = np.clip(np.nan_to_num((y + 0.5) * n / self.shape[0]), 0, n - 1).astype(np.int64)
         return row * n + column
 
     def profile(self, node: int) -> Any:
-        """GalSim profile of a node, pixel response included, centred on its centroid, flux 1; lengths in
-        arcsec."""
+        """GalSim profile of a node: with the pixel response, centred on its centroid, flux 1, lengths in arcsec."""
         x, y = self._centroid(node)
         return self._built(node).shift(-x * PIXEL_SCALE, -y * PIXEL_SCALE)
 
@@ -191,7 +189,7 @@ class PsfField:
         if model.family == SHIFTED_PSF_FAMILY:
             g1, g2 = model.shear @ position
             core = galsim.Gaussian(sigma=model.jitter_arcsec, flux=0.8, gsparams=GSPARAMS)
-            # a wide elongated part, such as charge diffusion and scattering leave
+            # a wide elongated part, as from charge diffusion and scattering
             halo = galsim.Gaussian(sigma=2.6 * model.jitter_arcsec, flux=0.2, gsparams=GSPARAMS)
             both = core.shear(g1=2 * g1, g2=2 * g2) + halo.shear(g1=0.15, g2=-0.1)
             return galsim.Convolve([*parts, both], gsparams=GSPARAMS)
@@ -222,7 +220,7 @@ class PsfField:
         node : int
             Number of the node.
         size : int
-            Side of the stamp, pixels; the transform is that of ``OVERSAMPLING`` samples a pixel.
+            Side of the stamp, pixels; the transform has ``OVERSAMPLING`` samples per pixel.
 
         Returns
         -------
@@ -243,8 +241,7 @@ class PsfField:
         return self._fourier[key]
 
     def _centroid(self, node: int) -> tuple[float, float]:
-        # Coma moves the light off the nominal position; astrometry is calibrated on the light, so it is
-        # undone.
+        # Coma moves the light off the nominal position. Astrometry is calibrated on the light, so the shift is undone.
         if node not in self._centroids:
             rows, columns = waves(BASE_SIZE)
             middle = BASE_SIZE / 2
@@ -260,12 +257,12 @@ class PsfField:
 
 
 def fwhm_px(profile: Any) -> float:
-    """Full width at half maximum of a profile: of the circle with the area above half of the peak.
+    """Full width at half maximum of a profile: the diameter of the circle that has the area above half of the peak.
 
     Parameters
     ----------
     profile : galsim.GSObject
-        Profile in arcsec with the pixel response in it.
+        Profile in arcsec that includes the pixel response.
 
     Returns
     -------
@@ -280,12 +277,12 @@ def fwhm_px(profile: Any) -> float:
 
 @functools.lru_cache(maxsize=16)
 def waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Angular frequencies of the half plane of a stamp, radians a pixel.
+    """Angular frequencies of the half plane of a stamp, radians per pixel.
 
     Parameters
     ----------
     size : int
-        Side of the stamp, pixels, sampled ``OVERSAMPLING`` times a pixel.
+        Side of the stamp, pixels, sampled ``OVERSAMPLING`` times per pixel.
 
     Returns
     -------

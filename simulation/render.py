@@ -1,11 +1,11 @@
 """Draw sources on a detector: the noiseless image of one exposure.
 
 A profile convolved with the PSF is a product of Fourier transforms, so a stamp is one product and one inverse
-transform. GalSim gives the transform of the PSF (once a node and stamp size) and that of a round Sersic
-profile of unit half-light radius (once an index, tabulated); an ellipse is the round profile at a sheared
-wave vector. This is what ``galsim.Convolve(...).drawImage(method="no_pixel")`` does, without building GalSim
-objects for every source: ten times faster, and equal to it within the accuracy asked of either (a test
-compares them).
+transform. GalSim gives the transform of the PSF (once per node and stamp size) and that of a round Sersic profile of
+unit half-light radius (once per index, tabulated). An ellipse is the round profile at a sheared wave vector.
+
+``galsim.Convolve(...).drawImage(method="no_pixel")`` does the same, but needs GalSim objects for every source. This is
+ten times faster, and equal within the accuracy asked of either (a test compares them).
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ EDGE_LEVEL: Final = 0.1
 BULGE_GRADIENT: Final = 0.25
 """Growth of logit(bulge share) from one band to the next redder one: bulges are redder than disks."""
 
-
 CLUMP_GRADIENT: Final = -0.12
-"""Growth of the logarithm of the share of the clumps from one band to the next redder one."""
+"""Growth of the logarithm of the clumps' share of the light from one band to the next redder one."""
 
 CLUMPY_SNR: Final = 5.0
 """Signal-to-noise ratio above which the clumps of a galaxy are drawn."""
@@ -47,14 +46,14 @@ CLUMPY_SNR: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Sources on one detector in one band; one entry a source.
+    """Sources on one detector in one band; one entry per source.
 
     Attributes
     ----------
     x, y : ndarray, float64
         0-based pixel position of the centre.
     flux : ndarray, float64
-        Electrons a second.
+        Electrons per second.
     point : ndarray, bool
         Whether the source is a point.
     sersic_n, bulge_fraction : ndarray, float64
@@ -64,7 +63,7 @@ class Scene:
     clumpiness : ndarray, float64
         Share of the light in clumps in this band.
     texture : ndarray, int64
-        Seed of the places of the clumps.
+        Seed of the clumps' places.
     """
 
     x: F64
@@ -92,7 +91,7 @@ def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobi
     zero_point : float
         AB magnitude of 1 e-/s.
     jacobian : ndarray, float64, shape (2, 2)
-        Pixels (x, y) an arcsec (east, north).
+        Pixels (x, y) per arcsec (east, north).
 
     Returns
     -------
@@ -130,12 +129,12 @@ def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> n
     shape : tuple of int
         (ny, nx) of the detector, pixels.
     noise : float
-        Standard deviation of the noise of an empty pixel, e-/s: what lies far below it is not drawn.
+        Standard deviation of the noise of an empty pixel, e-/s; light far below it is not drawn.
 
     Returns
     -------
     ndarray, float32, shape (ny, nx)
-        Electrons a second, without sky and noise.
+        Electrons per second, without sky and noise.
     """
     image = np.zeros(shape, dtype=np.float32)
     half = _half_sizes(sky, noise)
@@ -177,14 +176,14 @@ def draw_stamp(
     Returns
     -------
     ndarray, float32, shape (size, size)
-        Electrons a second.
+        Electrons per second.
     """
     x0, y0 = int(np.floor(sky.x[index])) - size // 2, int(np.floor(sky.y[index])) - size // 2
     point = transform * _phase(size, sky.x[index] - x0, sky.y[index] - y0)
     product = point.copy()
     if not sky.point[index]:
         product *= _galaxy_transform(size, sky.shape[index], sky.sersic_n[index], sky.bulge_fraction[index])
-        # clumps show in what is well detected; elsewhere they are not worth their time
+        # clumps show only in galaxies that are well detected; elsewhere they would cost time for nothing
         if sky.clumpiness[index] > 0 and sky.flux[index] > CLUMPY_SNR * 4.0 * noise:
             share = np.float32(sky.clumpiness[index])
             clumps = _clump_transform(size, sky.shape[index], int(sky.texture[index]))
@@ -198,8 +197,7 @@ def draw_stamp(
 def _half_sizes(sky: Scene, noise: float) -> F64:
     threshold = EDGE_LEVEL * noise
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        # The wings of a diffraction-limited PSF fall with the third power of the radius from 0.04 at 2.2
-        # pixels.
+        # The wings of a diffraction-limited PSF fall with the third power of the radius, from 0.04 at 2.2 pixels.
         wings = 2.2 * np.cbrt(0.04 * sky.flux / threshold)
         n = np.where(np.isnan(sky.bulge_fraction), sky.sersic_n, 1.0 + 2.0 * sky.bulge_fraction)
         b = gammaincinv(2 * n, 0.5)
@@ -274,13 +272,12 @@ def _clump_transform(size: int, shape: F64, texture: int) -> npt.NDArray[np.comp
 
 BULGE_SIZE: Final = 0.6
 DISK_SIZE: Final = 1.15
-"""Half-light radii of bulge and disk in units of the whole galaxy's; near enough for all shares."""
+"""Half-light radii of bulge and disk in units of the whole galaxy's; close enough for every bulge share."""
 
 _EXPONENTIAL: Final = int(np.flatnonzero(SERSIC_GRID == 1.0)[0])
 _DE_VAUCOULEURS: Final = int(np.flatnonzero(SERSIC_GRID == 4.0)[0])
 
-# The transform is tabulated evenly in log(1 + k^2): fine where it bends, and no search is needed to look it
-# up.
+# The table is even in log(1 + k^2): fine where the transform bends, and looked up without a search.
 _TABLE_SIZE: Final = 4096
 _TABLE_TOP: Final = 14.0
 

@@ -1,6 +1,6 @@
 """Catalogues by SExtractor and PSFEx (Debian's ``sextractor`` and ``psfex``), under the official CSST column names.
 
-They are what the survey's own chain runs upstream, and the classical baselines: CLASS_STAR and SPREAD_MODEL.
+The survey's own chain runs these programs upstream. Their CLASS_STAR and SPREAD_MODEL are the classical baselines.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pyarrow as pa
 from astropy.io import fits
 
 from sgclassify.simulation.detector import Level1
+from sgclassify.stages.bands import PIXEL_SCALE, nanomaggies_per_count
+from sgclassify.stages.detect import Calibration
+from sgclassify.stages.photometry import APERTURE_RADII
 
 PROGRAMS: Final = ("source-extractor", "sextractor", "sex")
 SHARE: Final = (Path("/usr/share/source-extractor"), Path("/usr/share/sextractor"))
-"""Folders in which the program's neural network and convolution masks are installed."""
-
-APERTURES_PX: Final = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40)
-"""Radii of the apertures, pixels (FORMATS, section 2)."""
+"""Folders where the program's neural network and convolution masks may be installed."""
 
 COLUMNS: Final = {
     "objID": "NUMBER", "X": "X_IMAGE", "Y": "Y_IMAGE", "RA": "ALPHA_J2000", "DEC": "DELTA_J2000", "Flag": "FLAGS",
@@ -62,9 +62,13 @@ def available() -> bool:
 
 
 def extract(
-    data: Level1, wcs: fits.Header, *, zero_point: float, fwhm_px: float, exposure_time: float, saturate: float,
-    threshold: float, with_psf: bool,
-) -> pa.Table:  # fmt: skip
+    data: Level1,
+    wcs: fits.Header,
+    calibration: Calibration,
+    saturate: float,
+    threshold: float,
+    with_psf: bool,
+) -> pa.Table:
     """Run SExtractor, and on request PSFEx and SExtractor again, on an exposure.
 
     Parameters
@@ -73,12 +77,8 @@ def extract(
         Level-1 arrays, e-/s.
     wcs : astropy.io.fits.Header
         WCS cards that the image's header will have.
-    zero_point : float
-        AB magnitude of 1 e-/s.
-    fwhm_px : float
-        FWHM of the PSF, pixels, for CLASS_STAR.
-    exposure_time : float
-        Seconds: the gain of an image in e-/s.
+    calibration : Calibration
+        Zero point; FWHM of the PSF, for CLASS_STAR; exposure time, which is the gain of an image in e-/s.
     saturate : float
         Saturation level, e-/s.
     threshold : float
@@ -89,9 +89,9 @@ def extract(
     Returns
     -------
     pyarrow.Table
-        One row a detection; fluxes in nanomaggies, X and Y 1-based pixels, PA in degrees from the x axis. The columns
-        of `PSF_COLUMNS` are null without a PSF. ``Mag_Model`` and ``MagErr_Model`` are those of the Kron aperture: fits
-        of galaxy models cost more than all the rest.
+        One row per detection; fluxes in nanomaggies, X and Y in 1-based pixels, PA in degrees from the x axis. The
+        columns of `PSF_COLUMNS` are null without a PSF. ``Mag_Model`` and ``MagErr_Model`` are those of the Kron
+        aperture, because fits of galaxy models cost more than all the rest.
 
     Raises
     ------
@@ -109,24 +109,25 @@ def extract(
         fits.PrimaryHDU(data.weight).writeto(folder / "weight.fits")
         fits.PrimaryHDU(data.flags.astype(np.int32)).writeto(folder / "flag.fits")
         settings = {
-            "MAG_ZEROPOINT": zero_point, "SEEING_FWHM": fwhm_px * 0.074, "PIXEL_SCALE": 0.074, "GAIN": exposure_time,
-            "SATUR_LEVEL": saturate, "DETECT_THRESH": threshold, "ANALYSIS_THRESH": threshold,
+            "MAG_ZEROPOINT": calibration.zero_point, "SEEING_FWHM": calibration.fwhm_px * PIXEL_SCALE,
+            "PIXEL_SCALE": PIXEL_SCALE, "GAIN": calibration.exposure_time, "SATUR_LEVEL": saturate,
+            "DETECT_THRESH": threshold, "ANALYSIS_THRESH": threshold,
             "DETECT_MINAREA": 4, "FILTER": "Y", "FILTER_NAME": share / "gauss_2.0_3x3.conv", "BACK_SIZE": 64,
             "STARNNW_NAME": share / "default.nnw", "WEIGHT_TYPE": "MAP_WEIGHT", "WEIGHT_IMAGE": "weight.fits",
-            "FLAG_IMAGE": "flag.fits", "PHOT_APERTURES": ",".join(str(2 * r) for r in APERTURES_PX),
+            "FLAG_IMAGE": "flag.fits", "PHOT_APERTURES": ",".join(str(2 * r) for r in APERTURE_RADII),
             "PHOT_FLUXFRAC": ",".join(str(f) for f in FRACTIONS.values()), "VERBOSE_TYPE": "QUIET",
             "DEBLEND_MINCONT": 0.005, "MEMORY_PIXSTACK": 3_000_000, "MEMORY_OBJSTACK": 20_000,
         }  # fmt: skip
         psf = _psf(program, folder, settings) if with_psf else None
         names = [*COLUMNS.values(), f"FLUX_RADIUS({len(FRACTIONS)})"]
-        names += [f"{column}({len(APERTURES_PX)})" for column in VECTORS.values()]
+        names += [f"{column}({len(APERTURE_RADII)})" for column in VECTORS.values()]
         if psf is not None:
             names += PSF_COLUMNS.values()
             settings = settings | {"PSF_NAME": psf}
         _sextractor(program, folder, settings, names, "catalog.fits", "FITS_1.0")
         with fits.open(folder / "catalog.fits") as hdus:
             found = hdus[1].data
-            return _table(found, psf is not None, 10 ** (0.4 * (22.5 - zero_point)))
+            return _table(found, psf is not None, nanomaggies_per_count(calibration.zero_point))
 
 
 def _psf(program: str, folder: Path, settings: dict[str, Any]) -> Path | None:
@@ -154,7 +155,7 @@ def _psf(program: str, folder: Path, settings: dict[str, Any]) -> Path | None:
     if done.returncode or not path.is_file():
         return None
     with fits.open(path) as hdus:
-        # PSFEx writes a model of nothing where no star was accepted
+        # where PSFEx accepted no star, it still writes a model, without values
         usable = int(hdus[1].header.get("ACCEPTED", 0)) > 0 and np.isfinite(hdus[1].data["PSF_MASK"]).all()
     return path if usable else None
 
@@ -194,7 +195,7 @@ def _table(found: Any, with_psf: bool, nanomaggies: float) -> pa.Table:
     columns = {name: column(found[theirs], name) for name, theirs in COLUMNS.items()}
     columns |= {name: column(found["FLUX_RADIUS"][:, k], name) for k, name in enumerate(FRACTIONS)}
     for stem, theirs in VECTORS.items():
-        for k in range(len(APERTURES_PX)):
+        for k in range(len(APERTURE_RADII)):
             columns[f"{stem}{k + 1}"] = column(found[theirs][:, k], stem)
     for name, theirs in PSF_COLUMNS.items():
         columns[name] = column(found[theirs], name) if with_psf else pa.nulls(len(found), pa.float32())

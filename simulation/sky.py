@@ -1,6 +1,6 @@
 """The simulated sky: galaxies, stars, quasars and close binaries of one field, with their truth.
 
-Counts, sizes, shapes and the stellar locus are those of the project's table of facts; see the constants.
+Counts, sizes, shapes and the stellar locus are constants of this module.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import pyarrow as pa
 from scipy.spatial import cKDTree
 
 from sgclassify.simulation.filters import EXTINCTION
-from sgclassify.simulation.galaxy_pool import galaxy_pool, quasar_pool
+from sgclassify.simulation.galaxy_pool import N_QUASARS, galaxy_pool, quasar_pool
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.healpix import chord, unit_vectors
 
 I_BAND: Final = BAND_INDEX["i"]
 
@@ -24,7 +25,7 @@ GALAXY_COUNTS: Final = (46.0, 0.31, 25.0)
 """N(<i) per arcmin^2 = a * 10**(b * (i - c)), (a, b, c)."""
 
 GALAXY_BRIGHTEST_I: Final = 17.0
-"""Brightest galaxy drawn; there are 0.15 a square arcminute brighter than i = 17.0 + 1."""
+"""Brightest galaxy drawn, AB mag in i."""
 
 SIZE_RELATION: Final = (-0.53, -0.125, 23.0, 0.18)
 """log10 of the half-light radius in arcsec = a + b * (i - c), with scatter d in dex, (a, b, c, d)."""
@@ -34,11 +35,11 @@ COMPACT_SHARE: Final = (0.01, 0.03)
 
 SERSIC_QUANTILES: Final = ((0.0, 0.16, 0.5, 0.84, 1.0), (0.4, 0.73, 1.42, 4.4, 5.8))
 SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])
-"""Sersic indices that are drawn: the renderer tabulates one profile for each."""
+"""Sersic indices to draw; the renderer tabulates one profile for each."""
 
 CLUMPINESS: Final = (-2.0, -0.35)
-"""Decimal logarithm of the share of a galaxy's i light that is in star-forming clumps: from 1 to 45 %, as the clumpy
-galaxies of HST's deep fields have it (Guo et al. 2015, ApJ 800, 39)."""
+"""Decimal logarithm of the share of a galaxy's i light that is in star-forming clumps: from 1 to 45 %, as in the clumpy
+galaxies of HST's deep fields (Guo et al. 2015, ApJ 800, 39)."""
 
 SMALLEST_CLUMPY: Final = 0.1
 """Half-light radius (arcsec) below which clumps are not drawn: the camera would not resolve them."""
@@ -49,7 +50,7 @@ STAR_COUNT_I: Final = np.array([14.0, 16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0, 
 STAR_COUNT_N: Final = np.array(
     [120.0, 330.0, 810.0, 2080.0, 3150.0, 4610.0, 6530.0, 9010.0, 12200.0, 16000.0, 20700.0]
 )
-"""Cumulative stars per deg^2 at a galactic latitude of 60 degrees; the ends are the last slopes continued."""
+"""Cumulative stars per deg^2 at a galactic latitude of 60 degrees; both ends continue the last slope."""
 
 LOCUS: Final = np.array([
     # NUV-u, u-g, g-r, r-i, i-z, z-y
@@ -64,7 +65,7 @@ LOCUS: Final = np.array([
     [6.25, 2.91, 1.30, 1.65, 0.67, 0.23],  # M4
     [6.83, 2.86, 1.49, 2.37, 1.05, 0.30],  # M6
 ])  # fmt: skip
-"""Stellar locus, one row a spectral type."""
+"""Stellar locus, one row per spectral type."""
 
 LOCUS_SCATTER: Final = 0.03
 WHITE_DWARF_SHARE: Final = 0.01
@@ -118,7 +119,7 @@ class SkyModel:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Sources of one field; every array has one entry a source.
+    """Sources of one field; every array has one entry per source.
 
     Attributes
     ----------
@@ -135,9 +136,9 @@ class Sources:
         (radians, north through east) and, for galaxies of a bulge and a disk, the bulge's share of the i
         light. NaN where it does not apply.
     clumpiness : ndarray, float64
-        Share of the i light of a galaxy that is in clumps; 0 for the others.
+        Share of the i light of a galaxy that is in clumps; 0 for other sources.
     texture : ndarray, int64
-        Seed of the places of the clumps.
+        Seed of the clumps' places.
     system : ndarray, int64
         Index of the primary for the two stars of a binary, else -1.
     separation : ndarray, float64
@@ -177,7 +178,7 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     model : SkyModel
         What the field holds.
     rng : numpy.random.Generator
-        Source of randomness; the same state gives the same field.
+        The same state gives the same field.
 
     Returns
     -------
@@ -201,7 +202,7 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     companion_mags, separation = _companions(star_mags[primary], rng)
 
     quasar_i = _quasar_magnitudes(rng.poisson(classified_quasars), rng)
-    quasar_z, quasar_mags = quasar_pool().draw(quasar_i, rng, window=2000)
+    quasar_z, quasar_mags = quasar_pool().draw(quasar_i, rng, window=N_QUASARS)
 
     n_singles, n_pairs, n_quasars = len(star_i), len(primary), len(quasar_i)
     n_stars = n_singles + n_pairs
@@ -249,7 +250,7 @@ def _star_magnitudes(n_classified: float, limit: float, rng: np.random.Generator
 
 
 def _quasar_magnitudes(n: int, rng: np.random.Generator) -> F64:
-    # Counts rise by 0.3 dex a magnitude to i = 20 and much less below; a flat slope of 0.15 from 18 serves
+    # Counts rise by 0.3 dex per magnitude to i = 20, and much less beyond. One slope of 0.15 from 18 on stands for
     # both.
     slope = 0.15
     return np.asarray(np.log10(rng.uniform(10 ** (slope * 18.0), 10 ** (slope * CLASSIFIED_I), n)) / slope)
@@ -257,7 +258,7 @@ def _quasar_magnitudes(n: int, rng: np.random.Generator) -> F64:
 
 def _star_colors(mag_i: F64, rng: np.random.Generator) -> F64:
     n = len(mag_i)
-    # M dwarfs outnumber the others ever more towards the faint end; the rest there are halo turn-off stars.
+    # Towards the faint end more and more stars are M dwarfs; the rest there are halo turn-off stars.
     is_dwarf = rng.random(n) < np.interp(mag_i, [16.0, 20.0, 24.0], [0.30, 0.50, 0.65])
     locus = np.where(is_dwarf, rng.normal(6.8, 1.1, n), rng.normal(3.2, 0.9, n))
     locus = np.clip(locus, 0.0, len(LOCUS) - 1.0)
@@ -345,12 +346,11 @@ def blended(sources: Sources) -> npt.NDArray[np.bool_]:
     -------
     ndarray, bool, shape (n,)
     """
-    ra, dec = np.radians(sources.ra), np.radians(sources.dec)
-    vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
     result = np.zeros(len(sources), dtype=bool)
     if len(sources) == 0:
         return result
-    pairs = cKDTree(vectors).query_pairs(np.radians(BLEND_RADIUS_ARCSEC / 3600.0), output_type="ndarray")
+    tree = cKDTree(unit_vectors(sources.ra, sources.dec))
+    pairs = tree.query_pairs(chord(BLEND_RADIUS_ARCSEC), output_type="ndarray")
     mag = sources.mags[:, I_BAND]
     for one, other in ((pairs[:, 0], pairs[:, 1]), (pairs[:, 1], pairs[:, 0])):
         result[one[mag[other] < mag[one] + BLEND_MAG]] = True

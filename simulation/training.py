@@ -1,4 +1,4 @@
-"""What the fields of a training set look like: as many kinds of sky, camera and detector size as a survey meets."""
+"""The fields of a data set: as many kinds of sky, camera and detector size as a survey may meet."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import replace
 import numpy as np
 
 from sgclassify.simulation import sextractor
+from sgclassify.simulation.config import SimulationConfig
 from sgclassify.simulation.filters import SHIFTED_PSF_FAMILY
-from sgclassify.simulation.simulate import SimulationConfig
 
 SHIFTED_SEED = 1_000_003
 """Added to the seed of a data set for its shifted test."""
 
 STRAINED_SHARE = 0.2
 STRAINS = (1.3, 3.0)
-"""Share of the fields that teach PSFs of a telescope out of adjustment, and how far it is (see
-`sgclassify.simulation.psf.PsfModel.strained`): for other cameras than the one that is simulated."""
+"""Share of the training fields whose telescope is out of adjustment, and by what factor (see
+`sgclassify.simulation.psf.PsfModel.strained`). They prepare the model for cameras other than the simulated one."""
 
 SIDES = (512, 768, 1024, 1280)
-"""Sides of the detectors, pixels. In small ones few stars tell the PSF, which the model must get used to."""
+"""Sides of the detectors, pixels. Small ones hold few stars for the PSF, and the model must learn that case too."""
 
 
 def field_config(part: str, seed: int, field: int) -> SimulationConfig:
     """Configuration of one field of a data set.
 
-    Some fields of the part that is trained on have worse PSFs than those that are judged. The shifted test is what
-    training never sees: another family of PSFs, a brighter sky, another density, twice the share of compact galaxies.
+    Some training fields have worse PSFs than the fields for judging. The shifted test has what training never sees:
+    another family of PSFs, a brighter sky, another density, twice the share of compact galaxies.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def _usual_config(seed: int, field: int) -> SimulationConfig:
         seed=seed,
         detector_shape=(side, side),
         exposures_per_band=int(rng.choice((1, 2, 3), p=(0.85, 0.12, 0.03))),
-        # the detected sources that are stars: from a high galactic latitude to half of all
+        # share of stars among the detected sources: from a high galactic latitude to half of all
         star_fraction=(0.05, 0.5),
         density=(0.8, 1.6),
         exposure_time=_span(rng, 120.0, 300.0) if rng.random() < 0.5 else (150.0, 150.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from astropy.io import fits
 
 from sgclassify.simulation.catalog import catalog_hdu
 from sgclassify.simulation.detector import DetectorModel, Level1
+from sgclassify.stages.write.atomic import atomic_path
 
 FIRST_EXPOSURE: Final = datetime(2028, 6, 10, 0, 0, 0)
 """Start of the first simulated exposure."""
@@ -40,7 +41,7 @@ class ExposureLabels:
     sky_level, sky_rms : float
         Sky background and noise of an empty pixel, e-/s.
     fwhm_px : float
-        FWHM of the PSF, pixels; nan leaves the keyword out.
+        FWHM of the PSF, pixels; NaN leaves the keyword out.
     compressed : bool
         Whether the images are tile-compressed (``.fits.fz``).
     variant : bool
@@ -75,7 +76,7 @@ def write_exposure(
     folder: Path, labels: ExposureLabels, data: Level1, catalog: pa.Table | None, wcs: fits.Header,
     detector: DetectorModel,
 ) -> Path:  # fmt: skip
-    """Write IMG, WHT, FLG and, if given, CAT; IMG last, so that an exposure with its image is complete.
+    """Write IMG, WHT, FLG and, if given, CAT. IMG is written last: an exposure that has its image is complete.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def write_exposure(
 def _image_hdu(array: Any, cards: fits.Header, kind: str, compressed: bool) -> Any:
     if not compressed:
         return fits.ImageHDU(array, cards, name=kind)
-    # The second dither keeps zeros exact, which WHT needs; a fixed seed keeps the bytes the same.
+    # SUBTRACTIVE_DITHER_2 keeps zeros exact, which WHT needs. The seed is fixed, so the bytes are the same every time.
     return fits.CompImageHDU(
         array,
         cards,
@@ -158,7 +159,7 @@ def _image_cards(
 
 
 def _write(path: Path, hdus: list[Any]) -> None:
-    # Checksums are set on the stored form, without the time of day that astropy writes into their comments.
+    # Checksums belong to the stored form. Their comments get no time of day, which would change the bytes.
     stored = fits.HDUList(hdus)
     with contextlib.ExitStack() as stack:
         if any(isinstance(hdu, fits.CompImageHDU) for hdu in hdus):
@@ -169,21 +170,14 @@ def _write(path: Path, hdus: list[Any]) -> None:
             stored = stack.enter_context(opened)
         for hdu in stored:
             hdu.add_checksum(when="")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            stored.writeto(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-    temporary.replace(path)
+        with atomic_path(path) as part:
+            stored.writeto(part)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that is complete under its name or not there."""
-    import pyarrow.parquet as pq
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    """Write a Parquet file whole or not at all."""
+    with atomic_path(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def start_of(number: int) -> datetime:

@@ -1,13 +1,13 @@
 """Association of the detections of all exposures into objects, on the whole sky or one tile at a time.
 
-The exposures are taken in order of their rank (deepest band first). The detections of one exposure are
-matched one to one, nearest pair first, to the anchors of the objects found so far; what stays without a
-partner becomes an object of its own, with itself as anchor. So every detection is in exactly one object, an
-object has at most one detection of an exposure, and no member is farther than the radius from its anchor.
+The exposures are taken in order of their rank (deepest band first). The detections of one exposure are matched one to
+one, nearest pair first, to the anchors of the objects found so far. A detection without a partner becomes the anchor of
+a new object. So every detection is in exactly one object, an object has at most one detection per exposure, and no
+member is farther than the radius from its anchor.
 
-Two detections can influence each other only through a chain of steps no longer than the radius. A tile's
-objects are therefore those of the whole sky as soon as all chains that leave the tile end inside of what was
-loaded: `objects_of_tile` widens its margin until they do.
+Two detections can influence each other only through a chain of steps no longer than the radius. So a tile has the same
+objects as the whole sky if all chains that leave the tile end among the loaded detections: `objects_of_tile` widens its
+margin until they do.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from sgclassify.stages import healpix
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from sgclassify.stages.arrays import F64, I64, Bool, Columns
 
 MAX_PAIRS: Final = 1_000_000
 """Pairs of positions held in memory at once (some 50 MB). Real catalogues stay far below it; beyond it, pairs
 are taken in shells of separation."""
 
-# Separations are compared in whole micro-arcseconds: far below any centroid error, and far above the rounding
-# of the last bit, which may differ between processors and must not decide between two partners.
+# Separations are compared in whole micro-arcseconds. That is far below any centroid error, and far above rounding,
+# which may differ between processors and must not decide between two partners.
 _PER_ARCSEC: Final = 1_000_000
 
 
 @dataclass(frozen=True)
-class SkyPositions:
+class SkyPositions(Columns):
     """Detections as association sees them.
 
     Attributes
@@ -48,17 +46,13 @@ class SkyPositions:
         Number of the detection within its exposure.
     """
 
-    ra: Floats
-    dec: Floats
-    rank: Ints
-    row: Ints
+    ra: F64
+    dec: F64
+    rank: I64
+    row: I64
 
     def __len__(self) -> int:
         return len(self.ra)
-
-    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> SkyPositions:
-        """The detections at `index` (int64 numbers or a bool mask), in that order."""
-        return SkyPositions(self.ra[index], self.dec[index], self.rank[index], self.row[index])
 
 
 @dataclass(frozen=True)
@@ -74,8 +68,8 @@ class Association:
         Detection that is the anchor of each object.
     """
 
-    object_index: Ints
-    anchor: Ints
+    object_index: I64
+    anchor: I64
 
 
 @dataclass(frozen=True)
@@ -97,13 +91,13 @@ class TileObjects:
     """
 
     positions: SkyPositions
-    source: Ints
-    object_index: Ints
-    anchor: Ints
+    source: I64
+    object_index: I64
+    anchor: I64
     margin_arcsec: float
 
 
-def canonical_order(ra: Floats, dec: Floats, rank: Ints, row: Ints) -> Ints:
+def canonical_order(ra: F64, dec: F64, rank: I64, row: I64) -> I64:
     """Order of detections that does not depend on how they were listed: rank, ra, dec, row.
 
     Parameters
@@ -171,9 +165,7 @@ def associate(
     return Association(object_index, anchor[:n_objects].copy())
 
 
-def chained(
-    ra: ArrayLike, dec: ArrayLike, seeds: NDArray[np.bool_], radius_arcsec: float
-) -> NDArray[np.bool_]:
+def chained(ra: ArrayLike, dec: ArrayLike, seeds: Bool, radius_arcsec: float) -> Bool:
     """Detections that can be reached from the seeds in steps no longer than the radius.
 
     Parameters
@@ -207,7 +199,7 @@ def chained(
 
 def closed_components(
     positions: SkyPositions, order: int, pixel: int, margin_arcsec: float, radius_arcsec: float
-) -> tuple[NDArray[np.bool_], bool]:
+) -> tuple[Bool, bool]:
     """Detections that the objects of a tile may depend on, and whether all of them are known.
 
     Parameters
@@ -300,7 +292,7 @@ def _positions(ra: ArrayLike, dec: ArrayLike, rank: ArrayLike, row: ArrayLike | 
     return at
 
 
-def _places(ra: Floats, dec: Floats) -> tuple[Floats, Ints]:
+def _places(ra: F64, dec: F64) -> tuple[F64, I64]:
     """Unit vectors (p, 3) of the different positions, and which of them each detection has.
 
     A tree over points that coincide degenerates to a list: hence all searches are among places.
@@ -312,7 +304,7 @@ def _places(ra: Floats, dec: Floats) -> tuple[Floats, Ints]:
 class _Places:
     """The detections that still lack a partner, by place."""
 
-    def __init__(self, place: Ints) -> None:
+    def __init__(self, place: I64) -> None:
         # Stable: canonical order is kept within a place, and the first detection of a place stands for it.
         self.order = np.argsort(place, kind="stable")
         self.place, start, count = np.unique(place[self.order], return_index=True, return_counts=True)
@@ -321,11 +313,11 @@ class _Places:
         self.next: list[int] = start.tolist()
         self.left: list[int] = count.tolist()
 
-    def free(self) -> Ints:
+    def free(self) -> I64:
         """Numbers of the places that have detections left."""
         return np.flatnonzero(self.left)
 
-    def pop(self, number: int, count: int) -> Ints:
+    def pop(self, number: int, count: int) -> I64:
         """The next `count` detections of a place, which then no longer lack a partner."""
         start = self.next[number]
         self.next[number] += count
@@ -333,7 +325,7 @@ class _Places:
         return self.order[start : start + count]
 
 
-def _match(vectors: Floats, anchors: Ints, detections: Ints, radius_arcsec: float) -> Ints:
+def _match(vectors: F64, anchors: I64, detections: I64, radius_arcsec: float) -> I64:
     """One-to-one partners, nearest pair first.
 
     Parameters

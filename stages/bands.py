@@ -35,3 +35,8 @@ DETECTOR_FILTER: Final[dict[int, str]] = {
     **dict.fromkeys((1, 10, 21, 30), "GI"),
 }
 """Filter of each of the 30 detectors, by detector number (source: csst-dfs-commons, constants.py)."""
+
+
+def nanomaggies_per_count(zero_point: float) -> float:
+    """Factor from e-/s to nanomaggies, for an AB magnitude of 1 e-/s (one nanomaggy has AB magnitude 22.5)."""
+    return float(10.0 ** (0.4 * (22.5 - zero_point)))

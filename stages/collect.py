@@ -9,26 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from sgclassify.stages.arrays import F32, F64, I64, Bool
-from sgclassify.stages.bands import BAND_INDEX, BANDS
+from sgclassify.stages.bands import BAND_INDEX, BANDS, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import feature_table, measure_stamps
-from sgclassify.stages.read.header import ExposureHeader
+from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.read.prepared import PreparedExposure
-from sgclassify.stages.stamps import cut_sources, stamp_origin
+from sgclassify.stages.stamps import cut_sources, squared_radius, stamp_origin
 
 CORE_BITS = (
     (InputFlag.SATURATED, SgFlag.SATURATED),
     (InputFlag.COSMIC_RAY, SgFlag.COSMIC_RAY),
     (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
 )
-
-
-def nanomaggies_per_count(header: ExposureHeader) -> float:
-    """Factor from e-/s to nanomaggies (AB magnitude 22.5 is one nanomaggy)."""
-    return float(10.0 ** (0.4 * (22.5 - header.zero_point)))
 
 
 @dataclass
@@ -107,7 +101,7 @@ class BandStamps:
         with ExposurePixels(prepared.header) as pixels:
             window = pixels.window(y0, y1, x0, x1)
         level, noise = prepared.sky().at(y0, y1, x0, x1)
-        scale = nanomaggies_per_count(prepared.header)
+        scale = nanomaggies_per_count(prepared.header.zero_point)
         data = (window.image - level) * np.float32(scale)
         good = window.valid & np.isfinite(data) & (noise > 0)
 
@@ -115,11 +109,7 @@ class BandStamps:
         image, valid, bits = cut.image, cut.valid, cut.flags
         sigma = np.where(cut.noise > 0, cut.noise * np.float32(scale), np.float32(1.0))
 
-        axis = np.arange(self.size)
-        squared_radius = (axis[None, None, :] - (x - first_x)[:, None, None]) ** 2 + (
-            axis[None, :, None] - (y - first_y)[:, None, None]
-        ) ** 2
-        core = squared_radius <= config.core_radius_px**2
+        core = squared_radius(x - first_x, y - first_y, self.size) <= config.core_radius_px**2
         share = (core & valid).sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)
         weight = np.where(share >= config.min_valid_core, share / sigma.astype(np.float64) ** 2, 0.0)
         band = BAND_INDEX[prepared.header.band]
@@ -170,7 +160,9 @@ class BandStamps:
         stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)
         fwhm = np.array([e.header.fwhm_px for e in exposures], dtype=np.float64)
         # photons: the variance of a pixel grows with its flux by one electron's worth
-        shot = np.array([nanomaggies_per_count(e.header) / e.header.exposure_time for e in exposures])
+        shot = np.array(
+            [nanomaggies_per_count(e.header.zero_point) / e.header.exposure_time for e in exposures]
+        )
         locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
         for band in range(len(BANDS)):
             index = np.flatnonzero(self.exposure[:, band] >= 0)
@@ -194,16 +186,9 @@ class BandStamps:
                 place = corner[own] + np.stack([x, y], axis=1)
                 model = exposures[number].psf_model
                 self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
+            stamps = Stamps(self.image[index, band], valid, sigma, self.psf[index, band], shot[source])
+            measures = {name: values[source] for name, values in locus.items()}
             features[index, band] = feature_table(
-                measured,
-                detected[index, band],
-                sigma,
-                {name: values[source] for name, values in locus.items()},
-                stars[source],
-                fwhm[source],
-                self.image[index, band],
-                valid,
-                self.psf[index, band],
-                shot[source],
+                measured, detected[index, band], stamps, StampLocus(measures, stars[source], fwhm[source])
             )
         return features

@@ -1,4 +1,9 @@
-"""Separation of touching sources: each segment is split at the saddles between its significant peaks."""
+"""Separation of touching sources: each segment is split at the saddles between its significant peaks.
+
+Own code, not `sep`: its deblending gives up the whole image ("object deblending overflow") where one segment of a
+crowded field has more than 1024 peaks. On a simulated exposure of 2560 x 2560 pixels, sep takes half the time of
+detection and photometry here (1.2 s, not 2.3 s), and 1329 of 1390 sources are the same.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +25,10 @@ def deblend(
 ) -> I32:
     """Split segments into one for each significant peak.
 
-    The criterion is that of SExtractor's multi-threshold deblending (Bertin & Arnouts 1996), in the limit of
-    infinitely many thresholds: going down in brightness, wherever two peaks meet, both live on as sources of
-    their own if each holds enough of the segment's light above their saddle; otherwise the lesser one is part
-    of the other. Pixels below the saddle go to the source that they slope up to (watershed).
+    The criterion is that of SExtractor's multi-threshold deblending (Bertin & Arnouts 1996), in the limit of infinitely
+    many thresholds. Going down in brightness, two peaks meet at their saddle. If each holds enough of the segment's
+    light above the saddle, both are sources of their own; otherwise the lesser one becomes part of the other. Pixels
+    below the saddle go to the source that they slope up to (watershed).
 
     Parameters
     ----------
@@ -47,7 +52,7 @@ def deblend(
     """
     result = labels.copy()
     n_sources = int(labels.max(initial=0))
-    # Most segments have one local maximum, and nothing to be split.
+    # Most segments have one local maximum and stay whole.
     peaks = labels[(maximum_filter(smoothed, size=3) == smoothed) & (labels > 0)]
     n_peaks = np.bincount(peaks, minlength=n_sources + 1)
     boxes = find_objects(labels)
@@ -73,9 +78,9 @@ def _basins(
 ) -> I32:
     """Number the sources of one segment: 0 for the first and for pixels outside, then 1, 2, ...
 
-    A flood from the brightest pixel down. A *basin* is a peak and the pixels that slope up to it; basins
-    that meet without being separate are merged through ``alias``. A *pool* is a connected set of basins, with
-    its light and area so far; ``split`` says that it holds separate sources already.
+    A flood from the brightest pixel down. A *basin* is a peak and the pixels that slope up to it. Basins that meet and
+    are not separate sources are merged through ``alias``. A *pool* is a connected set of basins, with its light and
+    area so far; ``split`` tells whether it already holds separate sources.
     """
     height, width = values.shape
     stride = width + 2
@@ -121,14 +126,14 @@ def _basins(
                     and peak[p] - here >= min_height
                 )
             ]
-            # Without two separate ones, the pool with the most light above the saddle takes the others in.
+            # If no pool is separate, the one with the most light above the saddle takes in the others.
             kept = separate or [max(sorted(pools), key=lambda p: light[p] - here * area[p])]
             heirs = [b for b in sorted(basins) if root(pool_of, b) in kept]
             heir = max(heirs, key=lambda b: peak[b])
             first = kept[0]
             for p in sorted(pools):
                 if p not in kept:
-                    # A pool that is not split is one basin, and has the same number.
+                    # A pool that is not split is one basin and has its number.
                     alias[p] = heir
                     peak[heir] = max(peak[heir], peak[p])
                 if p != first:

@@ -6,18 +6,19 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from photutils.segmentation import detect_sources as find_segments
+from photutils.segmentation import detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy.ndimage import correlate1d
 from scipy.spatial import KDTree
 
 from sgclassify.stages.arrays import F32, F64, I32, U16, Bool
-from sgclassify.stages.bands import NOMINAL_FWHM_PX
+from sgclassify.stages.bands import NOMINAL_FWHM_PX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
 from sgclassify.stages.flags import InputFlag
@@ -29,129 +30,91 @@ from sgclassify.stages.photometry import (
     measure_segments,
 )
 
-ReadStrip = Callable[[int, int], tuple[F32, Bool, F32 | float, U16 | None]]
+Strip = tuple[F32, Bool, F32 | float, U16 | None]
+"""Rows of an image: sky-subtracted pixels (e-/s), which of them hold data, standard deviation of the sky noise of each
+(e-/s; pixels where it is not positive are not used), FLG bits. All of shape (ny, nx), [y, x]."""
 
 log = logging.getLogger(__name__)
 
 # Bits of the catalogue's Flag column, as SExtractor's FLAGS.
 FLAG_BIASED, FLAG_BLENDED, FLAG_SATURATED, FLAG_TRUNCATED = 1, 2, 4, 8
 
-# Saturated pixels hold light of the star and are detected on, unless the detector is at fault there too.
+# Saturated pixels hold the light of a star: sources are detected in them too, unless the detector is at fault there.
 _FAULTY = int(InputFlag.BAD | InputFlag.HOT | InputFlag.WARM | InputFlag.COSMIC_RAY | InputFlag.SATELLITE)
 _KERNEL_REACH = 3.0
 _POGSON = 2.5 / math.log(10.0)
 _STRIP_ROWS = 2048
+_MARGIN_ROWS = MARGIN_PX + 22
 
 
-def detect_sources(
-    image: F32,
-    valid: Bool,
-    sigma: F32 | float,
-    *,
-    wcs: Any,
-    zero_point: float,
-    config: StageConfig,
-    fwhm_px: float = math.nan,
-    flags: npt.NDArray[np.uint16] | None = None,
-    exposure_time: float = math.nan,
-    gain: float = 1.0,
-) -> pa.Table:
-    """Detect and measure the sources of an image held in memory.
+@dataclass(frozen=True)
+class Calibration:
+    """What the header of an exposure says about its pixels.
 
-    Parameters
+    Attributes
     ----------
-    image : ndarray of float32, shape (ny, nx)
-        Sky-subtracted image, e-/s, [y, x].
-    valid : ndarray of bool, shape (ny, nx)
-        Pixels that hold data.
-    sigma : ndarray of float32, shape (ny, nx), or float
-        Standard deviation of the sky noise of each pixel, e-/s. Pixels where it is not positive are not used.
     wcs : astropy.wcs.WCS
-        Celestial WCS of the image.
+        Celestial WCS of the whole detector.
     zero_point : float
         AB magnitude of 1 e-/s.
-    config : StageConfig
-        Threshold, smallest area and deblending contrast.
     fwhm_px : float
         FWHM of the PSF, pixels; `sgclassify.stages.bands.NOMINAL_FWHM_PX` where not finite.
-    flags : ndarray of uint16, shape (ny, nx), optional
-        FLG image; saturated pixels are used although they are not valid, and set the Flag column.
     exposure_time : float
         Exposure time, s; without it the errors leave out the photon noise of the sources themselves.
-    gain : float
-        Electrons per unit of ``image * exposure_time``.
-
-    Returns
-    -------
-    pyarrow.Table
-        One row a source, in order of Y, then X; `CATALOG_SCHEMA`.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
     """
-    photometry, flag = _detect(
-        image, valid, sigma, flags, config, fwhm_px, exposure_time * gain, (True, True)
-    )
-    return _table(photometry, flag, wcs, zero_point)
+
+    wcs: Any
+    zero_point: float
+    fwhm_px: float = math.nan
+    exposure_time: float = math.nan
 
 
 def detect_in_strips(
-    read: ReadStrip,
+    read: Callable[[int, int], Strip],
     shape: tuple[int, int],
-    *,
-    wcs: Any,
-    zero_point: float,
+    calibration: Calibration,
     config: StageConfig,
-    fwhm_px: float = math.nan,
-    exposure_time: float = math.nan,
-    gain: float = 1.0,
     strip_rows: int = _STRIP_ROWS,
-    margin_rows: int = MARGIN_PX + 22,
 ) -> pa.Table:
     """Detect and measure the sources of an image read in overlapping strips of rows.
 
-    A source belongs to the strip that holds its centre. The result is that of `detect_sources`, but for
-    sources whose isophote is higher than the margin.
+    A source belongs to the strip that holds its centre. The strips do not change the result, except for sources whose
+    isophote is higher than the overlap. Saturated pixels are used although they are not valid, and set the Flag column.
 
     Parameters
     ----------
     read : callable
-        ``read(y0, y1)`` returns (image, valid, sigma, flags or None) of the rows ``y0`` to ``y1 - 1`` of all
-        columns, as `detect_sources` takes them.
+        ``read(y0, y1)`` returns the rows ``y0`` to ``y1 - 1`` of all columns.
     shape : tuple of int
         Shape of the detector (ny, nx), pixels.
-    wcs, zero_point, config, fwhm_px, exposure_time, gain
-        As for `detect_sources`; the WCS is that of the whole detector.
+    calibration : Calibration
+    config : StageConfig
+        Threshold, smallest area and deblending contrast.
     strip_rows : int
-        Rows of a strip; memory grows with it, about 150 bytes a pixel.
-    margin_rows : int
-        Rows read on either side of a strip.
+        Rows of a strip without its overlap; memory grows with it, about 150 bytes per pixel.
 
     Returns
     -------
     pyarrow.Table
-        One row a source, in order of Y, then X; `CATALOG_SCHEMA`.
+        One row per source, in order of Y, then X; `CATALOG_SCHEMA`.
 
     Raises
     ------
     ValueError
-        If the strips have no rows.
+        If the strips have no rows, or the arrays of a strip differ in shape.
     """
-    if strip_rows < 1 or margin_rows < 1:
-        raise ValueError(f"strips of {strip_rows} rows with a margin of {margin_rows} rows")
+    if strip_rows < 1:
+        raise ValueError(f"strips of {strip_rows} rows")
     found: list[tuple[Photometry, I32]] = []
     before: F64 = np.empty((0, 2))
     for y0 in range(0, shape[0], strip_rows):
         y1 = min(y0 + strip_rows, shape[0])
-        low, high = max(y0 - margin_rows, 0), min(y1 + margin_rows, shape[0])
-        image, valid, sigma, flags = read(low, high)
+        low, high = max(y0 - _MARGIN_ROWS, 0), min(y1 + _MARGIN_ROWS, shape[0])
         ends = (low == 0, high == shape[0])
-        photometry, flag = _detect(image, valid, sigma, flags, config, fwhm_px, exposure_time * gain, ends)
+        photometry, flag = _detect(read(low, high), calibration, config, ends)
         photometry.y[:] += low
-        # A pixel more on either side, for a centre that comes out on the other side of the border in the
-        # other strip; what both strips found is then kept once.
+        # One pixel more on either side: a centre near the border may come out on either side of it, depending on
+        # the strip. What both strips found is then kept once.
         own = (photometry.y >= y0 - (1 if y0 else np.inf)) & (
             photometry.y < y1 + (1 if y1 < shape[0] else np.inf)
         )
@@ -162,25 +125,19 @@ def detect_in_strips(
         before = place[own & (photometry.y > y1 - 3)]
         log.debug("rows %d to %d: %d sources", y0, y1, int(own.sum()))
     photometry = Photometry.concatenate([part for part, _ in found])
-    return _table(photometry, np.concatenate([flag for _, flag in found]), wcs, zero_point)
+    return _table(photometry, np.concatenate([flag for _, flag in found]), calibration)
 
 
 def _detect(
-    image: F32,
-    valid: Bool,
-    sigma: F32 | float,
-    flags: npt.NDArray[np.uint16] | None,
-    config: StageConfig,
-    fwhm_px: float,
-    electrons: float,
-    ends: tuple[bool, bool],
+    strip: Strip, calibration: Calibration, config: StageConfig, ends: tuple[bool, bool]
 ) -> tuple[Photometry, I32]:
-    """Photometry and Flag of the sources of a strip; ``ends``: its first, last row is the detector's."""
+    """Photometry and Flag of the sources of a strip; ``ends``: whether its first, last row is the detector's."""
+    image, valid, sigma, flags = strip
     if image.shape != valid.shape or (flags is not None and flags.shape != image.shape):
         raise ValueError("image, mask and flags differ in shape")
     sigma = np.broadcast_to(np.asarray(sigma, dtype=np.float32), image.shape)
-    if not (math.isfinite(fwhm_px) and fwhm_px > 0):
-        fwhm_px = NOMINAL_FWHM_PX
+    known = math.isfinite(calibration.fwhm_px) and calibration.fwhm_px > 0
+    fwhm_px = calibration.fwhm_px if known else NOMINAL_FWHM_PX
     saturated = np.zeros(image.shape, dtype=np.bool_)
     if flags is not None:
         saturated = (flags & int(InputFlag.SATURATED)) != 0
@@ -192,8 +149,8 @@ def _detect(
     labels, parents = _segment(smoothed, significance, usable, config)
     n = int(labels.max(initial=0))
 
-    if math.isfinite(electrons) and electrons > 0:
-        variance += np.maximum(image, 0) / np.float32(electrons)
+    if math.isfinite(calibration.exposure_time) and calibration.exposure_time > 0:
+        variance += np.maximum(image, 0) / np.float32(calibration.exposure_time)
     photometry = measure_segments(image, variance, usable, smoothed, labels, fwhm_px)
     flag = np.where(photometry.biased, FLAG_BIASED, 0).astype(np.int32)
     parent = np.zeros(n + 1, dtype=np.int64)
@@ -210,8 +167,8 @@ def _detect(
 def _smooth(image: F32, variance: F32, usable: Bool, fwhm_px: float) -> tuple[F32, F32]:
     """Image smoothed with a Gaussian of the PSF's width, and its significance in sigma of its own noise.
 
-    Pixels without data get no weight, so that gaps of a few pixels are bridged; where the noise is uneven,
-    the quieter pixels count more: the filter is the best one for a faint star.
+    Pixels without data get no weight, which bridges gaps of a few pixels. Where the noise is uneven, the quieter pixels
+    count more. This is the matched filter of a faint star.
     """
     spread = fwhm_px / FWHM_PER_SIGMA
     reach = max(1, math.ceil(_KERNEL_REACH * spread))
@@ -238,14 +195,14 @@ def _smooth(image: F32, variance: F32, usable: Bool, fwhm_px: float) -> tuple[F3
 def _segment(smoothed: F32, significance: F32, usable: Bool, config: StageConfig) -> tuple[I32, I32]:
     """Deblended segments, numbered 1 to n, and the connected segments that they come from."""
     with warnings.catch_warnings():
-        # An empty field is no fault.
+        # An empty field is not a fault.
         warnings.simplefilter("ignore", NoDetectionsWarning)
-        segments = find_segments(significance, config.detect_threshold_sigma, config.detect_min_px)
+        segments = detect_sources(significance, config.detect_threshold_sigma, config.detect_min_px)
     if segments is None:
         nothing = np.zeros(smoothed.shape, dtype=np.int32)
         return nothing, nothing
-    # What a mask leaves of a cosmic ray is a pixel or two with the light of a source: not enough pixels of
-    # a segment hold data then, however far the smoothing spreads them over the mask.
+    # A masked cosmic ray may leave one or two bright pixels, which the smoothing spreads over the mask. So what counts
+    # is the pixels of a segment that hold data.
     found = np.bincount(segments.data[usable], minlength=segments.data.max() + 1) >= config.detect_min_px
     found[0] = False
     number = np.where(found, np.cumsum(found), 0).astype(np.int32)
@@ -263,7 +220,7 @@ def _segment(smoothed: F32, significance: F32, usable: Bool, config: StageConfig
 
 
 def _touched(labels: I32, n: int) -> I32:
-    """1 for each of the segments 1 to n that is among the labels, else 0."""
+    """For each of the segments 1 to n: 1 if it is among the labels, else 0."""
     return (np.bincount(labels, minlength=n + 1)[1:] > 0).astype(np.int32)
 
 
@@ -278,7 +235,7 @@ def _schema() -> pa.Schema:
 
 
 CATALOG_SCHEMA: pa.Schema = _schema()
-"""Columns of a catalogue that the stage makes: the official names (FORMATS: CAT columns), X and Y 1-based
+"""Columns of a catalogue that the stage makes: the official names (FORMATS: CAT columns), X and Y in 1-based
 pixels, RA and DEC ICRS degrees, lengths in pixels, PA in degrees from north to east, fluxes in nanomaggies;
 null where there is no value."""
 
@@ -294,11 +251,12 @@ def _position_angle(photometry: Photometry, wcs: Any, ra: F64, dec: F64) -> F64:
     return result
 
 
-def _table(photometry: Photometry, flag: I32, wcs: Any, zero_point: float) -> pa.Table:
+def _table(photometry: Photometry, flag: I32, calibration: Calibration) -> pa.Table:
+    wcs, zero_point = calibration.wcs, calibration.zero_point
     order = np.lexsort((photometry.x, photometry.y))
     p, flag = photometry.take(order), flag[order]
     ra, dec = wcs.all_pix2world(p.x, p.y, 0) if p.x.size else (p.x, p.y)
-    nanomaggies = 10 ** (0.4 * (22.5 - zero_point))
+    nanomaggies = nanomaggies_per_count(zero_point)
     columns: dict[str, npt.NDArray[Any]] = {
         "objID": np.arange(1, p.x.size + 1),
         "X": p.x + 1,

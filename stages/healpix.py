@@ -12,7 +12,9 @@ import cdshealpix
 import numpy as np
 from astropy import units
 from astropy.coordinates import Latitude, Longitude
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from sgclassify.stages.arrays import F64, I64, Bool
 
 INDEX_ORDER: Final = 29
 """Order of the spatial index ``_healpix_29`` of a HATS catalogue."""
@@ -24,7 +26,7 @@ ARCSEC: Final = np.pi / (180.0 * 3600.0)
 _THREADS: Final = 1
 
 
-def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
+def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> F64:
     """Unit vectors of sky positions.
 
     Parameters
@@ -63,7 +65,7 @@ def chord(angle_arcsec: float) -> float:
     return float(2.0 * np.sin(min(angle_arcsec * ARCSEC, np.pi) / 2.0))
 
 
-def angle_of_chord(length: NDArray[np.float64]) -> NDArray[np.float64]:
+def angle_of_chord(length: F64) -> F64:
     """Angle that belongs to a chord of the unit sphere (accurate for the smallest separations).
 
     Parameters
@@ -76,11 +78,11 @@ def angle_of_chord(length: NDArray[np.float64]) -> NDArray[np.float64]:
     ndarray of float64
         Angles, arcsec.
     """
-    angle: NDArray[np.float64] = 2.0 * np.arcsin(np.minimum(length / 2.0, 1.0)) / ARCSEC
+    angle: F64 = 2.0 * np.arcsin(np.minimum(length / 2.0, 1.0)) / ARCSEC
     return angle
 
 
-def index29(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
+def index29(ra: ArrayLike, dec: ArrayLike) -> I64:
     """Order-29 nested HEALPix index, the HATS spatial index.
 
     Parameters
@@ -104,7 +106,7 @@ def index29(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(index).astype(np.int64).reshape(lon.shape)
 
 
-def tile_of(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64]:
+def tile_of(ra: ArrayLike, dec: ArrayLike, order: int) -> I64:
     """The tile that holds each position.
 
     Parameters
@@ -122,7 +124,7 @@ def tile_of(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64]:
     return tile_of_index(index29(ra, dec), order)
 
 
-def tile_of_index(index: NDArray[np.int64], order: int) -> NDArray[np.int64]:
+def tile_of_index(index: I64, order: int) -> I64:
     """The tile that holds each order-29 index.
 
     Parameters
@@ -140,7 +142,7 @@ def tile_of_index(index: NDArray[np.int64], order: int) -> NDArray[np.int64]:
     return index >> np.int64(2 * (INDEX_ORDER - order))
 
 
-def tile_cone(order: int, pixel: int) -> tuple[NDArray[np.float64], float]:
+def tile_cone(order: int, pixel: int) -> tuple[F64, float]:
     """The cone that contains a tile.
 
     Parameters
@@ -164,9 +166,7 @@ def tile_cone(order: int, pixel: int) -> tuple[NDArray[np.float64], float]:
     return centre, 1.02 * radius
 
 
-def near_tile(
-    ra: ArrayLike, dec: ArrayLike, order: int, pixel: int, margin_arcsec: float
-) -> NDArray[np.bool_]:
+def near_tile(ra: ArrayLike, dec: ArrayLike, order: int, pixel: int, margin_arcsec: float) -> Bool:
     """Positions within the cone around a tile, widened by a margin.
 
     Parameters
@@ -188,7 +188,7 @@ def near_tile(
     return distance <= radius + margin_arcsec
 
 
-def polygon_tiles(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64]:
+def polygon_tiles(ra: ArrayLike, dec: ArrayLike, order: int) -> I64:
     """The tiles that a polygon on the sky touches.
 
     Parameters
@@ -217,7 +217,7 @@ def polygon_tiles(ra: ArrayLike, dec: ArrayLike, order: int) -> NDArray[np.int64
     return np.union1d(np.asarray(pixels).astype(np.int64), corners)
 
 
-def _radians(ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _radians(ra: ArrayLike, dec: ArrayLike) -> tuple[F64, F64]:
     """Checked positions in radians, right ascension in [0, 2 pi)."""
     lon = np.atleast_1d(np.asarray(ra, dtype=np.float64))
     lat = np.atleast_1d(np.asarray(dec, dtype=np.float64))

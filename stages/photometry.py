@@ -1,19 +1,21 @@
 """Positions, shapes and fluxes of segmented sources, all sources of a chunk at once.
 
-The definitions are those of SExtractor's catalogue columns (Bertin & Arnouts 1996, A&AS 117, 393), so that
-a catalogue made by the stage and one from upstream mean the same by a name.
+The definitions are those of SExtractor's catalogue columns (Bertin & Arnouts 1996, A&AS 117, 393), so a name means the
+same in a catalogue of the stage and in one from upstream.
+
+Own code, not `sep`: it measures the segments of `sgclassify.stages.deblend` and replaces the pixels of neighbours. On a
+simulated exposure the Kron fluxes of one source in six differ from those of sep by about 15% or more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I32, I64, Bool, Columns
 from sgclassify.stages.stamps import cut_stamps, stamp_origin
 
 APERTURE_RADII: Final[tuple[float, ...]] = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40)
@@ -24,17 +26,17 @@ FWHM_PER_SIGMA: Final = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 # SExtractor's defaults: PHOT_AUTOPARAMS 2.5,3.5, first moment taken within 6 isophotal axes.
 _KRON_FACTOR, _KRON_MINIMUM, _KRON_MAXIMUM, _KRON_REACH = 2.5, 3.5, 15.0, 6.0
-# Radii of the photometry stamps: the first holds the largest aperture; a source takes the smallest that holds
-# its Kron reach, and the largest bounds memory and the margin that a window around sources must have.
+# Radii of the photometry stamps. The smallest stamp holds the largest aperture. A source takes the smallest stamp that
+# holds its Kron reach. The largest stamp bounds the memory, and the margin of a window around sources.
 _STAMP_RADII: Final = (42, 84, 168)
 MARGIN_PX: Final = _STAMP_RADII[-1] + 2
 """How far from its centre the photometry of a source looks, pixels."""
-# Pixels of all stamps of a chunk: what is worked on at once stays at some tens of megabytes.
+# Pixels of all stamps of a chunk: limits the memory to some tens of megabytes.
 _CHUNK_PIXELS = 1 << 19
 _FRACTIONS = (0.2, 0.5, 0.9)
 
-# The growth curve is kept on rings this wide. Pixels near the centre are divided 9x9, those farther out
-# are spread evenly over the pixel's own width in radius.
+# Width of the rings of the growth curve. Pixels near the centre are divided 9x9; the light of pixels farther out is
+# spread evenly over the pixel's own width in radius.
 _RING = 0.125
 _CORE_PX, _CORE_SUB = 4, 9
 _SPREAD: Final = (-0.375, -0.125, 0.125, 0.375)
@@ -42,13 +44,13 @@ _SPREAD: Final = (-0.375, -0.125, 0.125, 0.375)
 # Windowed positions: radius of the window's stamp, largest window, rounds, farthest move.
 _WINDOW_PX, _WINDOW_MAX_SIGMA, _WINDOW_ROUNDS, _WINDOW_MOVE = 12, 4.0, 16, 2.0
 _WINDOW_STOP = 1e-4
-# A tenth of the Kron ellipse replaced is SExtractor's limit for its first flag.
+# SExtractor's limit for its first flag: more than a tenth of the Kron ellipse was replaced.
 _BIASED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Photometry:
-    """Measurements of n sources; NaN where there is no value. Lengths in pixels, fluxes as the image's.
+class Photometry(Columns):
+    """Measurements of n sources; NaN where there is no value. Lengths in pixels, fluxes in the unit of the image.
 
     Attributes
     ----------
@@ -85,33 +87,19 @@ class Photometry:
     radius: F64
     biased: Bool
 
-    def take(self, index: npt.NDArray[np.int64] | Bool) -> Photometry:
-        """The same measurements for some of the sources, by index or mask."""
-        return Photometry(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-    @staticmethod
-    def concatenate(parts: Sequence[Photometry]) -> Photometry:
-        """The measurements of several sets of sources, one after the other."""
-        return Photometry(
-            **{
-                field.name: np.concatenate([getattr(p, field.name) for p in parts])
-                for field in fields(Photometry)
-            }
-        )
-
 
 def measure_segments(
     image: F32,
     variance: F32,
     usable: Bool,
     smoothed: F32,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     fwhm_px: float,
 ) -> Photometry:
     """Measure each segment of a labelled image.
 
-    Pixels of other segments, and those without data, are replaced by the pixel opposite of the source's
-    centre where that one is free, else by zero.
+    A pixel that belongs to another segment or holds no data is replaced by the pixel on the opposite side of the
+    source's centre, or by zero if that one is not free either.
 
     Parameters
     ----------
@@ -136,7 +124,7 @@ def measure_segments(
     x, y, peak_x, peak_y, a, b, theta = _isophotes(smoothed, labels)
     n = x.size
     window = np.clip(np.sqrt(a * b), fwhm_px / FWHM_PER_SIGMA, _WINDOW_MAX_SIGMA)
-    # From the peak, since the barycentre of a segment that took in a neighbour may be far off.
+    # Start at the peak: the barycentre may be far off where a segment includes a neighbour.
     window_x, window_y, fwhm = _windowed(image, usable, labels, peak_x, peak_y, window)
     settled = np.isfinite(window_x)
     x, y = np.where(settled, window_x, x), np.where(settled, window_y, y)
@@ -167,7 +155,7 @@ def measure_segments(
     return result
 
 
-def _isophotes(smoothed: F32, labels: npt.NDArray[np.int32]) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
+def _isophotes(smoothed: F32, labels: I32) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
     """Barycentre, brightest pixel, RMS axes and angle of each segment."""
     y, x = np.nonzero(labels)
     label = labels[y, x] - 1
@@ -192,10 +180,10 @@ def _isophotes(smoothed: F32, labels: npt.NDArray[np.int32]) -> tuple[F64, F64, 
 
 
 def _clean_stamps(
-    arrays: tuple[F32, ...], usable: Bool, labels: npt.NDArray[np.int32], index: I64, x: F64,
+    arrays: tuple[F32, ...], usable: Bool, labels: I32, index: I64, x: F64,
     y: F64, size: int,
 ) -> tuple[list[F32], Bool]:  # fmt: skip
-    """Stamps of a source alone, and the pixels that had to be replaced."""
+    """Stamps of the sources without their neighbours, and which pixels were replaced."""
     segment, _ = cut_stamps(labels, x, y, size)
     free, _ = cut_stamps(usable, x, y, size, fill=False)
     free &= (segment == 0) | (segment == index[:, None, None] + 1)
@@ -210,15 +198,15 @@ def _clean_stamps(
 def _windowed(
     image: F32,
     usable: Bool,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     x: F64,
     y: F64,
     window: F64,
 ) -> tuple[F64, F64, F64]:
     """Centroids under a Gaussian window that follows them, and the FWHM by the window's second moment.
 
-    As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias. NaN
-    where the window finds no light or wanders off.
+    As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias. NaN where the
+    window finds no light or moves too far.
     """
     side = 2 * _WINDOW_PX + 1
     new_x, new_y, fwhm = (np.full(x.size, np.nan) for _ in range(3))
@@ -232,7 +220,7 @@ def _windowed(
         for _ in range(_WINDOW_ROUNDS):
             dx, dy = grid_x - px[:, None], grid_y - py[:, None]
             wx, wy = np.exp(narrow * dx**2), np.exp(narrow * dy**2)
-            # The window is a product, so all moments come from two contractions.
+            # The window is a product of x and y, so all moments come from two contractions.
             rows = np.matmul(stamps, wx[:, :, None])[:, :, 0]
             rows_x = np.matmul(stamps, (wx * dx)[:, :, None])[:, :, 0]
             total = np.einsum("ij,ij->i", wy, rows)
@@ -246,7 +234,7 @@ def _windowed(
         new_x[part], new_y[part] = np.where(settled, px, np.nan), np.where(settled, py, np.nan)
         rows_xx = np.matmul(stamps, (wx * dx**2)[:, :, None])[:, :, 0]
         second = np.einsum("ij,ij->i", wy, rows_xx) + np.einsum("ij,ij->i", wy * dy**2, rows)
-        # Mean of the two axes; the window's own width is taken out as for a Gaussian source.
+        # Mean of the two axes. The width of the window is taken out; for a Gaussian source that is exact.
         second = second / safe / 2
         inverse = 1 / np.where(second > 0, second, np.inf) - 1 / window[part] ** 2
         good = settled & (second > 0) & (inverse > 1 / (2 * _WINDOW_PX) ** 2)
@@ -258,7 +246,7 @@ def _photometry(
     image: F32,
     variance: F32,
     usable: Bool,
-    labels: npt.NDArray[np.int32],
+    labels: I32,
     index: I64,
     stamp_radius: int,
     result: Photometry,
@@ -286,7 +274,7 @@ def _photometry(
     bright = (total > 0) & (first > 0)
     kron = np.where(bright, _KRON_FACTOR * first / np.where(bright, total, 1), _KRON_MINIMUM)
     kron = np.minimum(np.clip(kron, _KRON_MINIMUM, _KRON_MAXIMUM), (stamp_radius - 1) / a)
-    # Pixels on the rim count by the share inside: the radius' gradient tells how wide a pixel is in it.
+    # A pixel on the rim counts by its share inside. The gradient of the radius is the width of a pixel in that radius.
     u *= 1 / a[:, None, None].astype(np.float32)
     v *= 1 / b[:, None, None].astype(np.float32)
     gradient = np.sqrt(u * u + v * v) / np.maximum(reduced, np.float32(1e-6))

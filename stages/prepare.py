@@ -10,26 +10,25 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from sgclassify.stages.arrays import F32, I64, Bool
+from sgclassify.stages.arrays import F32, U16, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import (
+from sgclassify.stages.locus import (
     FEW_STARS,
     GAUSSIAN_FWHM,
-    Measured,
+    MIN_SNR,
     PointSources,
     fwhm_ratio,
     gaussian_width,
-    measure_stamps,
     point_source_members,
     point_sources,
 )
-from sgclassify.stages.psf import PsfModel, fit_psf, round_psf
+from sgclassify.stages.measure import Measured, measure_stamps
+from sgclassify.stages.psf import PsfModel, Stars, fit_psf, round_psf
 from sgclassify.stages.read.catalog import Detections, column_notes, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
@@ -54,7 +53,6 @@ STRIP_ROWS = 1024
 OFFSET_ARCSEC = 0.05
 """Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than a calibration error."""
 
-PSF_MIN_SNR = 20.0
 MAX_PSF_DETECTIONS = 20_000
 """Detections of an exposure that are measured for its point-source locus; a locus needs some tens."""
 
@@ -114,12 +112,9 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     prepared = PreparedExposure(
         header=header,
         work_dir=work_dir,
-        catalog_made=made,
         n_rows=table.num_rows,
         n_usable=int(detections.usable.sum()),
         sha256=check.sha256,
-        sky_level=float(np.median(sky.level)),
-        sky_sigma=float(np.median(sky.sigma)),
         offset_deg=offset,
         psf=psf,
         psf_model=psf_model,
@@ -138,22 +133,15 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
     # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
-    from sgclassify.stages.detect import detect_in_strips
+    from sgclassify.stages.detect import Calibration, detect_in_strips
 
-    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, npt.NDArray[np.uint16]]:
+    def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, U16]:
         window = pixels.window(y0, y1, 0, header.shape[1])
         level, sigma = sky.at(y0, y1, 0, header.shape[1])
         return window.image - level, window.valid, sigma, window.flags
 
-    return detect_in_strips(
-        strip,
-        header.shape,
-        wcs=header.wcs(),
-        zero_point=header.zero_point,
-        config=config,
-        fwhm_px=_expected_fwhm(header),
-        exposure_time=header.exposure_time,
-    )
+    calibration = Calibration(header.wcs(), header.zero_point, _expected_fwhm(header), header.exposure_time)
+    return detect_in_strips(strip, header.shape, calibration, config)
 
 
 def _weight_notes(check: ExposureCheck, header: ExposureHeader) -> list[str]:
@@ -239,8 +227,8 @@ def _point_sources(
         index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
     ny, nx = header.shape
     parts: list[Measured] = []
-    # stamps of what is bright enough to be a star of the PSF; a few thousand at most
-    stamps: list[tuple[F32, Bool, F32, I64, I64]] = []
+    # what is bright enough to be a star of the PSF; a few thousand at most
+    stars: list[Stars] = []
     for y0 in range(0, ny, STRIP_ROWS):
         y = detections.y[index]
         # rows just outside the detector belong to the first and the last strip
@@ -261,42 +249,30 @@ def _point_sources(
             y - cut.first_y,
             config.core_radius_px,
         )
-        bright = np.flatnonzero(measured.snr >= PSF_MIN_SNR)
-        parts.append(measured.take(bright))
-        stamps.append(
-            (
+        bright = np.flatnonzero(measured.snr >= MIN_SNR)
+        measured = measured.take(bright)
+        parts.append(measured)
+        stars.append(
+            Stars(
                 cut.image[bright],
                 cut.valid[bright],
                 cut.noise[bright],
-                cut.first_x[bright],
-                cut.first_y[bright],
+                measured.reference_flux,
+                measured.x,
+                measured.y,
+                cut.first_x[bright] + measured.x,
+                cut.first_y[bright] + measured.y,
             )
         )
-    found = Measured.concatenate(parts) if parts else None
-    members = np.zeros(0, np.int64)
     fwhm = _expected_fwhm(header)
-    if found is not None:
-        members = point_source_members(found, fwhm)
+    found = Measured.concatenate(parts) if parts else None
+    members = np.zeros(0, np.int64) if found is None else point_source_members(found, fwhm)
     if found is None or not members.size:
         model = round_psf(fwhm / GAUSSIAN_FWHM, header.shape)
         return _expected_point_sources(model, config), model
     psf = point_sources(found, members)
-    image, valid, sigma, first_x, first_y = (
-        np.concatenate(column)[members] for column in zip(*stamps, strict=True)
-    )
-    x, y = found.x[members], found.y[members]
-    return psf, fit_psf(
-        image,
-        valid,
-        sigma,
-        found.reference_flux[members],
-        x,
-        y,
-        first_x + x,
-        first_y + y,
-        header.shape,
-        gaussian_width(psf.measures["size"]),
-    )
+    width = gaussian_width(psf.measures["size"])
+    return psf, fit_psf(Stars.concatenate(stars).take(members), header.shape, width)
 
 
 def _expected_fwhm(header: ExposureHeader) -> float:

@@ -1,8 +1,8 @@
 """The empirical PSF of one exposure, from the pixels of its own point sources.
 
-The model is a linear sum of Gauss-Hermite functions (shapelets, Refregier 2003, MNRAS 338, 35) and wider Gaussians,
-evaluated at the exact sub-pixel place of a source, so undersampled images need no resampling. It is the effective
-PSF: what a pixel reads, with the response of the pixel in it. Where point sources are few, a prior holds the model
+The model is a linear sum of Gauss-Hermite functions (shapelets, Refregier 2003, MNRAS 338, 35) and wider Gaussians. It
+is evaluated at the exact sub-pixel place of a source, so undersampled images need no resampling. It is the effective
+PSF: what a pixel reads, with the response of the pixel in it. Where point sources are few, a prior keeps the model
 near a round PSF of the known width.
 """
 
@@ -13,7 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from sgclassify.stages.arrays import F32, F64, Bool
+from sgclassify.stages.arrays import F32, F64, Bool, Columns
+from sgclassify.stages.stamps import squared_radius
 
 ORDER: Final = 6
 """Highest order p + q of the Gauss-Hermite functions."""
@@ -31,8 +32,8 @@ CORE_RADIUS: Final = 4.0
 """Radius (pixels) within which a star is compared with the profile."""
 
 FIT_ERRORS: Final = (0.15, 0.04, 0.02)
-"""Error of a star's profile, relative to the profile, in the three rounds of the fit: first what the round PSF may be
-wrong by; at last what keeps the brightest star from deciding alone."""
+"""Error of a star's profile, relative to the profile, in the three rounds of the fit. The first is the error of a round
+PSF; the last is what keeps the brightest star from deciding alone."""
 
 MAX_STARS: Final = 300
 MIN_STARS_VARIATION: Final = 25
@@ -48,8 +49,8 @@ PRIOR_WINGS: Final = (0.035, 0.0015)
 much light there."""
 
 CLIP: Final = 1.8
-"""A star whose reduced chi-square exceeds this (in the later rounds: this many times the median, if that is above 1) is
-not one, or has a neighbour."""
+"""A star is left out if its reduced chi-square exceeds this (in the later rounds: this many times the median, if
+that is above 1): it is a galaxy, or has a neighbour."""
 
 
 @dataclass(frozen=True)
@@ -155,33 +156,43 @@ def _round(width: float) -> F64:
     return np.asarray(coefficients / (coefficients @ _integrals(width)))
 
 
-def fit_psf(
-    image: F32,
-    valid: Bool,
-    sigma: F32,
-    flux: F64,
-    x: F64,
-    y: F64,
-    detector_x: F64,
-    detector_y: F64,
-    shape: tuple[int, int],
-    width: float,
-) -> PsfModel:
-    """Fit the PSF to stamps of point sources.
+@dataclass(frozen=True)
+class Stars(Columns):
+    """Stamps of n point sources, axis order [source, y, x].
 
-    Parameters
+    Attributes
     ----------
     image : ndarray of float32, shape (n, size, size)
-        Sky-subtracted stamps.
+        Sky-subtracted pixels.
     valid : ndarray of bool, shape (n, size, size)
+        Pixels that are data.
     sigma : ndarray of float32, shape (n,)
         Noise of a sky pixel, in the unit of `image`.
     flux : ndarray of float64, shape (n,)
-        Any measure of brightness that is proportional to it, in the unit of `image`; positive.
+        Any positive measure that is proportional to the brightness, in the unit of `image`.
     x, y : ndarray of float64, shape (n,)
         Place of each source in its stamp, 0-based pixels.
     detector_x, detector_y : ndarray of float64, shape (n,)
         Its place on the detector, 0-based pixels.
+    """
+
+    image: F32
+    valid: Bool
+    sigma: F32
+    flux: F64
+    x: F64
+    y: F64
+    detector_x: F64
+    detector_y: F64
+
+
+def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
+    """Fit the PSF to stamps of point sources.
+
+    Parameters
+    ----------
+    stars : Stars
+        At least one.
     shape : tuple of int
         (ny, nx) of the detector.
     width : float
@@ -191,27 +202,17 @@ def fit_psf(
     -------
     PsfModel
     """
-    best = np.argsort(-flux / sigma, kind="stable")[:MAX_STARS]
-    image, valid, sigma, flux = image[best], valid[best], sigma[best], flux[best]
-    x, y, detector_x, detector_y = x[best], y[best], detector_x[best], detector_y[best]
-    size = image.shape[-1]
-    n_place = 3 if len(flux) >= MIN_STARS_VARIATION else 1
-    place = _place(detector_x, detector_y, shape)[:, :n_place]
-
-    mean = np.zeros((n_place, N_BASIS))
-    mean[0] = _round(width)
-    scale = np.full((n_place, N_BASIS), PRIOR_WIDTH)
-    scale[0, 0] = 10.0
-    scale[:, len(TERMS) :] = np.array(PRIOR_WINGS)
-    scale[1:] = PRIOR_VARIATION * np.where(np.arange(N_BASIS) < len(TERMS), 1.0, PRIOR_WINGS[0])
-    precision = np.diag(1.0 / (scale * mean[0, 0]).ravel() ** 2)
-    coefficients = mean
-    basis, r2 = _basis(x, y, size, width)
+    stars = stars.take(np.argsort(-stars.flux / stars.sigma, kind="stable")[:MAX_STARS])
+    n, sigma, flux = len(stars.flux), stars.sigma, stars.flux
+    n_place = 3 if n >= MIN_STARS_VARIATION else 1
+    place = _place(stars.detector_x, stars.detector_y, shape)[:, :n_place]
+    mean, precision = _prior(n_place, width)
+    basis, r2 = _basis(stars.x, stars.y, stars.image.shape[-1], width)
     # the unit of brightness is unknown: bring every star to the flux of the prior's profile
     profile = basis @ mean[0]
-    window = valid.reshape(len(flux), -1) & (r2 < FIT_RADIUS**2)
+    window = stars.valid.reshape(n, -1) & (r2 < FIT_RADIUS**2)
     inner = window & (r2 < CORE_RADIUS**2)
-    pixels = image.reshape(len(flux), -1).astype(np.float64)
+    pixels = stars.image.reshape(n, -1).astype(np.float64)
     for error in FIT_ERRORS:
         weight = window / (sigma[:, None] ** 2 + (error * flux[:, None] * profile) ** 2)
         norm = (weight * profile**2).sum(axis=1)
@@ -219,7 +220,7 @@ def fit_psf(
         variance = (sigma / flux)[:, None] ** 2 + (error * profile) ** 2
         data = pixels / flux[:, None]
         misfit = (inner * (data - profile) ** 2 / variance).sum(axis=1) / np.maximum(inner.sum(axis=1), 1)
-        # what is unlike the present profile is no star, or has a neighbour
+        # what is unlike the present profile is not a star, or has a neighbour
         keep = misfit <= (CLIP if error == FIT_ERRORS[0] else CLIP * max(float(np.median(misfit)), 1.0))
         normal, right = precision.copy(), precision @ mean.ravel()
         for k in np.flatnonzero(keep):
@@ -239,12 +240,21 @@ def fit_psf(
     )
 
 
+def _prior(n_place: int, width: float) -> tuple[F64, F64]:
+    """Prior mean of the coefficients, shape (n_place, `N_BASIS`), and their inverse covariance."""
+    mean = np.zeros((n_place, N_BASIS))
+    mean[0] = _round(width)
+    scale = np.full((n_place, N_BASIS), PRIOR_WIDTH)
+    scale[0, 0] = 10.0
+    scale[:, len(TERMS) :] = np.array(PRIOR_WINGS)
+    scale[1:] = PRIOR_VARIATION * np.where(np.arange(N_BASIS) < len(TERMS), 1.0, PRIOR_WINGS[0])
+    return mean, np.diag(1.0 / (scale * mean[0, 0]).ravel() ** 2)
+
+
 def _basis(x: F64, y: F64, size: int, sigma: float) -> tuple[F64, F64]:
     """Basis functions of each star, shape (n, size * size, `N_BASIS`), and squared distances (n, size * size)."""
     (hx, wide_x), (hy, wide_y) = _axes(x, size, sigma), _axes(y, size, sigma)
     parts = [hy[:, :, None, q] * hx[:, None, :, p] for p, q in TERMS]
     parts += [wy[:, :, None] * wx[:, None, :] for wx, wy in zip(wide_x, wide_y, strict=True)]
-    axis = np.arange(size, dtype=np.float64)
-    r2 = (axis[None, :, None] - y[:, None, None]) ** 2 + (axis[None, None, :] - x[:, None, None]) ** 2
     n = len(x)
-    return np.stack([p.reshape(n, -1) for p in parts], axis=2), r2.reshape(n, -1)
+    return np.stack([p.reshape(n, -1) for p in parts], axis=2), squared_radius(x, y, size).reshape(n, -1)

@@ -18,15 +18,15 @@ _CLIP_SIGMA = 3.0
 _CLIP_ROUNDS = 12
 # Quantile one Gaussian sigma below the median.
 _LOWER_QUANTILE = 0.15865525
-# Clipping at 3 sigma moves the two quantiles that sigma is taken from: true sigma / measured sigma for a
-# Gaussian whose tails beyond 3 sigma are gone.
+# Clipping at 3 sigma moves the two quantiles that give sigma. This is true sigma / measured sigma for a Gaussian
+# without its tails beyond 3 sigma.
 _CLIP_CORRECTION = 1.00382
 _TRUNCATION_CORRECTION = 1.01361
 """Standard deviation of a normal distribution over that of the same clipped at three of them."""
 # SExtractor: mode = 2.5 median - 1.5 mean, unless the box is so crowded that mean and median differ by more
 # than 0.3 sigma, where the median is the better guess (Bertin & Arnouts 1996, A&AS 117, 393).
 _CROWDED = 0.3
-# A box with a smaller share of valid pixels tells nothing reliable; it is filled from its neighbours.
+# A box with a smaller share of valid pixels is not reliable: it is filled from its neighbours.
 _MIN_VALID_SHARE = 0.1
 _MIN_SAMPLES = 9
 
@@ -58,14 +58,14 @@ class SkyMesh:
     def at(self, y0: int, y1: int, x0: int, x1: int) -> tuple[F32, F32]:
         """Level and noise of each pixel of a window.
 
-        Bilinear between the centres of the boxes, constant outside the outermost centres. The value of a
-        pixel does not depend on the window it is asked in, to the last bit.
+        Bilinear between the centres of the boxes, constant outside the outermost centres. The value of a pixel is the
+        same in every window, to the last bit.
 
         Parameters
         ----------
         y0, y1, x0, x1 : int
-            Window, rows ``y0`` to ``y1 - 1`` and columns ``x0`` to ``x1 - 1``, 0-based pixels. May reach over
-            the edge of the detector, where the value of the nearest pixel holds.
+            Window, rows ``y0`` to ``y1 - 1`` and columns ``x0`` to ``x1 - 1``, 0-based pixels. Beyond the edge of the
+            detector the value is that of the nearest pixel.
 
         Returns
         -------
@@ -93,7 +93,7 @@ def measure_sky(image: F32, valid: Bool, box: int) -> SkyMesh:
     Parameters
     ----------
     image : ndarray of float, shape (ny, nx)
-        Pixels, e-/s, [y, x]; those that are not valid may hold anything.
+        Pixels, e-/s, [y, x]; values of pixels that are not valid are ignored.
     valid : ndarray of bool, shape (ny, nx)
         Pixels to use.
     box : int
@@ -129,7 +129,7 @@ def measure_sky_rows(read: ReadRows, shape: tuple[int, int], box: int) -> SkyMes
     Returns
     -------
     SkyMesh
-        The same as of `measure_sky`.
+        The same as from `measure_sky`.
 
     Raises
     ------
@@ -178,8 +178,8 @@ def _weights(
 def _box_statistics(samples: F32) -> tuple[F32, F32]:
     """Sky level and noise of boxes, NaN where too few samples are valid.
 
-    Each row of ``samples`` (n_boxes, n_pixels) is a box, NaN where masked. A row is sorted once; what a round
-    of clipping leaves is then a range of it, whose median and quantiles are single elements.
+    Each row of ``samples`` (n_boxes, n_pixels) is a box, NaN where masked. A row is sorted once. Each round of clipping
+    then leaves a range of it, whose median and quantiles are single elements.
     """
     n_boxes, n_pixels = samples.shape
     ordered = np.sort(samples, axis=1)  # NaN goes to the end
@@ -203,26 +203,26 @@ def _box_statistics(samples: F32) -> tuple[F32, F32]:
     first, end = np.zeros_like(n_valid), n_valid
     for _ in range(_CLIP_ROUNDS):
         median = quantile(0.5)
-        # Sources only ever add light: the lower half of the histogram is the one to take the width from.
+        # Sources only add light, so the width comes from the lower half of the histogram.
         sigma = (median - quantile(_LOWER_QUANTILE)) * _CLIP_CORRECTION
-        # Coarsely quantised pixels can have both quantiles in one step of the digitisation: no clipping then.
+        # If pixels are quantised coarsely, both quantiles can lie in one step: then nothing is clipped.
         sigma = np.where(sigma > 0, sigma, np.inf)
         new_first = (ordered < (median - _CLIP_SIGMA * sigma)[:, None]).sum(axis=1)
         new_end = (ordered <= (median + _CLIP_SIGMA * sigma)[:, None]).sum(axis=1)
-        # Clipping never widens the range, so that it always comes to an end.
+        # Clipping never widens the range, so it always ends.
         new_first, new_end = np.maximum(new_first, first), np.minimum(new_end, end)
         if np.array_equal(new_first, first) and np.array_equal(new_end, end):
             break
         first, end = new_first, new_end
-    # Relative to the median, so that nothing is lost to rounding where the sky is high.
+    # Relative to the median: no digits are lost to rounding where the sky is high.
     origin = quantile(0.5)
     place = np.arange(ordered.shape[1])
     kept = (place >= first[:, None]) & (place < end[:, None])
     relative = np.where(kept, ordered - origin[:, None].astype(np.float32), np.float32(0)).astype(np.float64)
     count = end - first
     mean = relative.sum(axis=1) / count
-    # Pixels come in steps of the digitisation, a fifth of the noise in NUV: a single order statistic is off
-    # by up to half a step; the mean of the histogram's middle and the spread of its lower half are not.
+    # Pixels come in steps (a fifth of the noise in NUV), so a single order statistic is off by up to half a step. The
+    # mean of the middle of the histogram and the spread of its lower half are not.
     low, high = first + (0.3 * count).astype(np.int64), end - (0.3 * count).astype(np.int64)
     middle = (place >= low[:, None]) & (place < high[:, None])
     centre = np.where(middle, relative, 0.0).sum(axis=1) / np.maximum(high - low, 1)
@@ -245,7 +245,7 @@ def _neighbourhood(mesh: F32) -> F32:
 
 
 def _fill(mesh: F32) -> F32:
-    """Give boxes without a value the mean of their neighbours that have one, ring after ring."""
+    """Fill boxes without a value with the mean of the neighbours that have one, ring after ring."""
     missing = np.isnan(mesh)
     if missing.all():
         return mesh
@@ -261,9 +261,9 @@ def _fill(mesh: F32) -> F32:
 
 
 def _median_3x3(mesh: F32) -> F32:
-    """Median over the 3x3 boxes around each box, of those that are on the mesh.
+    """Median over the 3x3 boxes around each box, as far as they are on the mesh.
 
-    Takes out single boxes raised by a bright star or a large galaxy.
+    This removes single boxes that a bright star or a large galaxy has raised.
     """
     if np.isnan(mesh).all():
         return mesh

@@ -103,6 +103,26 @@ def cut_stamps(
     return stamps, inside
 
 
+def offsets_in_stamps(x: F64, y: F64, size: int) -> tuple[F64, F64]:
+    """Offsets of the pixels of stamps from a place in each, pixels, along x, shape (n, 1, size), and y, (n, size, 1).
+
+    Parameters
+    ----------
+    x, y : ndarray of float64, shape (n,)
+        The places, 0-based pixels of the stamps.
+    size : int
+        Side of the stamps, pixels.
+    """
+    axis = np.arange(size, dtype=np.float64)
+    return axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
+
+
+def squared_radius(x: F64, y: F64, size: int) -> F64:
+    """Squared distances of the pixels of stamps from a place in each, px^2, shape (n, size, size), [object, y, x]."""
+    dx, dy = offsets_in_stamps(x, y, size)
+    return dx**2 + dy**2
+
+
 @dataclass(frozen=True)
 class SourceStamps:
     """Stamps of sources on one exposure.

@@ -1,6 +1,7 @@
 """Offsets of a fraction of an arcminute, as vectors on the plane that touches the sky at a point.
 
-Differences of right ascension, even times cos(Dec), change over a field near a pole, where they have any value.
+Differences of right ascension will not do: near a pole they can have any value, and even times cos(Dec) they change
+over a field.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ Position = tuple[float, float]
 
 
 def offsets(ra: F64, dec: F64, from_ra: F64, from_dec: F64, centre: Position) -> tuple[F64, F64]:
-    """Offsets of positions from others near by.
+    """Offsets of positions from reference positions near them.
 
     Parameters
     ----------
     ra, dec, from_ra, from_dec : ndarray of float64, shape (n,)
-        Positions, and those that the offsets are from; degrees.
+        The positions, and their reference positions; degrees.
     centre : (float, float)
         Where the plane touches the sky; RA and Dec, degrees.
 
@@ -49,12 +50,12 @@ def moved_back(ra: F64, dec: F64, offset: tuple[float, float], centre: Position)
     Returns
     -------
     ra, dec : ndarray of float64, shape (n,)
-        Degrees; the very numbers given where the offset is 0.
+        Degrees; unchanged to the last bit where the offset is 0.
     """
     east, north = _axes(centre)
     tx, ty, tz = np.radians(offset[0]) * east + np.radians(offset[1]) * north
     x, y, z = unit_vectors(ra, dec).T
-    # Changes of the angles, not the angles themselves: so no digit is lost that was there.
+    # Compute the changes of the angles, not the angles themselves: this loses no digits.
     turn = np.arctan2(y * tx - x * ty, x * (x - tx) + y * (y - ty))
     before, after = np.hypot(x, y), np.hypot(x - tx, y - ty)
     rise = np.arctan2(before * (z - tz) - z * after, before * after + z * (z - tz))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from scipy.spatial import cKDTree
 
 from sgclassify.stages.arrays import F32, F64, I32, I64, Bool
-from sgclassify.stages.associate import SkyPositions, objects_of_tile
+from sgclassify.stages.associate import SkyPositions, TileObjects, objects_of_tile
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
@@ -96,7 +96,7 @@ class _Pool:
     at: SkyPositions
     x: F64
     y: F64
-    sg_flags: npt.NDArray[np.int32]
+    sg_flags: I32
 
     def load(self, margin_arcsec: float) -> SkyPositions:
         """All detections: the exposures of a tile were chosen with a margin of `CHAIN_ARCSEC`."""
@@ -106,6 +106,24 @@ class _Pool:
                 " arcsec; a catalogue of this tile is not one of separate sources"
             )
         return self.at
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """Objects of a tile, in order of their id, and the pool's detections that belong to them.
+
+    Attributes
+    ----------
+    object_id, anchor : ndarray of int64, shape (n,)
+        Id of each object, and its anchor detection.
+    member, owner : ndarray of int64, shape (m,)
+        Detections of all objects, and the number of the object that each belongs to.
+    """
+
+    object_id: I64
+    anchor: I64
+    member: I64
+    owner: I64
 
 
 def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]:
@@ -156,33 +174,24 @@ def extract_tile(
     found = objects_of_tile(
         order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec
     )
-    # found's arrays run over the members; source leads back into the pool
-    member, member_object, anchor = found.source, found.object_index, found.source[found.anchor]
-    if wanted is not None:
-        keep = wanted(pool.at.ra[anchor], pool.at.dec[anchor])
-        kept = keep[member_object]
-        member, member_object = member[kept], (np.cumsum(keep) - 1)[member_object[kept]]
-        anchor = anchor[keep]
-    key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
-    object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
-    rank = np.argsort(object_id, kind="stable")
-    object_id, anchor = object_id[rank], anchor[rank]
-    member_object = np.argsort(rank, kind="stable")[member_object]
+    objects = _chosen(pool, found, exposures, wanted)
+    member, owner = objects.member, objects.owner
+    ra, dec = pool.at.ra[objects.anchor], pool.at.dec[objects.anchor]
 
-    stamps = BandStamps(len(anchor), stamp_size)
-    detected = np.zeros((len(anchor), len(BANDS)), dtype=bool)
+    stamps = BandStamps(len(ra), stamp_size)
+    detected = np.zeros((len(ra), len(BANDS)), dtype=bool)
     for number, exposure in enumerate(exposures):
         own = pool.at.rank[member] == number
-        x, y = _project(exposure, pool.at.ra[anchor], pool.at.dec[anchor])
-        x[member_object[own]] = pool.x[member[own]]
-        y[member_object[own]] = pool.y[member[own]]
+        x, y = _project(exposure, ra, dec)
+        x[owner[own]] = pool.x[member[own]]
+        y[owner[own]] = pool.y[member[own]]
         stamps.add_exposure(exposure, number, x, y, config)
-        detected[member_object[own], BAND_INDEX[exposure.header.band]] = True
+        detected[owner[own], BAND_INDEX[exposure.header.band]] = True
     features = stamps.measure(exposures, detected, config)
 
     flags = stamps.flags()
-    np.bitwise_or.at(flags, member_object, pool.sg_flags[member])
-    flags[_blended(pool, anchor, member, member_object, config)] |= int(SgFlag.BLENDED)
+    np.bitwise_or.at(flags, owner, pool.sg_flags[member])
+    flags[_blended(pool, objects, config)] |= int(SgFlag.BLENDED)
     snr = np.sinh(features[:, :, FEATURES.index("snr")])
     flags[~(snr >= DETECTION_SNR).any(axis=1)] |= int(SgFlag.LOW_SNR)
     names = np.array([p.exposure_id for p in exposures], dtype=object)
@@ -190,14 +199,14 @@ def extract_tile(
         {
             "exposure_id": pa.array(names[pool.at.rank[member]].tolist(), pa.string()),
             "row": pool.at.row[member],
-            "object_id": object_id[member_object],
+            "object_id": objects.object_id[owner],
             "sg_flags": pool.sg_flags[member],
         }
     )
     return TileStamps(
-        object_id=object_id,
-        ra=pool.at.ra[anchor],
-        dec=pool.at.dec[anchor],
+        object_id=objects.object_id,
+        ra=ra,
+        dec=dec,
         sg_flags=flags,
         used=stamps.used,
         image=stamps.image,
@@ -209,22 +218,39 @@ def extract_tile(
     )
 
 
+def _chosen(
+    pool: _Pool,
+    found: TileObjects,
+    exposures: Sequence[PreparedExposure],
+    wanted: Callable[[F64, F64], Bool] | None,
+) -> _Objects:
+    """The objects that are wanted, all if it is None, in order of their id."""
+    # found's arrays run over the members; source leads back into the pool
+    member, owner, anchor = found.source, found.object_index, found.source[found.anchor]
+    if wanted is not None:
+        keep = wanted(pool.at.ra[anchor], pool.at.dec[anchor])
+        kept = keep[owner]
+        member, owner = member[kept], (np.cumsum(keep) - 1)[owner[kept]]
+        anchor = anchor[keep]
+    key = np.array([p.header.exposure_key for p in exposures], dtype=np.int64)
+    object_id = (key[pool.at.rank[anchor]] << ROW_BITS) | pool.at.row[anchor]
+    rank = np.argsort(object_id, kind="stable")
+    return _Objects(object_id[rank], anchor[rank], member, np.argsort(rank, kind="stable")[owner])
+
+
 def _project(exposure: PreparedExposure, ra: F64, dec: F64) -> tuple[F64, F64]:
     """Positions on an exposure's detector, 0-based pixels, of sky positions in the system of its catalogue."""
     return exposure.header.sky_to_pixel(*moved_back(ra, dec, exposure.offset_deg, exposure.header.centre))
 
 
-def _blended(pool: _Pool, anchor: I64, member: I64, member_object: I64, config: StageConfig) -> I64:
+def _blended(pool: _Pool, objects: _Objects, config: StageConfig) -> I64:
     """Objects with a detection of another object within the blending radius of their anchor.
 
     The detections of one source in several exposures belong to one object, so any other detection is a neighbour.
     """
     owner = np.full(len(pool.at), -1, dtype=np.int64)
-    owner[member] = member_object
+    owner[objects.member] = objects.owner
     tree = cKDTree(unit_vectors(pool.at.ra, pool.at.dec))
-    points = unit_vectors(pool.at.ra[anchor], pool.at.dec[anchor])
+    points = unit_vectors(pool.at.ra[objects.anchor], pool.at.dec[objects.anchor])
     near = tree.query_ball_point(points, chord(config.blend_radius_arcsec), return_sorted=True)
-    return np.array(
-        [k for k, others in enumerate(near) if (owner[others] != k).any()],
-        dtype=np.int64,
-    )
+    return np.array([k for k, others in enumerate(near) if (owner[others] != k).any()], dtype=np.int64)

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 from astropy.wcs import Wcsprm
-from numpy.typing import NDArray
 
 from sgclassify.stages import healpix
+from sgclassify.stages.arrays import F64, I64
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -88,7 +88,7 @@ def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arc
     )
 
 
-def tiles_of(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: int) -> list[Tile]:
+def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Tile]:
     """Turn the tiles of each exposure into the exposures of each tile.
 
     Parameters
@@ -119,7 +119,7 @@ def tiles_of(footprints: Iterable[tuple[str, NDArray[np.int64]]], tile_order: in
     return [Tile(tile_order, pixel, tuple(sorted(exposures[pixel]))) for pixel in sorted(exposures)]
 
 
-def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> NDArray[np.int64]:
+def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> I64:
     """Tiles that a detector, widened by a pad, touches.
 
     Parameters
@@ -153,16 +153,14 @@ def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) 
     scale = float(np.linalg.svd(jacobian, compute_uv=False)[-1]) / healpix.ARCSEC
     if scale <= 0.0:
         raise _unusable(header, "the pixels have no scale on the sky")
-    # A tenth more, since the scale varies over the detector; and between its sampled points a bent side
-    # leaves its chord by about 1/SAMPLES^2 of its own bend.
+    # A tenth more, because the scale varies over the detector. Between its sampled points, a bent side lies off its
+    # chord by about 1/SAMPLES^2 of its own bend.
     pad = 1.1 * pad_arcsec / scale + max(nx, ny) / SAMPLES**2 + 2.0
     ra, dec = _pixel_to_sky(header, *_outline(-0.5 - pad, nx - 0.5 + pad, -0.5 - pad, ny - 0.5 + pad))
     return healpix.polygon_tiles(ra, dec, tile_order)
 
 
-def _outline(
-    left: float, right: float, bottom: float, top: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _outline(left: float, right: float, bottom: float, top: float) -> tuple[F64, F64]:
     """Points around a rectangle, each once, (x, y)."""
     forth = np.arange(SAMPLES) / SAMPLES
     back = 1.0 - forth
@@ -171,13 +169,11 @@ def _outline(
     return x, y
 
 
-def _pixel_to_sky(
-    header: ExposureHeader, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pixel_to_sky(header: ExposureHeader, x: F64, y: F64) -> tuple[F64, F64]:
     """Sky positions (degrees) of 0-based pixel positions, all finite.
 
-    Asks wcslib itself where it knows the distortion (all but SIP): to build astropy's WCS object for each of
-    thousands of headers takes several times longer than all the rest of the plan.
+    Calls wcslib directly where it knows the distortion (all but SIP). Building astropy's WCS object for each of
+    thousands of headers would take several times longer than all the rest of the plan.
     """
     if "A_ORDER" in header.wcs_cards:
         ra, dec = header.pixel_to_sky(x, y)

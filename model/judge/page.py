@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,28 +18,19 @@ from sgclassify.model.judge.text import as_text, bands_as_text
 from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.write.atomic import write_atomic_text
+from sgclassify.stages.write.page import Picture, render
 
 WORST: Final = 24
 """Mistakes shown."""
 
-STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-pre { overflow-x: auto; font-size: 13px; } img { max-width: 100%; } figure { margin: 0 0 .6rem; }
-figcaption { color: #6b7280; font-size: 13px; }
-"""
 
-
-def _picture(draw: Callable[[Any], None], size: tuple[float, float], alt: str) -> str:
-    """A drawing as an inline PNG; `alt` says in words what it shows."""
+def _picture(draw: Callable[[Any], None], size: tuple[float, float], alt: str) -> Picture:
+    """A drawing as a picture; `alt` describes it in words."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     draw(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    code = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{code}'>"
+    return Picture.of(figure, alt)
 
 
 def _recall(figure: Any, result: Evaluation) -> None:
@@ -116,8 +104,8 @@ def _bands(figure: Any, found: Bands) -> None:
     axes[1].set(xscale="log", xlabel="share misclassified")
 
 
-def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> str:
-    """Stamps of the objects that were most surely misclassified, as HTML.
+def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tuple[Picture, str]]:
+    """Stamps of the objects that were misclassified with the highest confidence, each with its caption.
 
     Parameters
     ----------
@@ -167,11 +155,8 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> str:
             f"sg_flags {facts['sg_flags']}",
             f"object_id {facts['object_id']}",
         ]
-        parts.append(
-            f"<figure>{_picture(draw, (9, 1.5), f'stamps of {told[0]}')}"
-            f"<figcaption>{html.escape(', '.join(told))}</figcaption></figure>"
-        )
-    return "".join(parts) or "<p>None.</p>"
+        parts.append((_picture(draw, (9, 1.5), f"stamps of {told[0]}"), ", ".join(told)))
+    return parts
 
 
 def write_page(
@@ -179,7 +164,7 @@ def write_page(
     title: str,
     result: Evaluation,
     table: pa.Table,
-    stamps: str | None,
+    stamps: list[tuple[Picture, str]] | None,
 ) -> None:
     """Write the page.
 
@@ -191,7 +176,7 @@ def write_page(
     result : Evaluation
     table : pyarrow.Table
         The judged objects.
-    stamps : str, optional
+    stamps : list of (Picture, str), optional
         As from `gallery`.
     """
     selection = result.sample.selection
@@ -199,37 +184,29 @@ def write_page(
     keep = judged.scored & judged.kept(selection)
     by_magnitude = bool(result.methods[MODEL].by_magnitude)
     spread = ""
+    sections: list[tuple[str, str, Picture]] = []
     if by_magnitude:
         counts, _ = np.histogram(judged.magnitude[keep], selection.edges)
         bounds = itertools.pairwise(selection.edges)
         bins = ", ".join(f"{a:g}-{b:g}: {n}" for (a, b), n in zip(bounds, counts, strict=True))
-        spread = f"<p>Objects by {selection.band} magnitude: {bins}.</p>"
-    parts = [
-        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
-        f"{spread}<pre>{html.escape(as_text(result))}</pre>",
-    ]  # fmt: skip
-    if by_magnitude:
-        parts += [
-            "<h2>Errors by magnitude</h2>",
-            _picture(
-                lambda figure: _recall(figure, result),
-                (10, 4),
-                "Share of stars and of galaxies misclassified by magnitude, by method; the numbers are above.",
-            ),
-        ]
-    parts += [
-        "<h2>Ranking and reliability</h2>",
-        _picture(
-            lambda figure: _ranking(figure, judged, keep, selection.edges),
-            (10, 4.5),
-            "Ranking by method, and share of stars against probability; the numbers are above.",
-        ),
-    ]
+        spread = f"Objects by {selection.band} magnitude: {bins}."
+        alt = "Share of stars and of galaxies misclassified by magnitude, by method; the numbers are above."
+        picture = _picture(lambda figure: _recall(figure, result), (10, 4), alt)
+        sections.append(("Errors by magnitude", "", picture))
+    alt = "Ranking by method, and share of stars against probability; the numbers are above."
+    picture = _picture(lambda figure: _ranking(figure, judged, keep, selection.edges), (10, 4.5), alt)
+    sections.append(("Ranking and reliability", "", picture))
     if (bands := result.bands) is not None:
-        parts += ["<h2>Missing bands</h2>", f"<pre>{html.escape(bands_as_text(bands))}</pre>"]
         alt = "Errors by number of bands that are left; the numbers are above."
-        parts.append(_picture(lambda figure: _bands(figure, bands), (10, 4), alt))
-    if stamps is not None:
-        parts += ["<h2>The worst mistakes</h2>", stamps]
-    write_atomic_text("".join([*parts, "</body></html>\n"]), path)
+        picture = _picture(lambda figure: _bands(figure, bands), (10, 4), alt)
+        sections.append(("Missing bands", bands_as_text(bands), picture))
+    text = render(
+        "sgclassify.model.judge",
+        "evaluation.html",
+        heading=title,
+        spread=spread,
+        text=as_text(result),
+        sections=sections,
+        mistakes=stamps,
+    )
+    write_atomic_text(text, path)

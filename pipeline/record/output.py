@@ -87,8 +87,8 @@ class OutputFolder:
 
     @property
     def receipts(self) -> Receipts:
-        """Receipts of what is complete."""
-        return Receipts(self.path / RECEIPTS, self.prepared)
+        """Receipts of what is complete, and of what is prepared with these settings."""
+        return Receipts(self.path / RECEIPTS, self.prepared if self._work_is_ours() else None)
 
     def __enter__(self) -> OutputFolder:
         self._check_owner()
@@ -98,8 +98,7 @@ class OutputFolder:
             self._check_settings()
             if not (self.path / MARKER).exists():
                 self._mark()
-            # only a run of the same settings can use the work of a run that ended early
-            if self.is_fresh or read_json(self.work / SETTINGS) != self._settings:
+            if self.is_fresh or not self._work_is_ours():
                 _remove(self.work)
             for name in (SCRATCH, NOTES, PROGRESS):
                 _remove(self.work / name)
@@ -253,6 +252,10 @@ class OutputFolder:
         return UsageError(
             f"{self.path}: the output folder cannot be written ({reason}); choose another with --output"
         )
+
+    def _work_is_ours(self) -> bool:
+        """Whether this run can use what a run that ended early has left in the work folder."""
+        return read_json(self.work / SETTINGS) == self._settings
 
     def _mark(self) -> None:
         marker = {"format": MARKER_FORMAT, "settings": self._settings}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sgclassify.pipeline.record.sample import GALAXY, HISTOGRAM_EDGES, NOT_SCORED, STAR, Sample
+from sgclassify.stages.write.page import Picture
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -26,52 +24,20 @@ _AREAS: Final = {GALAXY: 1.0, NOT_SCORED: 1.5, STAR: 4.0}
 """Of the markers, by which they look about equally large."""
 
 _GRID: Final = "#9ca3af"
-_DPI: Final = 110
 _ARCSEC: Final = 1.0 / 3600.0
 
 WIDE: Final = 45.0
 """Degrees from the middle of a field; beyond, no plane touches the sky well."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture and what it shows in words.
-
-    Attributes
-    ----------
-    png : bytes
-    width, height : int
-        Pixels.
-    alt : str
-        The text that stands for it.
-    """
-
-    png: bytes
-    width: int
-    height: int
-    alt: str
-
-    @property
-    def url(self) -> str:
-        """The picture as a data URL."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
-
-
 def sky_map(points: Sample, every: int) -> Picture:
     """Objects on the sky; see `draw_sky`."""
-    return _picture(*draw_sky(points, every))
+    return Picture.of(*draw_sky(points, every))
 
 
 def histogram(counts: npt.NDArray[np.int64]) -> Picture:
     """How many objects have which p_star; see `draw_histogram`."""
-    return _picture(*draw_histogram(counts))
-
-
-def _picture(figure: Figure, alt: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    width, height = (round(side * _DPI) for side in figure.get_size_inches())
-    return Picture(buffer.getvalue(), width, height, alt)
+    return Picture.of(*draw_histogram(counts))
 
 
 def draw_sky(points: Sample, every: int) -> tuple[Figure, str]:

@@ -223,11 +223,11 @@ class Receipts:
     ----------
     folder : Path
         ``.receipts`` of the output folder.
-    prepared : Path
-        Folder of the prepared exposures, which live as long as the run is not complete.
+    prepared : Path or None
+        Folder of the prepared exposures, which live as long as the run is not complete; None if none are of use.
     """
 
-    def __init__(self, folder: Path, prepared: Path) -> None:
+    def __init__(self, folder: Path, prepared: Path | None) -> None:
         self.exposures = folder / "exposures"
         self.tiles = folder / "tiles"
         self.prepared = prepared
@@ -236,7 +236,7 @@ class Receipts:
         """Exposures that a run in this folder found good, by name; receipts of published ones come first."""
         found: dict[str, ExposureReceipt] = {}
         for folder, end in ((self.exposures, ".json"), (self.prepared, PREPARED)):
-            for path in sorted(folder.glob(f"*{end}")):
+            for path in sorted(folder.glob(f"*{end}")) if folder is not None else ():
                 name = path.name.removesuffix(end)
                 if name not in found and (receipt := ExposureReceipt.read(path)) is not None:
                     found[name] = receipt
@@ -244,6 +244,8 @@ class Receipts:
 
     def is_prepared(self, receipt: ExposureReceipt) -> bool:
         """Whether the prepared files of this very exposure are there."""
+        if self.prepared is None:
+            return False
         there = ExposureReceipt.read(self.prepared / f"{receipt.exposure_id}{PREPARED}")
         return there is not None and there.digest == receipt.digest
 

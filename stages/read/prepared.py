@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgclassify.stages.measure import PointSources
+from sgclassify.stages.locus import PointSources
 from sgclassify.stages.psf import PsfModel
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
@@ -29,14 +29,10 @@ class PreparedExposure:
     header : ExposureHeader
     work_dir : Path
         Folder that holds the exposure's prepared files.
-    catalog_made : bool
-        Whether the stage made the detections itself, because CAT is missing.
     n_rows, n_usable : int
         Rows of the catalogue, and those with a usable position.
     sha256 : dict of str to str
         Checksum of each input file, by path.
-    sky_level, sky_sigma : float
-        Median sky and its noise, e-/s per pixel.
     offset_deg : tuple of float
         Median offset of the catalogue's sky positions from the header's WCS, degrees to the east and the north at
         the centre of the image (see `sgclassify.stages.tangent`).
@@ -50,12 +46,9 @@ class PreparedExposure:
 
     header: ExposureHeader
     work_dir: Path
-    catalog_made: bool
     n_rows: int
     n_usable: int
     sha256: dict[str, str]
-    sky_level: float
-    sky_sigma: float
     offset_deg: tuple[float, float]
     psf: PointSources
     psf_model: PsfModel

@@ -490,7 +490,8 @@ def test_wheel_holds_all_that_runs(tmp_path: Path) -> None:
         f"sgclassify/{path.relative_to(ROOT)}"
         for part in ("pipeline", "stages", "model", "simulation")
         for path in (ROOT / part).rglob("*")
-        if path.suffix in (".py", ".toml", ".pt", ".sha256", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".toml", ".html", ".pt", ".sha256", ".typed")
+        and "__pycache__" not in path.parts
     }
     assert "sgclassify/pipeline/default.toml" in expected
     assert any(name.endswith(".pt") for name in expected)

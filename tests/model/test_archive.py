@@ -63,6 +63,18 @@ def archive(tmp_path_factory):
     return path, contract
 
 
+def test_contract_is_read_without_torch(archive):
+    path, contract = archive
+    code = (
+        "import sys; from sgclassify.model.serve.archive import verified; "
+        "print(verified(sys.argv[1]).contract().to_json(), end=''); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, contract.to_json()), done.stderr
+
+
 def score(classifier, data):
     image, psf = data.image.astype(np.float32), data.psf.astype(np.float32)
     return classifier.probabilities(image, data.valid, data.sigma, data.features, psf)[:, 0]

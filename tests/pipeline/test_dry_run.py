@@ -153,8 +153,8 @@ def test_appended_exposures(night: Night) -> None:
     night.append("c", 23, 20.0)
     night.append("d", 24, 3600.0)
     said = night.said()
-    # b shares its tiles with c; a does not share all of its own, d none
-    assert said[0] == said[2] == {"b", "c", "d"} | (said[0] & {"a"})
+    # c shares tiles with a and b, d with none
+    assert said[0] == said[2] == {"a", "b", "c", "d"}
     assert night.did() == said
     assert night.said() == night.did() == (set(), set(), set())
 
@@ -195,6 +195,21 @@ def test_products_that_are_gone(night: Night) -> None:
     assert night.did() == said
     members_path(output / ".receipts" / "tiles", TILE_ORDER, pixel).unlink()
     assert night.said() == night.did() == said
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_work_of_other_settings(night: Night, monkeypatch: pytest.MonkeyPatch, complete: bool) -> None:
+    """What a run of other settings has prepared is of no use: a run removes it, the dry run does not see it."""
+    if complete:
+        night.did()
+    night.append("c", 23, 20.0)
+    with monkeypatch.context() as patch:
+        ended_at("prepare", 3, patch)
+        with pytest.raises(SystemExit):
+            night.did(prior="0.3", overwrite=True)
+    said = night.said()
+    assert said[0] == {"a", "b", "c"}, "c shares tiles with both"
+    assert night.did() == said
 
 
 @pytest.mark.parametrize("how", ["settings", "inputs"])

@@ -12,7 +12,7 @@ from sgclassify.model.data.dataset import CATALOG_COLUMNS, read_shard, write_sha
 from sgclassify.model.judge import evaluate
 from sgclassify.model.serve import runtime
 from sgclassify.pipeline import tasks
-from sgclassify.stages.measure import FEATURES
+from sgclassify.stages.features import FEATURES
 from sgclassify.stages.prior import Prior
 from sgclassify.stages.tile import TileStamps
 from sgclassify.stages.tiling import Tile

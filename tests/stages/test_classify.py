@@ -13,8 +13,8 @@ from sgclassify.stages import classify
 from sgclassify.stages.arrays import F32
 from sgclassify.stages.bands import BAND_INDEX
 from sgclassify.stages.columns import OBJECT_COLUMNS
+from sgclassify.stages.features import FEATURES, FLUX_SOFTENING
 from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.measure import FEATURES, FLUX_SOFTENING
 from sgclassify.stages.prior import Prior
 from sgclassify.stages.tile import TileStamps
 

@@ -18,8 +18,8 @@ from sgclassify.stages.detect import (
     FLAG_BLENDED,
     FLAG_SATURATED,
     FLAG_TRUNCATED,
+    Calibration,
     detect_in_strips,
-    detect_sources,
 )
 from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.photometry import APERTURE_RADII
@@ -60,8 +60,14 @@ def sky_wcs() -> WCS:
 
 def run(image: np.ndarray, valid: np.ndarray | None = None, **more: Any) -> pa.Table:
     valid = np.ones(image.shape, dtype=bool) if valid is None else valid
-    values = {"wcs": sky_wcs(), "zero_point": ZERO_POINT, "config": StageConfig(), "fwhm_px": FWHM} | more
-    return detect_sources(image, valid, values.pop("sigma", SIGMA), **values)
+    config, sigma, flags = (
+        more.pop(k, v) for k, v in (("config", StageConfig()), ("sigma", SIGMA), ("flags", None))
+    )
+    values = {"wcs": sky_wcs(), "zero_point": ZERO_POINT, "fwhm_px": FWHM} | more
+    whole = len(image)
+    return detect_in_strips(
+        lambda y0, y1: (image, valid, sigma, flags), image.shape, Calibration(**values), config, whole
+    )
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:
@@ -168,7 +174,7 @@ def test_small_radii_of_a_point_source() -> None:
 
 def test_photon_noise_enters_the_errors() -> None:
     image = gaussians((101, 101), [(50, 50, 1000, STAR, STAR, 0)])
-    plain, full = run(image), run(image, exposure_time=150.0, gain=1.0)
+    plain, full = run(image), run(image, exposure_time=150.0)
     scale = 10 ** (0.4 * (22.5 - ZERO_POINT))
     added = column(full, "FluxErr_Aper4")[0] ** 2 - column(plain, "FluxErr_Aper4")[0] ** 2
     assert added == pytest.approx(1000 / 150 * scale**2, rel=0.02)
@@ -301,13 +307,7 @@ def test_strips_give_what_the_whole_gives(strip_rows: int) -> None:
 
     whole = run(image, valid, flags=flags)
     strips = detect_in_strips(
-        read,
-        shape,
-        wcs=sky_wcs(),
-        zero_point=ZERO_POINT,
-        config=StageConfig(),
-        fwhm_px=FWHM,
-        strip_rows=strip_rows,
+        read, shape, Calibration(sky_wcs(), ZERO_POINT, FWHM), StageConfig(), strip_rows
     )
     assert whole.num_rows > 80
     assert strips.num_rows == whole.num_rows
@@ -347,9 +347,12 @@ def test_refuses_what_does_not_fit() -> None:
         run(image, np.ones((6, 5), bool))
     with pytest.raises(ValueError, match="strips of 0 rows"):
         detect_in_strips(
-            lambda y0, y1: (image, image > 0, 1.0, None), (5, 6), wcs=sky_wcs(), zero_point=25.0,
-            config=StageConfig(), strip_rows=0,
-        )  # fmt: skip
+            lambda y0, y1: (image, image > 0, 1.0, None),
+            (5, 6),
+            Calibration(sky_wcs(), 25.0),
+            StageConfig(),
+            0,
+        )
 
 
 def peaks(*heights: tuple[int, int, float]) -> tuple[np.ndarray, np.ndarray]:

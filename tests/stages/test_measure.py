@@ -15,13 +15,14 @@ from sgclassify.stages.features import (
     RATIO_SIGMAS,
     REFERENCE_SIGMA,
 )
+from sgclassify.stages.locus import point_source_members, point_sources
 from sgclassify.stages.measure import (
     Measured,
+    StampLocus,
+    Stamps,
     feature_table,
     fit_with_psf,
     measure_stamps,
-    point_source_members,
-    point_sources,
 )
 
 SIZE = 32
@@ -101,17 +102,13 @@ def table(measured, image, valid, psf=None, stars=5.0, fwhm=2.1, known_psf=True)
         "ratio_4.0": 1.8,
         "size": 1.5,
     }
+    sigma, shot = np.full(n, 0.05, np.float32), np.full(n, 1e-3)
+    measures = {name: np.full(n, value) for name, value in locus.items()}
     return feature_table(
         measured,
         np.ones(n, bool),
-        np.full(n, 0.05, np.float32),
-        {name: np.full(n, value) for name, value in locus.items()},
-        np.full(n, stars),
-        np.full(n, fwhm),
-        image,
-        valid,
-        model.astype(np.float32),
-        np.full(n, 1e-3),
+        Stamps(image, valid, sigma, model.astype(np.float32), shot),
+        StampLocus(measures, np.full(n, stars), np.full(n, fwhm)),
     )
 
 
@@ -213,7 +210,7 @@ def fitted(image, psf, sigma, shot=0.0):
     axis = np.arange(SIZE)
     r2 = np.broadcast_to((axis[None, :] - 16.0) ** 2 + (axis[:, None] - 16.0) ** 2, image.shape)
     valid = np.ones(image.shape, bool)
-    return fit_with_psf(image, valid, np.full(n, sigma, np.float32), np.full(n, shot), psf, r2)
+    return fit_with_psf(Stamps(image, valid, np.full(n, sigma, np.float32), psf, np.full(n, shot)), r2)
 
 
 def test_fit_of_a_noiseless_star_gives_its_flux_and_nothing_extended():

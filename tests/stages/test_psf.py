@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages.psf import N_BASIS, PsfModel, _integrals, fit_psf, round_psf
+from sgclassify.stages.psf import N_BASIS, PsfModel, Stars, _integrals, fit_psf, round_psf
 
 SIZE = 32
 SHAPE = (1000, 1200)
@@ -32,12 +34,12 @@ def stars(n, seed, e=0.0, slope=0.0):
     flux = np.exp(rng.uniform(np.log(30), np.log(3000), n))
     sigma = np.full(n, 0.1, np.float32)
     image = flux[:, None, None] * moffat(x, y, e=ellipticity) + rng.normal(0, 0.1, (n, SIZE, SIZE))
-    return image.astype(np.float32), sigma, flux, x, y, detector_x, detector_y
+    valid = np.ones(image.shape, bool)
+    return Stars(image.astype(np.float32), valid, sigma, flux, x, y, detector_x, detector_y)
 
 
 def fit(n, seed, **shape):
-    image, sigma, flux, x, y, u, v = stars(n, seed, **shape)
-    return fit_psf(image, np.ones(image.shape, bool), sigma, flux, x, y, u, v, SHAPE, 1.0)
+    return fit_psf(stars(n, seed, **shape), SHAPE, 1.0)
 
 
 def stamp(model, x=16.3, y=15.8, u=600.0, v=500.0, size=SIZE):
@@ -73,21 +75,27 @@ def test_it_varies_over_the_detector_where_stars_are_many():
 
 
 def test_galaxies_and_neighbours_among_the_stars_are_left_out():
-    image, sigma, flux, x, y, u, v = stars(12, 5)
+    found = stars(12, 5)
+    image, flux, x, y = found.image, found.flux, found.x, found.y
     for k in (0, 1):
         image[k] = flux[k] * moffat(x[k : k + 1], y[k : k + 1], fwhm=5.0)[0]
     image[2] += 2 * flux[2] * moffat(x[2:3] + 2.5, y[2:3])[0].astype(np.float32)
-    model = fit_psf(image, np.ones(image.shape, bool), sigma, flux, x, y, u, v, SHAPE, 1.0)
+    model = fit_psf(found, SHAPE, 1.0)
     assert model.n_stars <= 9
     assert np.abs(stamp(model) - moffat([16.3], [15.8])[0]).sum() < 0.12
 
 
 def test_masked_pixels_do_not_count():
-    image, sigma, flux, x, y, u, v = stars(6, 7)
-    valid = np.random.default_rng(0).random(image.shape) > 0.05
-    spoiled = np.where(valid, image, 1e6).astype(np.float32)
-    a = fit_psf(spoiled, valid, sigma, flux, x, y, u, v, SHAPE, 1.0)
-    b = fit_psf(np.where(valid, image, -1e6).astype(np.float32), valid, sigma, flux, x, y, u, v, SHAPE, 1.0)
+    found = stars(6, 7)
+    valid = np.random.default_rng(0).random(found.image.shape) > 0.05
+    a, b = (
+        fit_psf(
+            dataclasses.replace(found, image=np.where(valid, found.image, np.float32(bad)), valid=valid),
+            SHAPE,
+            1.0,
+        )
+        for bad in (1e6, -1e6)
+    )
     np.testing.assert_allclose(a.coefficients, b.coefficients, rtol=1e-9)
 
 
