@@ -8,12 +8,17 @@ DEMO := demo
 MODEL := build/model
 LOWEST := build/lowest
 PYTEST_ARGS ?=
+# Test processes. Each takes whole files, so that what the tests of a file share is made once. 0 is for the debugger.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# What takes no torch and no processes; the marker leaves out the few slow ones.
+FAST := tests/stages $(addprefix tests/pipeline/test_,config.py exposure_list.py outdir.py plan.py progress.py sample.py)
 # The versions of an installation that has passed. The newest that pyproject.toml allows: make CONSTRAINTS= TARGET
 CONSTRAINTS ?= constraints.txt
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-avx2 test-lowest lint types tables docs constraints model clean help
+.PHONY: demo test test-fast test-avx2 test-lowest coverage lint types tables docs constraints model clean help
 .DEFAULT_GOAL := demo
 
 # torch and torchvision are chosen by one pip call: they must match.
@@ -34,12 +39,19 @@ demo: $(INSTALLED) ## simulate a seven-band field, run the main job on it, compa
 
 # With the tests of faults: make test PYTEST_ARGS="-m ''"
 # 200 random kills: SGCLASSIFY_KILLS=200 make test PYTEST_ARGS="-m '' tests/end_to_end/test_kills.py"
-test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-m ''" adds those of faults
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED) ## run the tests, in five minutes; PYTEST_ARGS="-m ''" adds those of faults
+	$(PYTEST) $(PYTEST_ARGS)
+
+# While you work. Single tests go from one process to the other here: no file shares anything that takes long.
+test-fast: $(INSTALLED) ## run the tests of the stages and of what else takes half a minute
+	$(PYTEST) --dist worksteal -m "not slow and not faults" $(PYTEST_ARGS) $(FAST)
+
+coverage: $(INSTALLED) ## run the tests and say which share of the code they run; the pages are in build/coverage
+	$(PYTEST) --cov --cov-report term:skip-covered --cov-report html:build/coverage $(PYTEST_ARGS)
 
 # AVX2 only, without bfloat16, as on most laptops and many servers.
 test-avx2: $(INSTALLED) ## run the model's tests and one run as on a processor without AVX-512
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(PYTEST_ARGS) \
 		tests/model tests/end_to_end/test_run_products.py::test_objects
 
 # In an environment of its own (6 GB), which stays for the next call. Old releases use what newer ones of their own

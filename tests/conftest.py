@@ -15,9 +15,14 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from hypothesis import settings
 
 from sgclassify.stages.bands import DETECTOR_FILTER
 from sgclassify.stages.read.names import ExposureFiles, find_siblings
+
+# Time limits of examples say how busy the machine is.
+settings.register_profile("sgclassify", deadline=None)
+settings.load_profile("sgclassify")
 
 OBSID = "10160000001"
 SKY = 0.3

@@ -173,7 +173,7 @@ def test_columns_as_pandas_and_editors_write_them(tmp_path):
         (b"PAR1", "not a table that can be read"),
         (b"\x89HDF\r\n\x1a\n\0\0", "not a table that can be read"),
         (b"\xff\xfe\x00", "not a table that can be read"),
-        (fits.PrimaryHDU(np.zeros((3, 3))), "without a table"),
+        pytest.param(fits.PrimaryHDU(np.zeros((3, 3))), "without a table", id="image"),
         (b"<?xml version='1.0'?><html></html>", "not a table that can be read"),
         (b"ra,dec\n1,2\n", "no column true_class; it has ra, dec; rename"),
         (b"ra;dec;true_class\n1;2;star\n", "no column ra; it has ra;dec;true_class"),

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sgclassify.model.data.dataset import CATALOG_COLUMNS, read_shard, write_shard
+from sgclassify.model.data.shards import CATALOG_COLUMNS, read_shard, write_shard
 from sgclassify.model.judge import evaluate
 from sgclassify.model.serve import runtime
 from sgclassify.pipeline import tasks

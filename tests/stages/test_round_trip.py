@@ -172,6 +172,7 @@ def oracle(cat: Path, name: str) -> list[Any]:
     return rows
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_what_astropy_reads_of_a_cat_every_reader_finds(

@@ -329,6 +329,7 @@ def test_dead_pixels_stay_dead(make_exposure, writer, algorithm, dither):
             np.testing.assert_array_equal(window.image, plain.image)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -184,6 +184,7 @@ JUNK = [
 AGAIN = ["CRVAL1  = 7.0", "CRPIX2  = 'x'", "CTYPE1  = 'GLON-CAR'", "CRVAL2  ="]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_every_way_to_write_a_header_gives_one_sky(data):
