@@ -78,9 +78,7 @@ def read_photographs(path: Path) -> list[Photograph]:
             shape = colour if colour.sum() > 0.05 * together.sum() else together
             image = galsim.Image(shape, scale=1.0 / radius)
             profiles.append(
-                galsim.InterpolatedImage(
-                    image, x_interpolant="cubic", pad_factor=2.0, flux=1.0, offset=offset
-                )
+                galsim.InterpolatedImage(image, x_interpolant="cubic", pad_factor=2.0, flux=1.0, offset=offset)
             )
         found.append(profiles)
     return found

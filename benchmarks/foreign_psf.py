@@ -112,9 +112,7 @@ class ExposurePsf:
         if traits.family == "optical_obsc":
             optics |= {"obscuration": 0.3, "nstruts": traits.struts, "strut_thick": 0.03}
             optics["strut_angle"] = traits.strut_angle_deg * galsim.degrees
-        waves = (
-            (self.aberrations + self.aberration_slopes @ node) * REFERENCE_WAVELENGTH_NM / self.wavelength_nm
-        )
+        waves = (self.aberrations + self.aberration_slopes @ node) * REFERENCE_WAVELENGTH_NM / self.wavelength_nm
         return galsim.OpticalPSF(aberrations=[0.0] * 4 + list(waves), **optics)
 
     def _finished(

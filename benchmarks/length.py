@@ -44,9 +44,7 @@ def main() -> None:
         first = folder / "sky" / "first.txt"
         lines = [line for line in whole.read_text().splitlines() if line and not line.startswith("#")]
         first.write_text("\n".join(lines[: len(lines) // arguments.fields]) + "\n")
-        print(
-            f"{'exposures':>10}{'tiles':>7}{'objects':>9}{'seconds':>9}{'driver MiB':>12}{'worker MiB':>12}"
-        )
+        print(f"{'exposures':>10}{'tiles':>7}{'objects':>9}{'seconds':>9}{'driver MiB':>12}{'worker MiB':>12}")
         for listed, label in ((first, "one"), (whole, "all")):
             seconds, record = run(listed, folder / label, arguments.workers)
             peak = max(item["peak_mib"] for item in [*record["inputs"], *record["tiles"]])

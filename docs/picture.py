@@ -40,9 +40,7 @@ def main() -> None:
     axes.scatter(x[inside], y[inside], s=90, facecolors="none", edgecolors=colors(p_star[inside]))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colors)
     figure.colorbar(scale, ax=axes, label="p_star", shrink=0.9)
-    axes.set(
-        xlabel="x (pixels)", ylabel="y (pixels)", title="i band of the demonstration field, objects by p_star"
-    )
+    axes.set(xlabel="x (pixels)", ylabel="y (pixels)", title="i band of the demonstration field, objects by p_star")
     figure.savefig(given.output, dpi=90)
 
 

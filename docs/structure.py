@@ -130,11 +130,7 @@ def opened(tree: ast.Module) -> Iterator[tuple[int, str]]:
             # another bare name is an argument or a function of the module itself
             if called.id == "open" or (called.id in foreign and called.id in OPENERS):
                 yield node.lineno, called.id
-        elif (
-            isinstance(called, ast.Attribute)
-            and called.attr in OPENERS
-            and ast.unparse(called.value) not in own
-        ):
+        elif isinstance(called, ast.Attribute) and called.attr in OPENERS and ast.unparse(called.value) not in own:
             yield node.lineno, ast.unparse(called)
 
 
@@ -233,9 +229,7 @@ def with_diagram(page: str, drawn: str) -> str:
 
 def main() -> int:
     """Print, check or write the structure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()

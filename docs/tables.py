@@ -111,9 +111,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     ),
     "settings of run": lambda: _settings("run"),
     "settings of stage": lambda: _settings("stage"),
-    "features": lambda: table(
-        "feature, unit, definition", ((f"`{f.name}`", f.unit, f.definition) for f in DECLARED)
-    ),
+    "features": lambda: table("feature, unit, definition", ((f"`{f.name}`", f.unit, f.definition) for f in DECLARED)),
     "run json": lambda: _keys((key, meaning) for key, (meaning, _) in ENTRIES.items()),
     "run json model": lambda: _keys(MODEL_KEYS.items()),
     "run json counts": lambda: _keys((key, meaning) for key, (meaning, _) in COUNTS.items()),

@@ -41,9 +41,7 @@ MODELS = click.option(
 
 
 def _log() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 def _edges(text: str) -> tuple[float, ...]:
@@ -66,9 +64,7 @@ def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Pa
         elif name in ("model", "star", "galaxy", *taken):
             raise click.UsageError(f"--model {text}: the name {name} is taken")
         if models.get(name) is not None or not path:
-            raise click.UsageError(
-                f"--model {text}: give one archive without a name, and others as NAME=FILE"
-            )
+            raise click.UsageError(f"--model {text}: give one archive without a name, and others as NAME=FILE")
         models[name] = Path(path)
     return models
 
@@ -76,9 +72,7 @@ def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Pa
 @click.command("dataset")
 @click.option("--output", type=FOLDER, required=True, help="Folder for the shards and the manifest.")
 @click.option("--fields", type=click.IntRange(1), default=60, show_default=True, help="Fields to simulate.")
-@click.option(
-    "--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set."
-)
+@click.option("--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set.")
 @click.option(
     "--first",
     type=click.IntRange(0),
@@ -89,9 +83,7 @@ def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Pa
 @click.option("--seed", type=click.IntRange(0), default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-def dataset(
-    output: Path, fields: int, shifted: int, first: int, seed: int, stamp_size: int, processes: int
-) -> None:
+def dataset(output: Path, fields: int, shifted: int, first: int, seed: int, stamp_size: int, processes: int) -> None:
     """Make training data: simulated exposures taken through the stages of a run, matched to truth.
 
     Continues where it stopped. A smaller set is a prefix of a larger one.
@@ -122,21 +114,15 @@ def dataset(
 
 @click.command("train")
 @click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
-@click.option(
-    "--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the models."
-)
+@click.option("--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the models.")
 @click.option("--sequence-epochs", type=click.IntRange(0), default=None, help="Passes of the sequence alone.")
 @click.option("--small-epochs", type=click.IntRange(0), default=None, help="Passes with small stamps.")
 @click.option("--epochs", type=click.IntRange(0), default=None, help="Passes with whole stamps.")
 @click.option("--batch-size", type=click.IntRange(2), default=None)
 @click.option("--architecture", type=click.Choice(("bands", "resnet50")), default=None, help="Image encoder.")
 @click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
-@click.option(
-    "--augmentation/--no-augmentation", default=None, help="Turn, shift and mask stamps, and add noise."
-)
-@click.option(
-    "--class-balance/--no-class-balance", default=None, help="Give both classes the same weight in training."
-)
+@click.option("--augmentation/--no-augmentation", default=None, help="Turn, shift and mask stamps, and add noise.")
+@click.option("--class-balance/--no-class-balance", default=None, help="Give both classes the same weight in training.")
 @click.option(
     "--prior-star-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -173,9 +159,7 @@ def dataset(
     type=click.IntRange(1),
     help="Train on this many fields only, the first ones.",
 )
-@click.option(
-    "--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun."
-)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun.")
 @click.option(
     "--max-minutes",
     type=float,
@@ -183,9 +167,7 @@ def dataset(
     help="Shorten the passes so that training ends in this time.",
 )
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
-def train(
-    data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any
-) -> None:
+def train(data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any) -> None:
     """Train a model, calibrate it, and export it as OUTPUT/model.pt, its parts alone as image.pt and sequence.pt."""
     manifest = data / "manifest.json"
     if not manifest.is_file():
@@ -236,15 +218,11 @@ def train(
     help="Fields of --data. Use `all` (without the shifted ones) for data that the model was not trained on.",
 )
 @MODELS
-@click.option(
-    "--table", type=FILE, help="Instead: any table with p_star and true_class, in one of these formats."
-)
+@click.option("--table", type=FILE, help="Instead: any table with p_star and true_class, in one of these formats.")
 @click.option("--band", default="i", show_default=True, help="Band of the magnitudes.")
 @click.option("--edges", default="18,20,22,24,26", show_default=True, help="Edges of the magnitude bins.")
 @click.option("--unblended", is_flag=True, help="Leave out blended objects.")
-@click.option(
-    "--paper", is_flag=True, help="Only objects like the paper's: SNR in i of at least 10, unblended."
-)
+@click.option("--paper", is_flag=True, help="Only objects like the paper's: SNR in i of at least 10, unblended.")
 @click.option("--min-snr", type=float, help="Only objects whose SNR reaches this in some band.")
 @click.option("--bands", is_flag=True, help="With --data: also judge with bands hidden.")
 @PRIOR
@@ -266,9 +244,7 @@ def evaluate(**options: Any) -> None:
         others = [name for name in scores.column_names if name.startswith("mag_")]
         chosen = click.get_current_context().get_parameter_source("band") is not ParameterSource.DEFAULT
         if chosen and others and f"mag_{asked.band}" not in others:
-            raise click.UsageError(
-                f"--band {asked.band}: no column mag_{asked.band}; there are {', '.join(others)}"
-            )
+            raise click.UsageError(f"--band {asked.band}: no column mag_{asked.band}; there are {', '.join(others)}")
         result = judge(scores, asked.band, edges, asked.unblended, asked.paper, asked.min_snr)
         again = None if asked.data is None else (asked.data, asked.part, model, asked.prior)
         if again and asked.bands:

@@ -71,9 +71,7 @@ class RunConfig:
         low=1,
         high=1024,
     )
-    header_threads: int = setting(
-        8, "Threads of the driver that read the headers of the exposures.", low=1, high=256
-    )
+    header_threads: int = setting(8, "Threads of the driver that read the headers of the exposures.", low=1, high=256)
     worker_timeout_s: float = setting(
         60.0, "Longest wait at the start for workers that can do the work.", unit="s", low=0.1, high=86400
     )

@@ -16,9 +16,7 @@ class TaskKilledError(SgClassifyError):
 
     exit_code = ExitCode.SET_ASIDE
     path = ""
-    advice = (
-        "its memory may not suffice: give the workers more, or choose smaller tiles (a larger tile_order)"
-    )
+    advice = "its memory may not suffice: give the workers more, or choose smaller tiles (a larger tile_order)"
 
     def __init__(self, known: str = "") -> None:
         super().__init__(known)

@@ -268,8 +268,6 @@ def _clash(header: ExposureHeader, taken: dict[str | int, ExposureHeader]) -> Fa
     for name in names:
         if name in taken:
             fault = f"its products would have the names of those of {taken[name].files.image}"
-            return Failure(
-                str(header.files.image), fault, "give the file another name, or list one of the two"
-            )
+            return Failure(str(header.files.image), fault, "give the file another name, or list one of the two")
     taken.update(dict.fromkeys(names, header))
     return None

@@ -97,9 +97,7 @@ def check(options: Options, *, dry: bool = False) -> Request:
     if options.scheduler is not None and options.scheduler_file is not None:
         raise UsageError("--scheduler and --scheduler-file exclude each other")
     config = with_prior(load_config(options.config), options.prior)
-    config = dataclasses.replace(
-        config, tta=config.tta or options.tta, device=options.device or config.device
-    )
+    config = dataclasses.replace(config, tta=config.tta or options.tta, device=options.device or config.device)
     prior = prior_of(config)
     listed = parse_list(options.exposure_list)
     model = verified(options.model)
@@ -116,9 +114,7 @@ def with_prior(config: RunConfig, value: str | None) -> RunConfig:
     if value is None:
         return config
     if not value.strip():
-        raise UsageError(
-            "the prior share of stars is empty; give a number between 0 and 1, or a table's path"
-        )
+        raise UsageError("the prior share of stars is empty; give a number between 0 and 1, or a table's path")
     try:
         share = float(value)
     except ValueError:

@@ -26,9 +26,7 @@ DEFAULT = SimulationConfig()
     "--output", "-o", type=click.Path(file_okay=False, path_type=Path), required=True,
     help="Folder for the fields and exposures.txt. Finished fields in it are kept.",
 )  # fmt: skip
-@click.option(
-    "--fields", "n_fields", type=click.IntRange(min=1), default=DEFAULT.n_fields, help="Number of fields."
-)
+@click.option("--fields", "n_fields", type=click.IntRange(min=1), default=DEFAULT.n_fields, help="Number of fields.")
 @click.option("--seed", type=click.IntRange(min=0), default=DEFAULT.seed, help="Seed of all random draws.")
 @click.option(
     "--size", type=(int, int), default=DEFAULT.detector_shape[::-1], metavar="NX NY",

@@ -138,9 +138,7 @@ class SimulationConfig:
             raise ValueError(f"PSF families must be some of {', '.join(ALL_PSF_FAMILIES)}")
         if self.catalog_program not in ("photutils", "sextractor"):
             raise ValueError(f"catalog_program must be photutils or sextractor, not {self.catalog_program}")
-        if min(self.detector_shape) < 16 or any(
-            a > b for a, b in zip(self.detector_shape, REAL_SHAPE, strict=True)
-        ):
+        if min(self.detector_shape) < 16 or any(a > b for a, b in zip(self.detector_shape, REAL_SHAPE, strict=True)):
             raise ValueError(f"a detector has from 16 x 16 to {REAL_SHAPE[1]} x {REAL_SHAPE[0]} pixels")
         if self.n_fields < 1 or self.exposures_per_band < 1 or self.seed < 0:
             raise ValueError("n_fields and exposures_per_band must be at least 1, seed at least 0")

@@ -133,15 +133,11 @@ class Exposure:
             write_table(folder / f"{stem}.sextractor.parquet", extracted)
         return write_exposure(folder, labels, level1, catalog, taken.header, detector)
 
-    def _catalogs(
-        self, level1: Level1, taken: Conditions, fwhm_px: float
-    ) -> tuple[pa.Table | None, pa.Table | None]:
+    def _catalogs(self, level1: Level1, taken: Conditions, fwhm_px: float) -> tuple[pa.Table | None, pa.Table | None]:
         """The table of the CAT file, and SExtractor's measurements; None for what is not asked for."""
         config = self.config
         threshold = float(self.rng.uniform(*config.detection_sigma))
-        calibration = Calibration(
-            WCS(taken.header), taken.claimed_zero_point, fwhm_px, taken.detector.exposure_time
-        )
+        calibration = Calibration(WCS(taken.header), taken.claimed_zero_point, fwhm_px, taken.detector.exposure_time)
         by_sextractor = config.catalogs and config.catalog_program == "sextractor"
         extracted = None
         if config.sextractor_columns or by_sextractor:

@@ -184,9 +184,7 @@ def galaxy_pool() -> Pool:
                     z_grid, Linear1D(*kind.m_star), Exponential1D(*kind.phi_star), kind.alpha, limit,
                     area * units.deg**2, cosmology,
                 )  # fmt: skip
-                coefficients = spectrum.dirichlet_coefficients(
-                    z, kind.alpha0, kind.alpha1, weight=kind.weight
-                )
+                coefficients = spectrum.dirichlet_coefficients(z, kind.alpha0, kind.alpha1, weight=kind.weight)
                 mass = templates.stellar_mass(coefficients, absolute_b, "bessell-B")
                 flux = np.einsum("nt,ntb->nb", coefficients * mass[:, None], _at(fluxes, z_grid, z))
                 mags.append(cosmology.distmod(z).value[:, None] - 2.5 * np.log10(flux))

@@ -107,9 +107,7 @@ def _templates(sources: Sources, row: int, model: SkyModel, rng: np.random.Gener
     return templates, np.log(weight)
 
 
-def _evidence(
-    sky: Scene, row: int, templates: Sources, taken: Conditions, scale: F64, rng: np.random.Generator
-) -> F64:
+def _evidence(sky: Scene, row: int, templates: Sources, taken: Conditions, scale: F64, rng: np.random.Generator) -> F64:
     """Logarithm of the likelihood of each template for one new exposure of a source, the flux integrated out."""
     x, y = sky.x[row], sky.y[row]
     node = int(taken.psf.node_at(np.array([x]), np.array([y]))[0])

@@ -102,9 +102,7 @@ class PsfModel:
         )
 
 
-def draw_psf(
-    band: str, families: tuple[str, ...], quality: float, nodes: int, rng: np.random.Generator
-) -> PsfModel:
+def draw_psf(band: str, families: tuple[str, ...], quality: float, nodes: int, rng: np.random.Generator) -> PsfModel:
     """Draw the PSF of one exposure.
 
     Parameters
@@ -141,9 +139,7 @@ def draw_psf(
     else:
         width = 0.035 + 0.025 * quality
         jitter -= 0.006 * (family == "optical_moffat")
-    return PsfModel(
-        family, band, max(jitter, 0.02), width, float(rng.choice(MOFFAT_BETAS)), aberrations, shear, nodes
-    )
+    return PsfModel(family, band, max(jitter, 0.02), width, float(rng.choice(MOFFAT_BETAS)), aberrations, shear, nodes)
 
 
 class PsfField:

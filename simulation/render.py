@@ -103,9 +103,7 @@ def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobi
     major = sources.r50 / np.sqrt(sources.axis_ratio)
     minor = sources.r50 * np.sqrt(sources.axis_ratio)
     sin, cos = np.sin(sources.position_angle), np.cos(sources.position_angle)
-    on_sky = np.stack(
-        [np.stack([major * sin, minor * cos], -1), np.stack([major * cos, -minor * sin], -1)], -2
-    )
+    on_sky = np.stack([np.stack([major * sin, minor * cos], -1), np.stack([major * cos, -minor * sin], -1)], -2)
     on_sky[sources.kind != "galaxy"] = 0.0
     share = np.clip(sources.bulge_fraction, 1e-3, 1 - 1e-3)
     odds = share / (1 - share) * np.exp(BULGE_GRADIENT * (k - I_BAND))

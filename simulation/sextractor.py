@@ -100,9 +100,7 @@ def extract(
     """
     program, share = _program(), _share()
     if program is None or share is None or (with_psf and not available()):
-        raise RuntimeError(
-            "SExtractor or PSFEx is not installed; install Debian's packages sextractor and psfex"
-        )
+        raise RuntimeError("SExtractor or PSFEx is not installed; install Debian's packages sextractor and psfex")
     with tempfile.TemporaryDirectory(prefix="sextractor-") as name:
         folder = Path(name)
         fits.PrimaryHDU(data.image, wcs).writeto(folder / "image.fits")
@@ -168,9 +166,7 @@ def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def _sextractor(
-    program: str, folder: Path, settings: dict[str, Any], names: list[str], output: str, kind: str
-) -> None:
+def _sextractor(program: str, folder: Path, settings: dict[str, Any], names: list[str], output: str, kind: str) -> None:
     (folder / "columns.param").write_text("\n".join(names) + "\n")
     own = {"PARAMETERS_NAME": "columns.param", "CATALOG_NAME": output, "CATALOG_TYPE": kind}
     done = _call([program, "image.fits", "-c", "/dev/null", *_flags(settings | own)], folder)

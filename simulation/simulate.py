@@ -151,9 +151,7 @@ def simulate(
         # Not fork: the caller may hold threads (of torch, Dask, Arrow).
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-            futures = [
-                pool.submit(simulate_field, config, index, out_dir) for index in range(config.n_fields)
-            ]
+            futures = [pool.submit(simulate_field, config, index, out_dir) for index in range(config.n_fields)]
             try:
                 for future in concurrent.futures.as_completed(futures):
                     finished(future.result())
@@ -162,9 +160,7 @@ def simulate(
                 raise
     results.sort(key=lambda result: result.index)
     lines = [str(image.relative_to(out_dir)) for result in results for image in result.images]
-    write_atomic_text(
-        "# one exposure a line\n" + "".join(f"{line}\n" for line in lines), out_dir / "exposures.txt"
-    )
+    write_atomic_text("# one exposure a line\n" + "".join(f"{line}\n" for line in lines), out_dir / "exposures.txt")
     return results
 
 
@@ -186,9 +182,7 @@ def _draw_model(config: SimulationConfig, rng: np.random.Generator) -> SkyModel:
     )
 
 
-def _draw_field(
-    config: SimulationConfig, field_index: int
-) -> tuple[SkyModel, Sources, float, float, list[Exposure]]:
+def _draw_field(config: SimulationConfig, field_index: int) -> tuple[SkyModel, Sources, float, float, list[Exposure]]:
     sky_seed, *seeds = np.random.SeedSequence((config.seed, field_index)).spawn(
         1 + len(BANDS) * config.exposures_per_band
     )

@@ -47,9 +47,7 @@ SMALLEST_CLUMPY: Final = 0.1
 AXIS_RATIO_QUANTILES: Final = ((0.0, 0.05, 0.5, 0.95, 1.0), (0.15, 0.25, 0.56, 0.90, 1.0))
 
 STAR_COUNT_I: Final = np.array([14.0, 16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0])
-STAR_COUNT_N: Final = np.array(
-    [120.0, 330.0, 810.0, 2080.0, 3150.0, 4610.0, 6530.0, 9010.0, 12200.0, 16000.0, 20700.0]
-)
+STAR_COUNT_N: Final = np.array([120.0, 330.0, 810.0, 2080.0, 3150.0, 4610.0, 6530.0, 9010.0, 12200.0, 16000.0, 20700.0])
 """Cumulative stars per deg^2 at a galactic latitude of 60 degrees; both ends continue the last slope."""
 
 LOCUS: Final = np.array([
@@ -190,9 +188,7 @@ def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
     classified_stars = classified_galaxies * model.star_fraction / (1 - model.star_fraction)
     classified_quasars = (classified_galaxies + classified_stars) * model.quasar_fraction
 
-    n_galaxies = rng.poisson(
-        max(galaxy_density(model.mag_limit_i) - galaxy_density(GALAXY_BRIGHTEST_I), 0) * area
-    )
+    n_galaxies = rng.poisson(max(galaxy_density(model.mag_limit_i) - galaxy_density(GALAXY_BRIGHTEST_I), 0) * area)
     galaxy_i = _galaxy_magnitudes(n_galaxies, model.mag_limit_i, rng)
     galaxy_z, galaxy_mags = galaxy_pool().draw(galaxy_i, rng)
 
@@ -289,9 +285,7 @@ def _companions(primary_mags: F64, rng: np.random.Generator) -> tuple[F64, F64]:
     return _star_colors(mag_i, rng), separation
 
 
-def galaxy_shapes(
-    mag_i: F64, compact_share: tuple[float, float], rng: np.random.Generator
-) -> tuple[F64, ...]:
+def galaxy_shapes(mag_i: F64, compact_share: tuple[float, float], rng: np.random.Generator) -> tuple[F64, ...]:
     """Shapes of galaxies by their magnitude.
 
     Parameters

@@ -139,9 +139,7 @@ def _primary(labels: ExposureLabels, wcs: fits.Header, detector: DetectorModel, 
     return hdu
 
 
-def _image_cards(
-    labels: ExposureLabels, wcs: fits.Header, detector: DetectorModel, cosmic_rays: int
-) -> fits.Header:
+def _image_cards(labels: ExposureLabels, wcs: fits.Header, detector: DetectorModel, cosmic_rays: int) -> fits.Header:
     cards = wcs.copy()
     cards["FILTER"] = labels.band
     cards["CHIPID"] = labels.chip

@@ -69,9 +69,7 @@ def classify(
     return object_table(stamps, found.p_star, found.logit)
 
 
-def scores(
-    inputs: Inputs, scorer: Scorer, own_prior: float, prior: Prior | None = None, tta: bool = False
-) -> Scores:
+def scores(inputs: Inputs, scorer: Scorer, own_prior: float, prior: Prior | None = None, tta: bool = False) -> Scores:
     """Score objects.
 
     Parameters
@@ -123,9 +121,7 @@ def _turned(inputs: Inputs, k: int) -> Inputs:
     def turned(stamps: npt.NDArray[T]) -> npt.NDArray[T]:
         return np.rot90(stamps if k < 4 else stamps[..., ::-1], k, axes=(2, 3))
 
-    return dataclasses.replace(
-        inputs, image=turned(inputs.image), valid=turned(inputs.valid), psf=turned(inputs.psf)
-    )
+    return dataclasses.replace(inputs, image=turned(inputs.image), valid=turned(inputs.valid), psf=turned(inputs.psf))
 
 
 def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
@@ -133,9 +129,7 @@ def object_table(stamps: TileStamps, p_star: F32, logit: F64) -> pa.Table:
     flags = stamps.sg_flags.astype(np.int32)
     failed = ~np.isfinite(p_star) & ((flags & int(SgFlag.NOT_SCORED)) == 0)
     flags = np.where(failed, flags | int(SgFlag.NOT_FINITE), flags).astype(np.int32)
-    return scored_table(
-        stamps.object_id, stamps.ra, stamps.dec, p_star, logit, flags, stamps.n_bands, stamps.bands
-    )
+    return scored_table(stamps.object_id, stamps.ra, stamps.dec, p_star, logit, flags, stamps.n_bands, stamps.bands)
 
 
 def scored_table(
@@ -198,9 +192,7 @@ def scored_table(
             ),
             "sg_flags": pa.array(np.where(null, flags | np.int32(SgFlag.NOT_SCORED), flags)),
             "n_bands": pa.array(np.where(null, 0, np.asarray(n_bands)).astype(np.int8)),
-            "bands": pa.array(
-                ["" if empty else text for empty, text in zip(null, bands, strict=True)], pa.string()
-            ),
+            "bands": pa.array(["" if empty else text for empty, text in zip(null, bands, strict=True)], pa.string()),
             "logit": pa.array(np.asarray(logit, dtype=np.float64), mask=null),
         }
     )

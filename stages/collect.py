@@ -70,9 +70,7 @@ class BandStamps:
         """Bands of each object that have a stamp with enough valid pixels, shape (n, 7)."""
         return np.asarray(self.exposure >= 0)
 
-    def add_exposure(
-        self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig
-    ) -> None:
+    def add_exposure(self, prepared: PreparedExposure, number: int, x: F64, y: F64, config: StageConfig) -> None:
         """Cut the stamps of one exposure and keep those that are better than the stamps so far.
 
         The better stamp has the larger sum of inverse variance over its core. Of two equal ones the first stays.
@@ -88,9 +86,7 @@ class BandStamps:
         """
         ny, nx = prepared.header.shape
         margin = config.position_margin_px
-        on_detector = (
-            (x > -0.5 - margin) & (x < nx - 0.5 + margin) & (y > -0.5 - margin) & (y < ny - 0.5 + margin)
-        )
+        on_detector = (x > -0.5 - margin) & (x < nx - 0.5 + margin) & (y > -0.5 - margin) & (y < ny - 0.5 + margin)
         index = np.flatnonzero(on_detector)
         if not index.size:
             return
@@ -160,9 +156,7 @@ class BandStamps:
         stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)
         fwhm = np.array([e.header.fwhm_px for e in exposures], dtype=np.float64)
         # photons: the variance of a pixel grows with its flux by one electron's worth
-        shot = np.array(
-            [nanomaggies_per_count(e.header.zero_point) / e.header.exposure_time for e in exposures]
-        )
+        shot = np.array([nanomaggies_per_count(e.header.zero_point) / e.header.exposure_time for e in exposures])
         locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
         for band in range(len(BANDS)):
             index = np.flatnonzero(self.exposure[:, band] >= 0)

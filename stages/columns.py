@@ -81,9 +81,7 @@ _SG_CLASS: Final = Column(
     "the more probable class, star or galaxy; null where not scored",
     max(map(len, CLASSES)),
 )
-_SG_FLAGS: Final = Column(
-    "sg_flags", pa.int32(), "", "meta.code.qual", "quality bit mask; 0 = nothing to remark"
-)
+_SG_FLAGS: Final = Column("sg_flags", pa.int32(), "", "meta.code.qual", "quality bit mask; 0 = nothing to remark")
 _N_BANDS: Final = Column(
     "n_bands",
     pa.int8(),
@@ -113,9 +111,7 @@ OBJECT_COLUMNS: Final = (
         "stat.value;src.class.starGalaxy",
         "ln(p_star / p_galaxy) under the model's own prior (model_prior_star_fraction); null where not scored",
     ),
-    Column(
-        "_healpix_29", pa.int64(), "", "pos.healpix", "HEALPix index of the position, order 29, nested scheme"
-    ),
+    Column("_healpix_29", pa.int64(), "", "pos.healpix", "HEALPix index of the position, order 29, nested scheme"),
 )
 """Columns of the object catalogue, in their order."""
 

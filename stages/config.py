@@ -47,9 +47,7 @@ class StageConfig:
         high=1000,
     )
     detect_min_px: int = setting(5, "Connected pixels that make a detection.", unit="px", low=1, high=10000)
-    deblend_contrast: float = setting(
-        0.005, "Smallest share of the flux that a deblended peak must hold.", high=1
-    )
+    deblend_contrast: float = setting(0.005, "Smallest share of the flux that a deblended peak must hold.", high=1)
     deblend_prominence_sigma: float = setting(
         3.0,
         "Smallest height of a deblended peak above the saddle to its neighbour, in standard deviations of the noise"

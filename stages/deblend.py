@@ -73,9 +73,7 @@ def deblend(
     return result
 
 
-def _basins(
-    values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float
-) -> I32:
+def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float) -> I32:
     """Number the sources of one segment: 0 for the first and for pixels outside, then 1, 2, ...
 
     A flood from the brightest pixel down. A *basin* is a peak and the pixels that slope up to it. Basins that meet and
@@ -120,11 +118,7 @@ def _basins(
                 p
                 for p in sorted(pools)
                 if split[p]
-                or (
-                    light[p] - here * area[p] >= min_flux
-                    and area[p] >= min_px
-                    and peak[p] - here >= min_height
-                )
+                or (light[p] - here * area[p] >= min_flux and area[p] >= min_px and peak[p] - here >= min_height)
             ]
             # If no pool is separate, the one with the most light above the saddle takes in the others.
             kept = separate or [max(sorted(pools), key=lambda p: light[p] - here * area[p])]

@@ -115,9 +115,7 @@ def detect_in_strips(
         photometry.y[:] += low
         # One pixel more on either side: a centre near the border may come out on either side of it, depending on
         # the strip. What both strips found is then kept once.
-        own = (photometry.y >= y0 - (1 if y0 else np.inf)) & (
-            photometry.y < y1 + (1 if y1 < shape[0] else np.inf)
-        )
+        own = (photometry.y >= y0 - (1 if y0 else np.inf)) & (photometry.y < y1 + (1 if y1 < shape[0] else np.inf))
         place = np.column_stack((photometry.x, photometry.y))
         if len(before):
             own &= ~np.isfinite(KDTree(before).query(place, distance_upper_bound=1.0)[0])

@@ -56,15 +56,10 @@ _ASINH_FLUX = f"{FLUX_SOFTENING} nanomaggies"
 
 DECLARED: Final = (
     Feature("detected", "", "1 where the object has a detection in this band, else 0"),
-    Feature(
-        "snr", "", f"asinh of the signal-to-noise ratio in the reference weight (sigma {REFERENCE_SIGMA} px)"
-    ),
+    Feature("snr", "", f"asinh of the signal-to-noise ratio in the reference weight (sigma {REFERENCE_SIGMA} px)"),
     Feature("flux", "", f"asinh of the flux within {TOTAL_RADIUS:g} px over {_ASINH_FLUX}"),
     Feature("depth", "mag", "AB magnitude of five times the noise of the reference flux, minus 25"),
-    *(
-        Feature(f"ratio_{s}", "", f"flux with a weight of sigma {s} px over the reference flux")
-        for s in RATIO_SIGMAS
-    ),
+    *(Feature(f"ratio_{s}", "", f"flux with a weight of sigma {s} px over the reference flux") for s in RATIO_SIGMAS),
     Feature("size", "px^2", f"second moment (trace) with a weight of sigma {MOMENT_SIGMA} px"),
     Feature("size_wide", "px^2", f"second moment (trace) with a weight of sigma {WIDE_MOMENT_SIGMA} px"),
     Feature("ellipticity", "", "ellipticity of the second moments of `size`"),
@@ -75,16 +70,12 @@ DECLARED: Final = (
     ),
     Feature("excess_size", "", "natural logarithm of `size` over `psf_size`"),
     *(
-        Feature(
-            f"significance_{s}", "", f"asinh of the difference in `excess_{s}` over its error from sky noise"
-        )
+        Feature(f"significance_{s}", "", f"asinh of the difference in `excess_{s}` over its error from sky noise")
         for s in PSF_SIGMAS
     ),
     Feature("psf_flux", "", f"asinh of the flux of a PSF fit over {_ASINH_FLUX}"),
     Feature("psf_snr", "", "asinh of the signal-to-noise ratio of that flux"),
-    Feature(
-        "psf_misfit", "", "asinh of the fit's chi-square, less the expected one, over the expected spread"
-    ),
+    Feature("psf_misfit", "", "asinh of the fit's chi-square, less the expected one, over the expected spread"),
     *(
         Feature(
             f"extended_{s}",
@@ -93,10 +84,7 @@ DECLARED: Final = (
         )
         for s in WIDENINGS
     ),
-    *(
-        Feature(f"extended_snr_{s}", "", f"asinh of the flux in `extended_{s}` over its error")
-        for s in WIDENINGS
-    ),
+    *(Feature(f"extended_snr_{s}", "", f"asinh of the flux in `extended_{s}` over its error") for s in WIDENINGS),
     Feature("psf_size", "px^2", "median `size` of the exposure's point sources"),
     Feature("psf_ratio_2.7", "", "median `ratio_2.7` of the exposure's point sources"),
     Feature("psf_stars", "", "ln(1 + number of the exposure's point sources)"),

@@ -171,9 +171,7 @@ def _row_notes(detections: Detections) -> list[str]:
 def _wcs_notes(detections: Detections, made: bool, offset_deg: tuple[float, float]) -> list[str]:
     """A note where no row checks the WCS, or where all rows are off it by the same offset."""
     if made or not detections.usable.any():
-        return [
-            "no catalogue to check the WCS against: the positions of its objects rest on the header alone"
-        ]
+        return ["no catalogue to check the WCS against: the positions of its objects rest on the header alone"]
     apart = 3600.0 * float(np.hypot(*offset_deg))
     if apart <= OFFSET_ARCSEC:
         return []

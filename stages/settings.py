@@ -83,9 +83,7 @@ class Setting:
             raise ValueError(f"{self.name} is {value!r}, it must be of type {self.type.__name__}")
         if isinstance(value, int | float) and self.type is not bool:
             if not (self.low <= value <= self.high and math.isfinite(value)):
-                raise ValueError(
-                    f"{self.name} is {value!r}, it must be between {self.low:.10g} and {self.high:.10g}"
-                )
+                raise ValueError(f"{self.name} is {value!r}, it must be between {self.low:.10g} and {self.high:.10g}")
         elif self.choices and value not in self.choices:
             raise ValueError(f"{self.name} is {value!r}, it must be one of {', '.join(self.choices)}")
         return value

@@ -152,9 +152,7 @@ class SourceStamps:
     first_y: I64
 
 
-def cut_sources(
-    window: PixelWindow, image: F32, valid: Bool, noise: F32, x: F64, y: F64, size: int
-) -> SourceStamps:
+def cut_sources(window: PixelWindow, image: F32, valid: Bool, noise: F32, x: F64, y: F64, size: int) -> SourceStamps:
     """Cut the stamps of some sources of an exposure.
 
     Parameters

@@ -134,9 +134,7 @@ def anchor_order(prepared: Sequence[PreparedExposure]) -> list[PreparedExposure]
 def _pool(exposures: Sequence[PreparedExposure]) -> _Pool:
     tables = [exposure.usable_detections() for exposure in exposures]
     rank = np.repeat(np.arange(len(tables), dtype=np.int64), [table.num_rows for table in tables])
-    column = {
-        name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names
-    }
+    column = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names}
     at = SkyPositions(column["ra"], column["dec"], rank, column["row"])
     return _Pool(at, column["x"], column["y"], column["sg_flags"])
 
@@ -171,9 +169,7 @@ def extract_tile(
     """
     exposures = anchor_order(prepared)
     pool = _pool(exposures)
-    found = objects_of_tile(
-        order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec
-    )
+    found = objects_of_tile(order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec)
     objects = _chosen(pool, found, exposures, wanted)
     member, owner = objects.member, objects.owner
     ra, dec = pool.at.ra[objects.anchor], pool.at.dec[objects.anchor]

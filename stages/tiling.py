@@ -83,9 +83,7 @@ def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arc
     ValueError
         If two headers share an `exposure_id`.
     """
-    return tiles_of(
-        ((h.exposure_id, footprint_tiles(h, tile_order, pad_arcsec)) for h in headers), tile_order
-    )
+    return tiles_of(((h.exposure_id, footprint_tiles(h, tile_order, pad_arcsec)) for h in headers), tile_order)
 
 
 def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Tile]:
@@ -186,6 +184,4 @@ def _pixel_to_sky(header: ExposureHeader, x: F64, y: F64) -> tuple[F64, F64]:
 
 
 def _unusable(header: ExposureHeader, fault: str) -> UnusableInputError:
-    return UnusableInputError(
-        header.files.image, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure"
-    )
+    return UnusableInputError(header.files.image, f"unusable WCS: {fault}", "calibrate the astrometry of the exposure")

@@ -197,9 +197,7 @@ def table_hdu(columns: dict[str, Any]) -> fits.BinTableHDU:
     for name, values in columns.items():
         values = np.asarray(values)
         size = "" if values.ndim == 1 else str(values.shape[1])
-        kind = (
-            f"{values.dtype.itemsize}A" if values.dtype.kind == "S" else size + letters[values.dtype.str[1:]]
-        )
+        kind = f"{values.dtype.itemsize}A" if values.dtype.kind == "S" else size + letters[values.dtype.str[1:]]
         made.append(fits.Column(name, kind, array=values))
     return fits.BinTableHDU.from_columns(made, name="CAT")
 

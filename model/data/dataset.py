@@ -70,10 +70,7 @@ def extract_field(
             log.info("set aside: %s", error)
     by_id = {p.exposure_id: p for p in prepared}
     tiles = tiles_of_headers([p.header for p in prepared], TILE_ORDER, tile_pad_arcsec(config))
-    return [
-        extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted)
-        for t in tiles
-    ]
+    return [extract_tile(t.order, t.pixel, [by_id[e] for e in t.exposures], stamp_size, config, wanted) for t in tiles]
 
 
 def field_table(
@@ -146,9 +143,7 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     scratch.mkdir(parents=True)
     config = field_config(path.parent.name, seed, field)
     training = path.parent.name == "training"
-    if sextractor.available() and (
-        path.parent.name in ("validation", "test", "shifted") or field % 10 == len(SPLITS)
-    ):
+    if sextractor.available() and (path.parent.name in ("validation", "test", "shifted") or field % 10 == len(SPLITS)):
         config = replace(config, sextractor_columns=True)
     result = simulate_field(config, field, scratch)
     list_path = scratch / "list.txt"
@@ -160,9 +155,7 @@ def make_field(field: int, seed: int, data_dir: Path, stamp_size: int, shifted: 
     tiles = [tile for tile in tiles if len(tile)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if tiles:
-        table, arrays = field_table(
-            field, tiles, truth, _sextractor_tables(result), _field_record(result, truth)
-        )
+        table, arrays = field_table(field, tiles, truth, _sextractor_tables(result), _field_record(result, truth))
         if training:
             keep = np.flatnonzero(true_classes(table) != SPURIOUS)
             table, arrays = table.take(keep), {name: values[keep] for name, values in arrays.items()}

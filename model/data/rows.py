@@ -116,9 +116,7 @@ def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
     if not sum(len(part["label"]) for part in parts):
         raise UsageError("no shards with stars or galaxies here; make them with `sgclassify dataset`")
     # array by array, so that only one of them at a time is in memory twice
-    return Rows(
-        **{name: torch.from_numpy(np.concatenate([p.pop(name) for p in parts])) for name in list(parts[0])}
-    )
+    return Rows(**{name: torch.from_numpy(np.concatenate([p.pop(name) for p in parts])) for name in list(parts[0])})
 
 
 def _read_shard(path: Path, number: int, rank: int, world: int) -> dict[str, npt.NDArray[Any]]:

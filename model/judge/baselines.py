@@ -235,9 +235,7 @@ class Baselines:
                 fit = {"sample_weight": weight[used]}
             else:
                 products = PolynomialFeatures(DEGREE, include_bias=False)
-                method = make_pipeline(
-                    StandardScaler(), products, StandardScaler(), LogisticRegression(max_iter=2000)
-                )
+                method = make_pipeline(StandardScaler(), products, StandardScaler(), LogisticRegression(max_iter=2000))
                 fit = {"logisticregression__sample_weight": weight[used]}
             # a missing band leaves columns without any value, which scikit-learn cannot bin
             known = columns[used]
@@ -342,9 +340,7 @@ def score_part(
     fitted_to = shards_of(training or data_dir, "training")
     paths = shards_of(data_dir, part)
     if {path.resolve() for path in fitted_to} & {path.resolve() for path in paths}:
-        raise UsageError(
-            f"{data_dir}: the methods would be judged on what they are fitted to; name other --training"
-        )
+        raise UsageError(f"{data_dir}: the methods would be judged on what they are fitted to; name other --training")
     baselines = Baselines(CatalogSample.read(fitted_to), assumed)
     by_magnitude = MagnitudePrior(fitted_to) if oracle else None
     tables, known = [], []
@@ -368,9 +364,7 @@ def score_part(
         tables.append(table)
         known.append(covered)
     if not tables:
-        raise UsageError(
-            f"{data_dir / part}: SExtractor has measured none of it; make the data set with it installed"
-        )
+        raise UsageError(f"{data_dir / part}: SExtractor has measured none of it; make the data set with it installed")
     table = pa.concat_tables(tables)
     covers = {name: np.concatenate([covered[name] for covered in known]) for name in known[0]}
     return table, _summaries(table, covers, baselines.fitted_to)
@@ -407,9 +401,7 @@ def _share(values: Bool) -> float:
 
 def as_text(summaries: list[MethodSummary]) -> str:
     """The summaries as a table."""
-    lines = [
-        f"{'method':>18} {'fitted to':>9} {'coverage':>8} {'error':>8} {'model there':>11} {'error of all':>12}"
-    ]
+    lines = [f"{'method':>18} {'fitted to':>9} {'coverage':>8} {'error':>8} {'model there':>11} {'error of all':>12}"]
     lines += [
         f"{row.method:>18} {row.fitted_to or '-':>9} {100 * row.coverage:7.1f}% {100 * row.error:7.2f}%"
         f" {100 * row.error_of_model:10.2f}% {100 * row.error_of_all:11.2f}%"

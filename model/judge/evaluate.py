@@ -91,9 +91,7 @@ def evaluate(
 
 def _method(judged: Judged, keep: Bool, method: str, edges: tuple[float, ...], star_weight: float) -> Method:
     def bins(values: F64, bounds: tuple[float, ...], empty: bool) -> list[results.Bin]:
-        insides = [
-            (low, high, keep & (values >= low) & (values < high)) for low, high in itertools.pairwise(bounds)
-        ]
+        insides = [(low, high, keep & (values >= low) & (values < high)) for low, high in itertools.pairwise(bounds)]
         return [
             results.Bin(low, high, _figures(judged, inside, method))
             for low, high, inside in insides
@@ -113,9 +111,7 @@ def _known(judged: Judged, keep: Bool, method: str) -> I64:
     return np.flatnonzero(keep & judged.scored & np.isfinite(judged.p[method]))
 
 
-def _figures(
-    judged: Judged, keep: Bool, method: str, star_weight: float = 1.0, intervals: bool = False
-) -> Figures:
+def _figures(judged: Judged, keep: Bool, method: str, star_weight: float = 1.0, intervals: bool = False) -> Figures:
     """Figures of one method on some objects.
 
     Purity and completeness weigh a star `star_weight` times a galaxy. The bootstrap intervals are slow, and only made

@@ -95,9 +95,7 @@ class Judged:
         for name in ("r50_arcsec", "redshift"):
             self.values[name] = np.where(self.star, np.nan, numbers(table, name))
         self.values |= {name: numbers(table, name) for name in ("n_bands", "star_density", "roll_deg")}
-        self.values["bright_star_arcsec"] = self._from_bright_stars(
-            numbers(table, "ra"), numbers(table, "dec")
-        )
+        self.values["bright_star_arcsec"] = self._from_bright_stars(numbers(table, "ra"), numbers(table, "dec"))
         self.values["blended"] = self.blended.astype(np.float64)
         # CSV cannot hold seven numbers per object
         if "snr" in table.column_names and pa.types.is_fixed_size_list(table.schema.field("snr").type):
@@ -113,9 +111,7 @@ class Judged:
         bright &= np.isfinite(ra + dec)
         distance = np.full(len(ra), np.nan)
         if bright.any() and fainter.any():
-            chords, _ = cKDTree(unit_vectors(ra[bright], dec[bright])).query(
-                unit_vectors(ra[fainter], dec[fainter])
-            )
+            chords, _ = cKDTree(unit_vectors(ra[bright], dec[bright])).query(unit_vectors(ra[fainter], dec[fainter]))
             distance[fainter] = np.degrees(2.0 * np.arcsin(np.minimum(chords / 2.0, 1.0))) * 3600.0
         return distance
 
@@ -140,9 +136,7 @@ class Judged:
         if not np.isfinite(self.magnitude).any():
             others = [band for band in BANDS if f"mag_{band}" in names - {mag}]
             hint = f" (there are magnitudes of {', '.join(others)}: --band)" if others else ""
-            lacks.append(
-                f"no {mag} in the truth: no bins by magnitude, nor by the distance from bright stars{hint}"
-            )
+            lacks.append(f"no {mag} in the truth: no bins by magnitude, nor by the distance from bright stars{hint}")
         elif without:
             lacks.append(f"{without} objects have no {mag}: they are in no figure")
         for name in ("redshift", "r50_arcsec"):

@@ -69,15 +69,11 @@ def _cumulative(score: F64, positive: Bool, weight: F64) -> tuple[F64, F64]:
     order = np.argsort(-score, kind="stable")
     true = np.cumsum(np.where(positive, weight, 0.0)[order])
     false = np.cumsum(np.where(positive, 0.0, weight)[order])
-    last = (
-        np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.int64)
-    )
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.int64)
     return true[last], false[last]
 
 
-def purity_at_completeness(
-    score: F64, positive: Bool, completeness: float, weight: F64 | None = None
-) -> float:
+def purity_at_completeness(score: F64, positive: Bool, completeness: float, weight: F64 | None = None) -> float:
     """Purity of the sample above the threshold that is complete to the given share; NaN of one class.
 
     Parameters
@@ -191,8 +187,7 @@ def bootstrap_interval(figure: Figure, field: I64, draws: int = 300, seed: int =
     else:
         members = [np.array([k]) for k in range(len(field))]
     values = [
-        figure(np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))]))
-        for _ in range(draws)
+        figure(np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])) for _ in range(draws)
     ]
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
     return float(low), float(high)

@@ -48,9 +48,7 @@ def _recall(figure: Any, result: Evaluation) -> None:
             axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
         # of nothing, matplotlib makes no logarithmic axis
         scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
-        axis.set(
-            yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result.sample.selection.band} magnitude"
-        )
+        axis.set(yscale=scale, title=f"{kind}s misclassified", xlabel=f"{result.sample.selection.band} magnitude")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
 

@@ -60,9 +60,7 @@ def scores_of_run(run_dir: Path, truth_path: Path) -> pa.Table:
 def shards_of(data_dir: Path, part: str) -> list[Path]:
     """Shards of one part of a data set, or of ``all`` but the shifted one; `UsageError` if there are none."""
     parts = [name for name in PARTS if name != "shifted"] if part == ALL else [part]
-    paths = sorted(
-        (path for name in parts for path in (data_dir / name).glob("*.parquet")), key=lambda p: p.name
-    )
+    paths = sorted((path for name in parts for path in (data_dir / name).glob("*.parquet")), key=lambda p: p.name)
     if not paths:
         raise UsageError(f"{data_dir / part}: no shards here; make them with `sgclassify dataset`")
     return paths

@@ -87,14 +87,10 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pa.Table:
     table = table.rename_columns(names)
     for name in needed:
         if name not in names:
-            raise UsageError(
-                f"{path}: no column {name}; it has {', '.join(names)}; rename the one that is meant"
-            )
+            raise UsageError(f"{path}: no column {name}; it has {', '.join(names)}; rename the one that is meant")
     for name in (*NUMBERS, *FLAGS, "true_class"):
         if name in names:
-            table = table.set_column(
-                names.index(name), name, _typed(path, name, table[name], units.get(name))
-            )
+            table = table.set_column(names.index(name), name, _typed(path, name, table[name], units.get(name)))
     return table
 
 
@@ -153,9 +149,7 @@ def _first_table(hdus: fits.HDUList, needed: tuple[str, ...]) -> int:
     tables = [k for k in tables if not isinstance(hdus[k], fits.CompImageHDU)]
     if not tables:
         raise ValueError("a FITS file without a table")
-    return next(
-        (k for k in tables if {*needed} <= {name.lower() for name in hdus[k].columns.names}), tables[0]
-    )
+    return next((k for k in tables if {*needed} <= {name.lower() for name in hdus[k].columns.names}), tables[0])
 
 
 def _from_astropy(table: Table) -> tuple[pa.Table, Units]:
@@ -184,9 +178,7 @@ def _masked(table: pa.Table) -> pa.Table:
         if name in table.column_names:
             mask = table[f"{name}.mask"].cast(pa.bool_())
             values = pc.if_else(mask, pa.scalar(None, table.schema.field(name).type), table[name])
-            table = table.set_column(table.column_names.index(name), name, values).drop_columns(
-                f"{name}.mask"
-            )
+            table = table.set_column(table.column_names.index(name), name, values).drop_columns(f"{name}.mask")
     return table
 
 

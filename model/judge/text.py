@@ -29,9 +29,7 @@ def as_text(result: Evaluation) -> str:
         f"{'method':>18} {'error':>9} {'AUC':>8} {'Brier':>7} {'ECE':>7} {'purity@.96':>10} {'compl@.97':>9}"
         f" {'TP@.5%':>8}  {'error less the model' + chr(39) + 's':<26} cross entropy, less the model's"
     )
-    lines += [
-        _method_line(name, method.overall, result.paired.get(name)) for name, method in result.methods.items()
-    ]
+    lines += [_method_line(name, method.overall, result.paired.get(name)) for name, method in result.methods.items()]
     if result.quasars.n:
         lines += ["", f"quasars: {result.quasars.called_star} of {result.quasars.n} called star"]
     if result.left_out:

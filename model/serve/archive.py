@@ -90,9 +90,7 @@ def verified(path: Path | str | None, expected_sha256: str | None = None) -> Arc
     except OSError as error:
         raise ModelError(f"{path}: the model archive cannot be read ({error.strerror})") from error
     if expected_sha256 is not None and expected_sha256.lower() != sha256:
-        raise ModelError(
-            f"{path}: sha256 is {sha256}, expected {expected_sha256}; fetch or export the model again"
-        )
+        raise ModelError(f"{path}: sha256 is {sha256}, expected {expected_sha256}; fetch or export the model again")
     if not zipfile.is_zipfile(path):
         raise ModelError(
             f"{path}: not a model archive that can be loaded: it is cut off, or of another kind; fetch or export "

@@ -108,9 +108,7 @@ class ModelContract:
             ("flux_unit", self.flux_unit, "nanomaggy"),
         ):
             if have != want:
-                raise ModelError(
-                    f"the model was trained with other {name} ({have}) than this version measures"
-                )
+                raise ModelError(f"the model was trained with other {name} ({have}) than this version measures")
         if not 8 <= self.stamp_size <= 512:
             raise ModelError(f"the model's stamp size {self.stamp_size} is outside 8..512 pixels")
         if not (0.0 < self.temperature < 100.0 and 0.0 < self.prior_star_fraction < 1.0):

@@ -61,6 +61,4 @@ def classifier_of(model: ModelRef) -> Classifier:
     # The nanny sets OMP_NUM_THREADS=1 in embedded workers only. Sums are split by threads, so their number
     # decides about the last bits and must be the same wherever a tile is computed.
     torch.set_num_threads(model.threads)
-    return runtime.load(
-        model.path, device=model.device, batch_size=model.batch_size, expected_sha256=model.sha256
-    )
+    return runtime.load(model.path, device=model.device, batch_size=model.batch_size, expected_sha256=model.sha256)

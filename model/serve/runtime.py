@@ -62,9 +62,7 @@ class Classifier:
         self.batch_size = batch_size
         self._on_cpu = on_cpu
 
-    def probabilities(
-        self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32
-    ) -> F32:
+    def probabilities(self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32) -> F32:
         """Probabilities of the two classes: the scorer of `sgclassify.stages.classify`.
 
         Parameters
@@ -132,9 +130,7 @@ class Classifier:
         """One pass of the network, padded to the batch size."""
         n = len(arrays[0])
         pad = self.batch_size - n
-        batch = [
-            torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays
-        ]
+        batch = [torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays]
         with torch.inference_mode():
             p: F32 = self._module(*batch).cpu().numpy()[:n]
         return p
@@ -193,9 +189,7 @@ def load(
             module = torch.jit.freeze(module.float().eval())
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: not a model archive that can be loaded: {error}") from error
-    on_cpu = functools.partial(
-        load, path, device="cpu", batch_size=batch_size, expected_sha256=archive.sha256
-    )
+    on_cpu = functools.partial(load, path, device="cpu", batch_size=batch_size, expected_sha256=archive.sha256)
     classifier = Classifier(module, contract, archive.sha256, where, batch_size, on_cpu)
     _reproduce(classifier, archive.extra(REFERENCE_FILE), path)
     return classifier

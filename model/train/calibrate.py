@@ -30,9 +30,7 @@ def prior_weights(share: float, prior_star_fraction: float) -> Tensor:
     return torch.tensor([prior_star_fraction / share, (1.0 - prior_star_fraction) / (1.0 - share)])
 
 
-def _fitted(
-    logits: Tensor, brightness: Tensor, label: Tensor, weight: Tensor, free: tuple[int, int]
-) -> Calibration:
+def _fitted(logits: Tensor, brightness: Tensor, label: Tensor, weight: Tensor, free: tuple[int, int]) -> Calibration:
     """Calibration with the first ``free`` terms of temperature and offset fitted, within bounds."""
     calibration = Calibration().double()
     parameters = (calibration.log_temperature, calibration.offset)

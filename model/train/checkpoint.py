@@ -64,9 +64,7 @@ def weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
     try:
         found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)["best"]
     except _UNREADABLE as error:
-        raise UsageError(
-            f"{path}: neither a checkpoint of a training nor a model archive: {error}"
-        ) from error
+        raise UsageError(f"{path}: neither a checkpoint of a training nor a model archive: {error}") from error
     return [found]
 
 
@@ -80,9 +78,7 @@ def networks_of(
         try:
             network.load_state_dict(values)
         except RuntimeError as error:
-            raise UsageError(
-                f"{path}: a network of other stamps or features cannot stand beside this one"
-            ) from error
+            raise UsageError(f"{path}: a network of other stamps or features cannot stand beside this one") from error
         networks.append(network.to(device).eval())
     return networks
 

@@ -24,18 +24,14 @@ N_REFERENCE = 16
 NAMES = {"fused": "fusion-{}-bilstm", "image": "image-{}", "sequence": "sequence-bilstm"}
 
 
-def _archive(
-    network: torch.jit.ScriptModule, contract: ModelContract, reference: dict[str, Any], path: Path
-) -> None:
+def _archive(network: torch.jit.ScriptModule, contract: ModelContract, reference: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **reference)
     extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
     torch.jit.save(network, str(path), _extra_files=extra)
 
 
-def export(
-    trained: Trained, sample: Sample, training_set_id: str, path: Path, head: str = "fused"
-) -> ModelContract:
+def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, head: str = "fused") -> ModelContract:
     """Write the archive in half precision and its ``.sha256``, and load it back as a run would.
 
     Parameters

@@ -65,9 +65,7 @@ class StampNormalizer(nn.Module):
         norm = (known * known).sum(dim=(2, 3), keepdim=True)
         # a PSF that hardly falls on valid pixels fits nothing
         usable = norm > 1e-3
-        fitted = (known * significance).sum(dim=(2, 3), keepdim=True) / torch.where(
-            usable, norm, torch.ones_like(norm)
-        )
+        fitted = (known * significance).sum(dim=(2, 3), keepdim=True) / torch.where(usable, norm, torch.ones_like(norm))
         model = torch.where(usable, fitted, torch.zeros_like(fitted)) * known
         # the empirical PSF is good to a few per cent
         residual = (significance - model) / torch.sqrt(1.0 + (self.psf_error * model) ** 2)
@@ -118,9 +116,7 @@ class _Step(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         stride = 1 if before == after else 2
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1))
-        )
+        self.shortcut = nn.Identity() if stride == 1 else nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1))
         self.layers = nn.Sequential(
             nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(after),
@@ -246,9 +242,7 @@ class SequenceEncoder(nn.Module):
         flux = torch.nan_to_num(features[:, :, self.flux])
         seen = present & ~missing[:, :, self.flux]
         # between 0 for noise and 1 for a bright source; never all 0
-        trust = seen.to(z.dtype) * (
-            1e-3 + torch.sigmoid(2.0 * torch.nan_to_num(features[:, :, self.snr]) - 5.0)
-        )
+        trust = seen.to(z.dtype) * (1e-3 + torch.sigmoid(2.0 * torch.nan_to_num(features[:, :, self.snr]) - 5.0))
         mean_flux = (trust * flux).sum(dim=1, keepdim=True) / trust.sum(dim=1, keepdim=True).clamp(min=1e-3)
         color = torch.where(seen, (flux - mean_flux).clamp(-6.0, 6.0), torch.zeros_like(flux))
         step = self.embed(torch.cat([z, missing.to(z.dtype), color[:, :, None]], dim=2)) + self.position

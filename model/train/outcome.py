@@ -63,9 +63,7 @@ def finish(trainer: Trainer) -> Trained:
 
     def answers(rows: Rows) -> Tensor:
         sequence_only = modality == "sequence"
-        return torch.cat(
-            [predict(n, rows, trainer.device, n.image_encoder.side, sequence_only) for n in networks]
-        )
+        return torch.cat([predict(n, rows, trainer.device, n.image_encoder.side, sequence_only) for n in networks])
 
     weights = {name: torch.eye(len(HEADS))[k] for k, name in enumerate(HEADS)}
     if modality == "fused":

@@ -112,9 +112,7 @@ class Trainer:
             # room for network, optimizer and batches beside the data
             if self.rows.nbytes + 12e9 < torch.cuda.mem_get_info(self.device)[0]:
                 self.rows = self.rows.to(self.device)
-        self.beside = (
-            [] if beside is None else self._networks(checkpoint.weights_of(beside, self.device), beside)
-        )
+        self.beside = [] if beside is None else self._networks(checkpoint.weights_of(beside, self.device), beside)
         self.average = copy.deepcopy(self.network)
         # the same tensors to the end: their values are replaced in place
         self._averaged = [
@@ -237,10 +235,7 @@ class Trainer:
                 decay = recipe.weight_decay if parameter.ndim > 1 and "position" not in name else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         found = torch.optim.AdamW(
-            [
-                {"params": p, "lr": rate, "peak": rate, "weight_decay": decay}
-                for (rate, decay), p in groups.items()
-            ]
+            [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
         )
         if self.optimizer_state:
             found.load_state_dict(self.optimizer_state)

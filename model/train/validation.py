@@ -71,9 +71,7 @@ def measure_batch_norm(network: FusionNetwork, rows: Rows, recipe: Recipe, side:
     network.eval()
 
 
-def predict(
-    network: FusionNetwork, rows: Rows, device: torch.device, size: int, sequence_only: bool = False
-) -> Tensor:
+def predict(network: FusionNetwork, rows: Rows, device: torch.device, size: int, sequence_only: bool = False) -> Tensor:
     """Logits (3, n, 2) of fusion, image alone and sequence alone, in single precision, without augmentation.
 
     The network sees the central `size` pixels of the stamps. With `sequence_only` it does not see the image, and the

@@ -113,9 +113,7 @@ class Cluster:
                 if error is None:
                     # A result whose worker was lost in the meantime is computed again behind this call.
                     return future.result(timeout=POLL_S), None, ""
-                trace = "".join(
-                    traceback.format_exception(type(error), error, future.traceback(timeout=POLL_S))
-                )
+                trace = "".join(traceback.format_exception(type(error), error, future.traceback(timeout=POLL_S)))
             except TimeoutError:
                 watch.check()
                 continue
@@ -208,9 +206,7 @@ def open_cluster(
         yield _cluster_of(client, workers, config, address, scratch if own else None)
 
 
-def _cluster_of(
-    client: Client, workers: Workers, config: RunConfig, address: str, scratch: Path | None
-) -> Cluster:
+def _cluster_of(client: Client, workers: Workers, config: RunConfig, address: str, scratch: Path | None) -> Cluster:
     """How these workers share the work; `scratch` is None for an existing cluster."""
     gpu, cpu = offering(workers, GPU), offering(workers, CPU)
     use_gpu = bool(gpu) and config.device != "cpu"

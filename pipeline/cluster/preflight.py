@@ -76,9 +76,7 @@ class Notices:
 
 
 @contextmanager
-def readied(
-    client: Client, address: str, plugin: Readiness, notices: Notices, *, ours: bool
-) -> Iterator[None]:
+def readied(client: Client, address: str, plugin: Readiness, notices: Notices, *, ours: bool) -> Iterator[None]:
     """Have every worker made ready by the plugin, those that come later too, while the context is open.
 
     Parameters

@@ -104,8 +104,6 @@ class Watch:
     def _is_fit(self, workers: Workers) -> bool:
         """Whether these workers can do all the work."""
         return all(
-            any(
-                all(w.get("resources", {}).get(k, 0) >= v for k, v in needs.items()) for w in workers.values()
-            )
+            any(all(w.get("resources", {}).get(k, 0) >= v for k, v in needs.items()) for w in workers.values())
             for needs in self.needs
         )

@@ -105,9 +105,7 @@ class Readiness(WorkerPlugin):
         except Exception as error:
             fault: BaseException = error
             if isinstance(error, TimeoutError):
-                fault = ClusterError(
-                    f"not ready within {LOAD_S:g} s: busy with other work, or its disk hangs"
-                )
+                fault = ClusterError(f"not ready within {LOAD_S:g} s: busy with other work, or its disk hangs")
             kind = type(fault) if isinstance(fault, SgClassifyError) else ClusterError
             text = str(fault) if isinstance(fault, SgClassifyError) else repr(fault)
             message = text if text.startswith(who) else f"{who}: {text}"

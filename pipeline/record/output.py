@@ -202,9 +202,7 @@ class OutputFolder:
             for folder in (self.objects, self.detections, receipts.exposures, receipts.tiles):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
-                f"{self.path}: products of an earlier run cannot be replaced: {error}"
-            ) from error
+            raise UsageError(f"{self.path}: products of an earlier run cannot be replaced: {error}") from error
 
     def remove_stray_detections(self, keep: set[str]) -> None:
         """Remove products of exposures that are not part of this run."""
@@ -244,14 +242,11 @@ class OutputFolder:
         others = {name for name in content if name != LOCK and not name.startswith(f".{MARKER}.")}
         if MARKER not in content and others:
             raise UsageError(
-                f"{self.path}: the folder holds files that are not of sgclassify; choose an empty or new "
-                "folder"
+                f"{self.path}: the folder holds files that are not of sgclassify; choose an empty or new folder"
             )
 
     def _not_written(self, reason: str) -> UsageError:
-        return UsageError(
-            f"{self.path}: the output folder cannot be written ({reason}); choose another with --output"
-        )
+        return UsageError(f"{self.path}: the output folder cannot be written ({reason}); choose another with --output")
 
     def _work_is_ours(self) -> bool:
         """Whether this run can use what a run that ended early has left in the work folder."""

@@ -182,9 +182,7 @@ def _figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _projection(
-    ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
-) -> tuple[WCS, tuple[float, float], float]:
+def _projection(ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]) -> tuple[WCS, tuple[float, float], float]:
     """A projection of equal areas around the middle of some objects, in pixels of an arcsecond.
 
     Returns

@@ -166,9 +166,7 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def content_digest(
-    exposure_id: str, catalog_stem: str, files: ExposureFiles, sha256: Mapping[str, str]
-) -> str:
+def content_digest(exposure_id: str, catalog_stem: str, files: ExposureFiles, sha256: Mapping[str, str]) -> str:
     """Digest of an exposure's content: its names and the checksums of its files by kind."""
     kinds = {
         kind: None if path is None else sha256[str(path)]
@@ -269,9 +267,7 @@ def members_path(folder: Path, order: int, pixel: int) -> Path:
     return folder / f"{order}-{pixel}.parquet"
 
 
-def changed(
-    pairs: Iterable[tuple[ExposureReceipt, ExposureFiles, str]], threads: int, verify: bool
-) -> list[str]:
+def changed(pairs: Iterable[tuple[ExposureReceipt, ExposureFiles, str]], threads: int, verify: bool) -> list[str]:
     """Names of the exposures that are not those of their receipts; see `is_unchanged`."""
     pairs = list(pairs)
     with ThreadPoolExecutor(threads) as pool:

@@ -92,14 +92,10 @@ class ExposureRecord(_Recorded):
     """One exposure of the list. Each field is a key of ``inputs`` in run.json, with its meaning."""
 
     id: Annotated[str, "official name of the exposure"]
-    files: Annotated[
-        dict[str, str | None], "paths by kind: image, weight, flag, catalog; null where a file is missing"
-    ]
+    files: Annotated[dict[str, str | None], "paths by kind: image, weight, flag, catalog; null where a file is missing"]
     sha256: Annotated[dict[str, str], "checksums of the files, by path"] = field(default_factory=dict)
     band: Annotated[str | None, "band; null where the header could not be read"] = None
-    outcome: Annotated[str, "`done`, `set_aside`, `skipped` or `pending` (the run ended before its turn)"] = (
-        PENDING
-    )
+    outcome: Annotated[str, "`done`, `set_aside`, `skipped` or `pending` (the run ended before its turn)"] = PENDING
     file: Annotated[str, "file at fault, where set aside or skipped"] = ""
     fault: Annotated[str, "what is wrong, where set aside or skipped"] = ""
     advice: Annotated[str, "what to do about it, where set aside or skipped"] = ""
@@ -108,9 +104,7 @@ class ExposureRecord(_Recorded):
     rows: Annotated[int, "rows of its catalogue"] = 0
     usable: Annotated[int, "of these, rows with a usable position"] = 0
     scored: Annotated[int, "of these, rows with a probability"] = 0
-    attempts: Annotated[
-        int, "tries of this run to prepare it; 0 where an earlier run had, or where none was made"
-    ] = 0
+    attempts: Annotated[int, "tries of this run to prepare it; 0 where an earlier run had, or where none was made"] = 0
     seconds: Annotated[float, "time of its preparation, s"] = 0.0
     worker: Annotated[str, "worker that prepared it"] = ""
     peak_mib: Annotated[float, "largest memory of that worker so far, MiB"] = 0.0
@@ -129,9 +123,7 @@ class TileRecord(_Recorded):
     n_galaxies: Annotated[int, "of these, galaxies"] = 0
     n_not_scored: Annotated[int, "of these, objects without a probability"] = 0
     seconds: Annotated[float, "time of the try that published it, s"] = 0.0
-    attempts: Annotated[
-        int, "tries of this run; 0 where an earlier run had published it, or where none was made"
-    ] = 0
+    attempts: Annotated[int, "tries of this run; 0 where an earlier run had published it, or where none was made"] = 0
     worker: Annotated[str, "worker of that try"] = ""
     device: Annotated[str, "device of the model in that try"] = ""
     peak_mib: Annotated[float, "largest memory so far of the processes that worked on it, MiB"] = 0.0
@@ -280,9 +272,7 @@ def pending(counts: Mapping[str, int]) -> str:
 def _trimmed(item: dict[str, Any]) -> dict[str, Any]:
     """An entry without the reasons where it needs none."""
     if item["outcome"] in (DONE, PENDING):
-        return {
-            key: value for key, value in item.items() if key not in ("file", "fault", "advice", "traceback")
-        }
+        return {key: value for key, value in item.items() if key not in ("file", "fault", "advice", "traceback")}
     return item if item["traceback"] else {key: value for key, value in item.items() if key != "traceback"}
 
 

@@ -101,9 +101,7 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
     heap = memoryview(data)[int(hdu.number("THEAP", width * n_rows)) :]
     names = _distinct([column.name for column in columns])
     arrays = [column.array(rows, heap) for column in columns]
-    fields = [
-        column.field(name, array.type) for column, name, array in zip(columns, names, arrays, strict=True)
-    ]
+    fields = [column.field(name, array.type) for column, name, array in zip(columns, names, arrays, strict=True)]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
@@ -323,16 +321,11 @@ class _Column:
         parts = 2 if code in "CM" else 1
         offsets = parts * np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         if offsets[-1] > MAX_VALUES:
-            fault = (
-                f"column {self.name} has {offsets[-1]} values in rows of variable length, too many for a list"
-            )
+            fault = f"column {self.name} has {offsets[-1]} values in rows of variable length, too many for a list"
             raise UnusableInputError(self.path, fault, "split the table, or leave the column out")
         joined = np.frombuffer(b"".join(pieces), dtype=kind)
         if code == "X":
-            rows = [
-                np.unpackbits(np.frombuffer(p, np.uint8), count=n)
-                for p, n in zip(pieces, lengths, strict=True)
-            ]
+            rows = [np.unpackbits(np.frombuffer(p, np.uint8), count=n) for p, n in zip(pieces, lengths, strict=True)]
             flat = pa.array(np.concatenate([joined[:0], *rows]).astype(bool))
         else:
             flat = self._decode(joined)

@@ -146,9 +146,7 @@ def _find(columns: Sequence[str], name: str) -> str | None:
     return None
 
 
-def read_detections(
-    table: pa.Table, header: ExposureHeader, config: StageConfig, path: str | Path
-) -> Detections:
+def read_detections(table: pa.Table, header: ExposureHeader, config: StageConfig, path: str | Path) -> Detections:
     """Find the usable positions of a catalogue, and refuse a catalogue that cannot belong to its image.
 
     Parameters

@@ -150,11 +150,7 @@ def _images_below(folder: Path, faults: list[UnusableInputError]) -> Iterator[Pa
 
 def _unreadable(path: Path, error: OSError) -> UnusableInputError:
     """Turn an error of the system into the fault of one path of the list."""
-    advice = (
-        "correct the exposure list"
-        if error.errno == errno.ENAMETOOLONG
-        else "see to its permissions and its disk"
-    )
+    advice = "correct the exposure list" if error.errno == errno.ENAMETOOLONG else "see to its permissions and its disk"
     return UnusableInputError(error.filename or path, f"cannot be read: {error.strerror}", advice)
 
 
@@ -179,9 +175,7 @@ def _image_fault(image: Path) -> UnusableInputError | None:
         return UnusableInputError(image, f"is a {kind} file", "list the IMG file of the exposure instead")
     if not is_utf8(image.name):
         # Products are named after their exposures, and Parquet allows only UTF-8.
-        return UnusableInputError(
-            image, "the name of the file is not UTF-8", "rename the files of the exposure"
-        )
+        return UnusableInputError(image, "the name of the file is not UTF-8", "rename the files of the exposure")
     return None
 
 
@@ -220,9 +214,7 @@ def _csv_entry(paths: dict[str, Path]) -> Entry:
         return fault
     for name in CSV_COLUMNS[1:]:
         if name in paths and not paths[name].is_file():
-            return UnusableInputError(
-                paths[name], f"the {name} file does not exist", "correct the exposure list"
-            )
+            return UnusableInputError(paths[name], f"the {name} file does not exist", "correct the exposure list")
     beside = find_siblings(image)
     return ExposureFiles(
         image,

@@ -172,9 +172,7 @@ def read_header(files: ExposureFiles) -> ExposureHeader:
     cards = wcs_cards(source.values, path)
     scale = check_wcs(cards, (ny, nx), path)
     if abs(scale / PIXEL_SCALE - 1.0) > SCALE_TOLERANCE:
-        words.notes.append(
-            f"the pixel scale is {scale:.3g} arcsec, the camera's {PIXEL_SCALE}: binned or resampled?"
-        )
+        words.notes.append(f"the pixel scale is {scale:.3g} arcsec, the camera's {PIXEL_SCALE}: binned or resampled?")
     _check_companions(files, words, (ny, nx))
     exposure_time = words.number("EXPTIME", above=0)
     if words.value("EXPTIME") is None:

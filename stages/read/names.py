@@ -148,8 +148,7 @@ def find_siblings(image: Path) -> ExposureFiles:
     """
     places = _linked(image)
     found = {
-        kind: next((p for place in places for p in _candidates(place, kind) if _is_file(p)), None)
-        for kind in KINDS[1:]
+        kind: next((p for place in places for p in _candidates(place, kind) if _is_file(p)), None) for kind in KINDS[1:]
     }
     return ExposureFiles(image, found["WHT"], found["FLG"], found["CAT"])
 

@@ -154,9 +154,7 @@ class ExposurePixels:
         """
         ny, nx = self.header.shape
         if not (0 <= y0 < y1 <= ny and 0 <= x0 < x1 <= nx):
-            raise ValueError(
-                f"window [{y0}:{y1}, {x0}:{x1}] is empty or not within {ny} x {nx} (rows x columns)"
-            )
+            raise ValueError(f"window [{y0}:{y1}, {x0}:{x1}] is empty or not within {ny} x {nx} (rows x columns)")
         if self._image is None:
             raise ValueError("ExposurePixels is used outside its with block")
         image = _as_float32(self._image.read(y0, y1, x0, x1))
@@ -173,9 +171,7 @@ class ExposurePixels:
             flags = _as_flags(self._flag.read(y0, y1, x0, x1))
         return PixelWindow(image, weight, flags, x0=x0, y0=y0)
 
-    def _mask_dead(
-        self, weight: F32, image: F32, reader: ImageReader, step: npt.NDArray[np.float64] | float
-    ) -> None:
+    def _mask_dead(self, weight: F32, image: F32, reader: ImageReader, step: npt.NDArray[np.float64] | float) -> None:
         """Set the weight of unusable pixels to 0, also where quantisation of WHT has moved a 0.
 
         The weight of a bright pixel may be less than a step because of its own light, and then looks like a moved 0.

@@ -175,10 +175,7 @@ class _Values:
 
     def linear(self) -> dict[str, float]:
         """The linear part as CD1_1, CD1_2, CD2_1, CD2_2, degrees per pixel."""
-        has = {
-            kind: any(self.values.get(f"{kind}{i}_{j}") is not None for i, j in _MATRIX)
-            for kind in ("CD", "PC")
-        }
+        has = {kind: any(self.values.get(f"{kind}{i}_{j}") is not None for i, j in _MATRIX) for kind in ("CD", "PC")}
         deltas = any(self.values.get(f"CDELT{k}") is not None for k in (1, 2))
         if not (has["CD"] or has["PC"] or deltas):
             raise bad_wcs(self.path, "neither CD nor CDELT")
@@ -220,9 +217,7 @@ class _Values:
         for axis in "AB":
             name = f"{axis}_ORDER"
             pattern = re.compile(rf"{axis}_([0-9])_([0-9])")
-            matches = [
-                m for key, value in self.values.items() if value is not None and (m := pattern.fullmatch(key))
-            ]
+            matches = [m for key, value in self.values.items() if value is not None and (m := pattern.fullmatch(key))]
             terms = {m[0]: (int(m[1]) + int(m[2]), self.number(m[0])) for m in matches}
             if self.values.get(name) is None:
                 if any(value for _, value in terms.values()):

@@ -41,9 +41,7 @@ NULL_TEXT: Final = len("None")
 """astropy shows a null text as None, which a shorter column would cut off."""
 
 
-def publish_objects(
-    order: int, pixel: int, table: pa.Table, root: Path, metadata: Mapping[str, str]
-) -> Path | None:
+def publish_objects(order: int, pixel: int, table: pa.Table, root: Path, metadata: Mapping[str, str]) -> Path | None:
     """Write one tile of the object catalogue as a partition of a HATS catalogue.
 
     Parameters

@@ -24,9 +24,7 @@ def importable_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     (folder / "tests").symlink_to(Path(__file__).parents[1], target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        )
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
         yield
     assert str(folder) not in sys.path
 

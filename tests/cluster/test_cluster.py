@@ -121,9 +121,7 @@ def test_error_passes_through_a_chain_of_futures(cluster: Cluster) -> None:
 
 
 def test_a_job_that_kills_its_worker_is_set_aside(tmp_path: Path) -> None:
-    with open_cluster(
-        CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
-    ) as opened:
+    with open_cluster(CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path) as opened:
         outcomes = _outcomes(opened, _die, range(3), 3)
     failure = outcomes.pop(0)
     assert outcomes == {1: 1, 2: 2}
@@ -143,9 +141,7 @@ def _crash(job: int) -> None:
 
 
 def test_crash_is_named(tmp_path: Path) -> None:
-    with open_cluster(
-        CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
-    ) as opened:
+    with open_cluster(CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path) as opened:
         failure = _outcomes(opened, _crash, [0])[0]
     assert "Segmentation fault" in failure.fault
     assert "test_cluster.py" in failure.fault
@@ -156,9 +152,7 @@ def test_crash_is_named(tmp_path: Path) -> None:
 def test_embedded_cluster_where_others_need_encryption(tmp_path: Path) -> None:
     with (
         dask.config.set({"distributed.comm.require-encryption": True}),
-        open_cluster(
-            CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
-        ) as opened,
+        open_cluster(CONFIG, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path) as opened,
     ):
         assert _outcomes(opened, _unusable, [2]) == {2: 2}
 
@@ -169,11 +163,7 @@ def _kill_workers(stop: threading.Event, limit: int, killed: list[int]) -> None:
     while not stop.wait(0.02) and len(killed) < limit:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if (
-                    child.pid not in mine
-                    and "spawn_main" in " ".join(child.cmdline())
-                    and len(killed) < limit
-                ):
+                if child.pid not in mine and "spawn_main" in " ".join(child.cmdline()) and len(killed) < limit:
                     child.kill()
                     mine.add(child.pid)
                     killed.append(child.pid)
@@ -189,9 +179,7 @@ def test_a_worker_that_dies_while_it_starts(tmp_path: Path, deaths: int) -> None
             with open_cluster(
                 CONFIG, scheduler=None, n_workers=2, scratch=tmp_path / "dask", shared=tmp_path
             ) as opened:
-                outcomes = [
-                    done.result for done in dispatch(opened, range(3), _submit(opened, _environment), 2)
-                ]
+                outcomes = [done.result for done in dispatch(opened, range(3), _submit(opened, _environment), 2)]
             assert len(outcomes) == 3
         else:
             with (
@@ -219,14 +207,10 @@ def test_embedded_gpu_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sgclassify.pipeline.cluster.handle.count_gpus", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     config = replace(CONFIG, device="auto")
-    with open_cluster(
-        config, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path
-    ) as opened:
+    with open_cluster(config, scheduler=None, n_workers=1, scratch=tmp_path / "dask", shared=tmp_path) as opened:
         assert opened.device == "cuda"
         assert opened.n_slots == 1
-        on_gpu = opened.client.submit(_environment, 0, pure=False, resources=opened.inference).result(
-            timeout=20
-        )
+        on_gpu = opened.client.submit(_environment, 0, pure=False, resources=opened.inference).result(timeout=20)
         on_cpu = opened.client.submit(_environment, 0, pure=False, resources=opened.cpu).result(timeout=20)
     assert on_gpu[1] == "3"
     assert on_cpu[1] == ""
@@ -237,9 +221,7 @@ def test_no_scheduler_at_the_address(tmp_path: Path) -> None:
     config = replace(CONFIG, worker_timeout_s=0.5)
     with (
         pytest.raises(ClusterError, match="does not answer"),
-        open_cluster(
-            config, scheduler="tcp://127.0.0.1:9", n_workers=None, scratch=tmp_path, shared=tmp_path
-        ),
+        open_cluster(config, scheduler="tcp://127.0.0.1:9", n_workers=None, scratch=tmp_path, shared=tmp_path),
     ):
         pass
 
@@ -268,18 +250,14 @@ def test_outside_cluster_with_and_without_workers(outside: Any, tmp_path: Path) 
         pass
     outside.worker("--resources", "GPU=1")
     config = replace(CONFIG, device="auto")
-    with open_cluster(
-        config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
-    ) as opened:
+    with open_cluster(config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path) as opened:
         assert opened.device == "cuda"
         assert opened.inference == {"GPU": 1}
         assert opened.cpu == {}
         assert _outcomes(opened, _sleep, [0]) == {0: 0}
     with (
         pytest.raises(ClusterError, match="does not see"),
-        open_cluster(
-            CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=_here_only(tmp_path)
-        ),
+        open_cluster(CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=_here_only(tmp_path)),
     ):
         pass
 
@@ -295,9 +273,7 @@ def _here_only(folder: Path) -> Path:
 @pytest.mark.slow
 def test_lost_scheduler_is_noticed(outside: Any, tmp_path: Path) -> None:
     outside.worker()
-    with open_cluster(
-        CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
-    ) as opened:
+    with open_cluster(CONFIG, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path) as opened:
         future = opened.client.submit(_sleep, 60)
         outside.scheduler.send_signal(signal.SIGKILL)
         with pytest.raises(ClusterError, match=r"scheduler is lost|cancelled"):
@@ -316,9 +292,7 @@ def test_a_task_that_never_ends_is_noticed(cluster: Cluster) -> None:
 def test_lost_workers_are_noticed(outside: Any, tmp_path: Path) -> None:
     worker = outside.worker()
     config = replace(CONFIG, lost_workers_timeout_s=2.0)
-    with open_cluster(
-        config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path
-    ) as opened:
+    with open_cluster(config, scheduler=outside.address, n_workers=1, scratch=tmp_path, shared=tmp_path) as opened:
         future = opened.client.submit(_sleep, 60)
         worker.kill()
         with pytest.raises(ClusterError, match="no worker is left"):

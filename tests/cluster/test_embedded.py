@@ -72,9 +72,7 @@ if __name__ == "__main__":
 """Starts a cluster; prints Dask's configuration in the driver and in the worker."""
 
 
-def start(
-    tmp_path: Path, *before: str, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def start(tmp_path: Path, *before: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Start a cluster in a process of its own; `before` is a command that starts it in other surroundings."""
     script = tmp_path / "bin" / "start.py"
     script.parent.mkdir(exist_ok=True)
@@ -192,9 +190,7 @@ def test_no_home(tmp_path: Path) -> None:
     assert done.stdout.strip() == surroundings.NO_HOME, done.stderr
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("no home"), PermissionError(13, "denied")], ids=["none", "closed"]
-)
+@pytest.mark.parametrize("error", [RuntimeError("no home"), PermissionError(13, "denied")], ids=["none", "closed"])
 def test_home_of_no_use(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def home() -> Path:
         raise error
@@ -236,9 +232,7 @@ def test_what_the_system_refuses_is_named(tmp_path: Path, caplog: pytest.LogCapt
 def test_software_that_workers_cannot_import_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "distributed.py").write_text(
-        "raise ImportError('libfoo.so.3: cannot open shared object file')"
-    )
+    (tmp_path / "distributed.py").write_text("raise ImportError('libfoo.so.3: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
     said = refusal(tmp_path)

@@ -40,9 +40,7 @@ def opened(tmp_path: Path) -> Open:
         names = {field.name for field in dataclasses.fields(RunConfig)}
         config = replace(CONFIG, **{name: value for name, value in given.items() if name in names})
         rest = {name: value for name, value in given.items() if name not in names}
-        return open_cluster(
-            config, scheduler=scheduler, n_workers=n_workers, scratch=tmp_path, shared=tmp_path, **rest
-        )
+        return open_cluster(config, scheduler=scheduler, n_workers=n_workers, scratch=tmp_path, shared=tmp_path, **rest)
 
     return open_it
 
@@ -131,9 +129,7 @@ def test_scheduler_file(outside: Any, opened: Open, tmp_path: Path) -> None:
         ('{"address": "tcp://127.0.0.1:9"}', "may be left from a scheduler that has ended"),
     ],
 )
-def test_scheduler_file_that_is_of_no_use(
-    opened: Open, tmp_path: Path, content: str | None, fault: str
-) -> None:
+def test_scheduler_file_that_is_of_no_use(opened: Open, tmp_path: Path, content: str | None, fault: str) -> None:
     file = tmp_path / "scheduler.json"
     if content is not None:
         file.write_text(content)
@@ -179,9 +175,7 @@ def test_refusal_is_heard_where_the_worker_lacks_the_plugin(
     assert "runs sgclassify 0.0.7, this is" in refusal(opened(outside.address))
 
 
-def test_other_numpy_is_a_notice(
-    outside: Any, opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_numpy_is_a_notice(outside: Any, opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     worker = outside.worker(*other_version(tmp_path, numpy="1.0"))
     wait_for(lambda: "Registered to" in outside.log(worker))
     notices: list[str] = []
@@ -241,9 +235,7 @@ def test_gpu_worker_is_warm_and_infers_on_its_cpu_where_torch_sees_no_gpu(
 
 def test_model_that_a_gpu_worker_does_not_have(outside: Any, opened: Open, model: Any) -> None:
     outside.worker("--resources", "GPU=1", "--name", "rose", CUDA_VISIBLE_DEVICES="")
-    message = refusal(
-        opened(outside.address, device="auto", model=replace(model, sha256="0" * 64)), ModelError
-    )
+    message = refusal(opened(outside.address, device="auto", model=replace(model, sha256="0" * 64)), ModelError)
     assert "worker rose (tcp://127.0.0.1:" in message
     assert "sha256 is" in message
 
@@ -281,9 +273,7 @@ def test_worker_that_comes_late_is_used(outside: Any, opened: Open) -> None:
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_worker_that_comes_late_and_is_not_fit(
-    outside: Any, opened: Open, tmp_path: Path, nanny: str
-) -> None:
+def test_worker_that_comes_late_and_is_not_fit(outside: Any, opened: Open, tmp_path: Path, nanny: str) -> None:
     first = outside.worker()
     notices: list[str] = []
     with opened(outside.address, on_notice=notices.append) as cluster:
@@ -374,9 +364,7 @@ def certificates(folder: Path) -> dict[str, Any]:
     own = {"cert": str(folder / "dask.pem"), "key": str(folder / "dask.key")}
     return {
         "ca-file": str(folder / "authority.pem"),
-        **{
-            f"{role}.{name}": path for role in ("client", "scheduler", "worker") for name, path in own.items()
-        },
+        **{f"{role}.{name}": path for role in ("client", "scheduler", "worker") for name, path in own.items()},
     }
 
 
@@ -420,9 +408,7 @@ def test_tls(guarded: Any, opened: Open, ours: dict[str, Any], tmp_path: Path) -
         message = refusal(opened(guarded.address))
     assert "does not answer" in message
     assert "one authority" in message
-    assert "a tls:// scheduler" in refusal(
-        opened(guarded.address.replace("tls", "tcp"), worker_timeout_s=2.0)
-    )
+    assert "a tls:// scheduler" in refusal(opened(guarded.address.replace("tls", "tcp"), worker_timeout_s=2.0))
     assert time.monotonic() - start < 20
 
 

@@ -18,8 +18,7 @@ from sgclassify.pipeline.process import time_limit
 from sgclassify.stages.errors import ClusterError
 
 CLAIM = (
-    "import sys, time; from sgclassify.pipeline.cluster.gpu import claim; "
-    "claim(sys.argv[1]); print('mine', flush=True)"
+    "import sys, time; from sgclassify.pipeline.cluster.gpu import claim; claim(sys.argv[1]); print('mine', flush=True)"
 )
 
 

@@ -397,12 +397,8 @@ def test_service_runs_the_script_as_a_user_that_may_write_the_products() -> None
     assert service["User"] not in ("root", "0", "")
     assert Path(service["ExecStart"].split()[0]).name == NIGHT.name
     assert os.access(NIGHT, os.X_OK)
-    settings = dict(
-        line.split("=", 1) for line in (UNITS / "night.env").read_text().splitlines() if line[0] != "#"
-    )
-    writable = [
-        Path(value.lstrip("-")) for name, value in _unit("sgclassify.service") if name == "ReadWritePaths"
-    ]
+    settings = dict(line.split("=", 1) for line in (UNITS / "night.env").read_text().splitlines() if line[0] != "#")
+    writable = [Path(value.lstrip("-")) for name, value in _unit("sgclassify.service") if name == "ReadWritePaths"]
     assert Path(settings["PRODUCTS"]) in writable
     assert Path(settings["METRICS_FILE"]).parent in writable
     assert settings["METRICS_FILE"].endswith(".prom")
@@ -490,8 +486,7 @@ def test_wheel_holds_all_that_runs(tmp_path: Path) -> None:
         f"sgclassify/{path.relative_to(ROOT)}"
         for part in ("pipeline", "stages", "model", "simulation")
         for path in (ROOT / part).rglob("*")
-        if path.suffix in (".py", ".toml", ".html", ".pt", ".sha256", ".typed")
-        and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".toml", ".html", ".pt", ".sha256", ".typed") and "__pycache__" not in path.parts
     }
     assert "sgclassify/pipeline/default.toml" in expected
     assert any(name.endswith(".pt") for name in expected)

@@ -50,15 +50,11 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_targets_of_the_pages_exist() -> None:
-    targets = set(
-        re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {
         word
         for page in PAGES
-        for command in re.findall(
-            r"(?:^|`)make ([a-z0-9][a-z0-9 -]*)", page.read_text(encoding="utf-8"), re.MULTILINE
-        )
+        for command in re.findall(r"(?:^|`)make ([a-z0-9][a-z0-9 -]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
         for word in command.split()
     }
     assert {"demo", "test", "docs"} <= named

@@ -122,9 +122,7 @@ def test_what_goes_against_the_rules_is_found(tmp_path: Path, one: str, fault: s
     ],
 )
 def test_what_opens_no_file_is_no_fault(tmp_path: Path, one: str) -> None:
-    _write(
-        tmp_path, {"stages/a.py": one, "stages/read/table.py": "f = open('x')", "stages/read/__init__.py": ""}
-    )
+    _write(tmp_path, {"stages/a.py": one, "stages/read/table.py": "f = open('x')", "stages/read/__init__.py": ""})
     assert structure.faults(structure.read_structure(tmp_path)) == []
 
 
@@ -138,15 +136,11 @@ def test_circle_of_three_modules(tmp_path: Path) -> None:
             "model/d.py": "",
         },
     )
-    assert structure.circles(structure.read_structure(tmp_path).imports) == [
-        ["model.a", "model.b", "model.c"]
-    ]
+    assert structure.circles(structure.read_structure(tmp_path).imports) == [["model.a", "model.b", "model.c"]]
 
 
 def test_names_of_modules_and_of_what_they_hold() -> None:
-    tree = ast.parse(
-        "from sgclassify.stages import errors\nfrom sgclassify.stages.errors import UsageError\nimport os"
-    )
+    tree = ast.parse("from sgclassify.stages import errors\nfrom sgclassify.stages.errors import UsageError\nimport os")
     assert list(structure.imported(tree, {"stages", "stages.errors"})) == ["stages.errors", "stages.errors"]
     with pytest.raises(ImportError, match=r"sgclassify\.other"):
         list(structure.imported(ast.parse("import sgclassify.other"), {"stages"}))
@@ -170,7 +164,5 @@ def test_page_names_what_is_there(path: str, name: str) -> None:
         return
     body: list[ast.stmt] = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
     for word in name.split("."):
-        (node,) = [
-            node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == word
-        ]
+        (node,) = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == word]
         body = node.body

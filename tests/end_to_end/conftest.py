@@ -96,9 +96,7 @@ class Run:
         )
 
 
-def _words(
-    folder: Path, exposure_list: Path, output: Path, options: tuple[str, ...], settings: Any
-) -> list[str]:
+def _words(folder: Path, exposure_list: Path, output: Path, options: tuple[str, ...], settings: Any) -> list[str]:
     """Arguments of a run; its settings stand below [run] of its configuration file in the folder."""
     # Batches are padded to their full size, which the few objects of a tile here need not wait for.
     chosen = {"tile_order": TILE_ORDER, "batch_size": 16, "device": '"cpu"', **settings}
@@ -274,9 +272,7 @@ class Outside:
     def worker(self, *options: str) -> subprocess.Popen[bytes]:
         address = str(json.loads(self.file.read_text())["address"])
         local = ("--local-directory", str(self.folder / "local"), "--preload", str(self.fault))
-        return self._dask(
-            "worker", address, "--host", "127.0.0.1", "--nthreads", "1", *QUIET, *local, *options
-        )
+        return self._dask("worker", address, "--host", "127.0.0.1", "--nthreads", "1", *QUIET, *local, *options)
 
     def faulty(self, code: str) -> None:
         """Code that workers run as they start; in some processes more than once."""

@@ -21,9 +21,7 @@ from sgclassify.stages.flags import SgFlag
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
-def _run(
-    sgclassify: Callable[..., Any], small: Any, outside: Any, output: Path, *more: str, **settings: Any
-) -> Any:
+def _run(sgclassify: Callable[..., Any], small: Any, outside: Any, output: Path, *more: str, **settings: Any) -> Any:
     model = small.options[:2]
     given = ("--scheduler-file", str(outside.file), "--workers", "1", *model, *more)
     return sgclassify(small.exposure_list, output, *given, **settings)
@@ -68,9 +66,7 @@ def test_a_tile_that_ends_whoever_takes_it(
     assert f"tile 13/{victim}" in done.stderr
     # all other tiles are there, as they would be without the fault
     objects = done.digests("objects")
-    kept = [
-        name for name in small.undisturbed.digests("objects") if "Npix=" in name and str(victim) not in name
-    ]
+    kept = [name for name in small.undisturbed.digests("objects") if "Npix=" in name and str(victim) not in name]
     assert all(objects[name] == small.undisturbed.digests("objects")[name] for name in kept)
     # the same command again, the fault being mended
     again = sgclassify(small.exposure_list, output, *small.options, task_timeout_s=20.0)
@@ -81,9 +77,7 @@ def test_a_tile_that_ends_whoever_takes_it(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_read_errors(
-    sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, times: int
-) -> None:
+def test_read_errors(sgclassify: Callable[..., Any], small: Any, outside: Any, tmp_path: Path, times: int) -> None:
     name = small.undisturbed.record["inputs"][0]["id"]
     outside.faulty(
         f"""
@@ -266,9 +260,7 @@ def test_full_disk(small: Any, tmp_path: Path) -> None:
     output, copy = tmp_path / "output", tmp_path / "copy"
     output.mkdir()
     copy.mkdir()
-    (tmp_path / "run.toml").write_text(
-        'config_version = 1\n[run]\ntile_order = 13\nbatch_size = 16\ndevice = "cpu"\n'
-    )
+    (tmp_path / "run.toml").write_text('config_version = 1\n[run]\ntile_order = 13\nbatch_size = 16\ndevice = "cpu"\n')
     command = [
         sys.executable,
         "-m",

@@ -50,9 +50,7 @@ def written(tmp_path: Path, name: str, content: bytes) -> Path:
     ],
     ids=["empty", "comments", "missing", "binary", "latin-1"],
 )
-def test_list(
-    refuse: Callable[..., Result], tmp_path: Path, content: bytes | None, code: int, says: str
-) -> None:
+def test_list(refuse: Callable[..., Result], tmp_path: Path, content: bytes | None, code: int, says: str) -> None:
     listed = tmp_path / "list.txt" if content is None else written(tmp_path, "list.txt", content)
     done = refuse(**{"exposure-list": listed})
     assert done.exit_code == code, done.output

@@ -119,10 +119,7 @@ def test_record(reference: Any, field: Any) -> None:
     assert record["exit_code"] == 0
     assert record["message"] == ""
     assert record["counts"]["objects"] == table.num_rows == sum(t["n_objects"] for t in record["tiles"])
-    assert (
-        record["counts"]["stars"] + record["counts"]["galaxies"]
-        == table.num_rows - table["p_star"].null_count
-    )
+    assert record["counts"]["stars"] + record["counts"]["galaxies"] == table.num_rows - table["p_star"].null_count
     assert record["counts"]["exposures"] == record["counts"]["exposures_done"] == len(field.images)
     assert sorted(one["band"] for one in record["inputs"]) == sorted(["NUV", "u", "g", "r", "i", "z", "y"])
     for one in record["inputs"]:
@@ -162,9 +159,7 @@ def mixed(
     made = {
         "no WHT": write_level1(second, chip=20, kinds="IMG FLG CAT", shape=(160, 160)),
         "no FLG": write_level1(second, chip=22, kinds="IMG WHT CAT", shape=(160, 160)),
-        "no CAT": write_level1(
-            second, chip=8, kinds="IMG WHT FLG", shape=(160, 160), image=image.astype(np.float32)
-        ),
+        "no CAT": write_level1(second, chip=8, kinds="IMG WHT FLG", shape=(160, 160), image=image.astype(np.float32)),
     }
     odd = write_level1(second, chip=7, shape=(160, 160), checksum=False)
     with fits.open(odd.catalog, mode="update") as hdus:
@@ -200,9 +195,7 @@ def test_entries_of_a_list(mixed: tuple[Any, dict[str, Path]], reference: Any, f
         assert run.digests("detections")[name] == digest
 
 
-@pytest.mark.parametrize(
-    ("missing", "flag"), [("no WHT", SgFlag.NO_WEIGHT), ("no FLG", SgFlag.NO_FLAG_IMAGE)]
-)
+@pytest.mark.parametrize(("missing", "flag"), [("no WHT", SgFlag.NO_WEIGHT), ("no FLG", SgFlag.NO_FLAG_IMAGE)])
 def test_missing_weights_or_flags(mixed: tuple[Any, dict[str, Path]], missing: str, flag: SgFlag) -> None:
     run, images = mixed
     table = detections_of(run, images[missing])
@@ -245,9 +238,7 @@ def test_odd_rows_keep_their_place(mixed: tuple[Any, dict[str, Path]]) -> None:
         assert empty == (["p_star", "p_galaxy", "sg_class"] if number in without else []), number
         assert (row["object_id"] == NO_OBJECT) == (row["n_bands"] == 0) == (number in without)
         assert bool(flags[number] & SgFlag.NO_POSITION) == (without.get(number) == SgFlag.NO_POSITION)
-        assert bool(flags[number] & SgFlag.POSITION_MISMATCH) == (
-            without.get(number) == SgFlag.POSITION_MISMATCH
-        )
+        assert bool(flags[number] & SgFlag.POSITION_MISMATCH) == (without.get(number) == SgFlag.POSITION_MISMATCH)
         assert bool(flags[number] & SgFlag.DUPLICATE_ID) == (number in (4, 5))
     entry = run.inputs[exposure_stem(images["odd rows"])]
     assert (entry["rows"], entry["usable"], entry["scored"]) == (12, 7, 7)

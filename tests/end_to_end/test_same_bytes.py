@@ -72,9 +72,7 @@ def test_cluster_of_others(
     assert {tile["device"] for tile in done.record["tiles"] if tile["n_objects"]} == {"cpu"}
 
 
-def test_appended_exposures(
-    sgclassify: Callable[..., Any], warm: tuple[str, ...], small: Any, tmp_path: Path
-) -> None:
+def test_appended_exposures(sgclassify: Callable[..., Any], warm: tuple[str, ...], small: Any, tmp_path: Path) -> None:
     lines = small.exposure_list.read_text().splitlines()
     options = (*small.options[:2], *warm)
     listed = tmp_path / "list.txt"
@@ -155,7 +153,5 @@ def test_size_of_tiles_changes_the_layout_only(
 def _rows(run: Any) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    parts = [
-        pq.read_table(path, partitioning=None) for path in (run.output / "objects").rglob("Npix=*.parquet")
-    ]
+    parts = [pq.read_table(path, partitioning=None) for path in (run.output / "objects").rglob("Npix=*.parquet")]
     return list(pa.concat_tables(parts).sort_by("object_id").to_pylist())

@@ -69,9 +69,7 @@ def test_contract_is_read_without_torch(archive):
         "import sys; from sgclassify.model.serve.archive import verified; "
         "print(verified(sys.argv[1]).contract().to_json(), end=''); sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, contract.to_json()), done.stderr
 
 
@@ -152,9 +150,7 @@ def test_each_head_can_be_served(archive, tmp_path, head):
     network = FusionNetwork(SIZE).eval()
     plain = {name: Calibration().requires_grad_(False) for name in HEADS}
     data = sample(6, seed=9)
-    export(
-        Trained((network,), plain, WEIGHTS, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head
-    )
+    export(Trained((network,), plain, WEIGHTS, 0.25, SIZE, {}, [], {}), data, "0" * 64, tmp_path / "m.pt", head)
     classifier = load(tmp_path / "m.pt", batch_size=8)
     assert classifier.contract.head == head
     image, psf = (torch.from_numpy(a.astype(np.float32)) for a in (data.image, data.psf))
@@ -241,7 +237,5 @@ def test_workers_need_neither_torchvision_nor_training_code(archive):
         " or m.startswith(('sgclassify.simulation', *(f'sgclassify.model.{k}' for k in ('train', 'data', 'judge'))))]; "
         "sys.exit(', '.join(bad) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(archive[0])], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

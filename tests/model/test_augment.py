@@ -25,9 +25,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@given(
-    seed=st.integers(0, 1000), dropout=st.floats(0, 1), psf=st.floats(0, 1), size=st.sampled_from([8, SIZE])
-)
+@given(seed=st.integers(0, 1000), dropout=st.floats(0, 1), psf=st.floats(0, 1), size=st.sampled_from([8, SIZE]))
 @settings(max_examples=20, deadline=None)
 def test_augmentation_hides_alike_and_keeps_a_band(inputs, seed, dropout, psf, size):
     batch = inputs(12, seed)
@@ -78,9 +76,7 @@ def test_stamps_are_turned_mirrored_and_moved_together(inputs, size):
             for move in range(9):
                 ys, xs = first + move // 3 - 1, first + move % 3 - 1
                 cut = [
-                    np.rot90(a[..., :: -1 if symmetry >= 4 else 1], symmetry, (1, 2))[
-                        :, ys : ys + size, xs : xs + size
-                    ]
+                    np.rot90(a[..., :: -1 if symmetry >= 4 else 1], symmetry, (1, 2))[:, ys : ys + size, xs : xs + size]
                     for a in padded
                 ]
                 if all(np.array_equal(a, b[k]) for a, b in zip(cut, (image, valid, psf), strict=True)):

@@ -35,9 +35,7 @@ def truth_of(ra, dec, mag):
 def brute_force(ra, dec, truth, mag, radius):
     match = np.full(len(ra), -1)
     for row in np.argsort(mag, kind="stable"):
-        d = np.hypot(
-            (ra - truth["ra"][row].as_py()) * np.cos(np.radians(dec)), dec - truth["dec"][row].as_py()
-        )
+        d = np.hypot((ra - truth["ra"][row].as_py()) * np.cos(np.radians(dec)), dec - truth["dec"][row].as_py())
         d = np.where(match < 0, d, np.inf)
         if len(d) and d.min() < radius * ARCSEC:
             match[np.argmin(d)] = row
@@ -140,9 +138,7 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypat
     data, calls = tmp_path / "data", []
 
     def make(last, **more):
-        return make_dataset(
-            data, last, SEED, 16, 2, progress=lambda *done: calls.append(done), first=9, **more
-        )
+        return make_dataset(data, last, SEED, 16, 2, progress=lambda *done: calls.append(done), first=9, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(dataset_module, "ProcessPoolExecutor", Here)

@@ -25,9 +25,7 @@ def test_area_under_the_curve_is_that_of_scikit_learn(seed, digits):
     assert metrics.roc_auc(p, star) == pytest.approx(oracle.roc_auc_score(star, p), abs=1e-12)
     assert metrics.brier(p, star) == pytest.approx(oracle.brier_score_loss(star, p), abs=1e-12)
     inside = np.clip(p, metrics.SMALLEST_P, 1 - metrics.SMALLEST_P)
-    assert metrics.cross_entropy(p, star) == pytest.approx(
-        oracle.log_loss(star, inside, labels=[0, 1]), abs=1e-5
-    )
+    assert metrics.cross_entropy(p, star) == pytest.approx(oracle.log_loss(star, inside, labels=[0, 1]), abs=1e-5)
 
 
 @given(seed=st.integers(0, 10_000), digits=st.sampled_from([None, 1]), level=st.floats(0.05, 0.99))

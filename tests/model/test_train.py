@@ -187,9 +187,7 @@ def test_a_limited_time_shortens_the_schedule(data, tmp_path, monkeypatch):
 
 def test_no_progress_ends_a_stage(data, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "figures", lambda *_: {"loss": 1.0, "accuracy": 0.5})
-    recipe = Recipe(
-        **{**SHORT.__dict__, "sequence_epochs": 50, "epochs": 0, "small_epochs": 0, "patience": 2}
-    )
+    recipe = Recipe(**{**SHORT.__dict__, "sequence_epochs": 50, "epochs": 0, "small_epochs": 0, "patience": 2})
     trained = train(data, tmp_path, Recipe(**{**recipe.__dict__, "modality": "sequence"}))
     assert len([row for row in trained.history if row["epoch"] == int(row["epoch"])]) == 3
 
@@ -204,9 +202,7 @@ def test_one_modality_alone(data, tmp_path, modality, precision):
     used = "bf16" if precision == "bf16" and computes_bf16() else "fp32"
     assert _recorded(tmp_path) == {used}
     assert trained.recipe["precision"] == used
-    contract = export(
-        trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "m.pt", modality
-    )
+    contract = export(trained, read_samples([data / "calibration" / "f0.parquet"]), "0", tmp_path / "m.pt", modality)
     assert (contract.head, contract.prior_star_fraction) == (modality, recipe.prior_star_fraction)
     draw_history(trained.history, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
@@ -246,9 +242,7 @@ def test_a_training_that_went_on_elsewhere_records_both_precisions(data, tmp_pat
         row["precision"] = "bf16"
     checkpoint["state"] |= {"stage": 0, "step": 0, "cost": 0.0}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    assert (
-        train(data, tmp_path, SEQUENCE_BF16, earlier=Earlier(resume=True)).recipe["precision"] == "bf16+fp32"
-    )
+    assert train(data, tmp_path, SEQUENCE_BF16, earlier=Earlier(resume=True)).recipe["precision"] == "bf16+fp32"
 
 
 def test_the_trial_of_bf16_leaves_the_random_numbers_alone():
@@ -308,15 +302,11 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
     batch = [torch.from_numpy(a.astype(np.float32)) for a in (few.image, few.sigma, few.features, few.psf)]
     image, sigma, features, psf = batch
     with torch.inference_mode():
-        heads = [
-            h for n in both.networks for h in n(image, torch.from_numpy(few.valid), sigma, features, psf)
-        ]
+        heads = [h for n in both.networks for h in n(image, torch.from_numpy(few.valid), sigma, features, psf)]
         total = sum(w * h for w, h in zip(both.weights["fused"], heads, strict=True))
         calibration = both.calibrations["fused"]
         expected = torch.softmax(calibration(total, calibration.brightness(features)), 1)[:, 0]
-    got = load(tmp_path / "both.pt").probabilities(
-        image.numpy(), few.valid, few.sigma, few.features, psf.numpy()
-    )
+    got = load(tmp_path / "both.pt").probabilities(image.numpy(), few.valid, few.sigma, few.features, psf.numpy())
     np.testing.assert_allclose(got[:, 0], expected.numpy(), atol=2e-3)
     # one modality alone is what both networks make of it
     for k, name in enumerate(("image", "sequence"), 1):
@@ -346,9 +336,7 @@ def test_another_network_answers_beside(data, tmp_path, architecture):
         earlier=Earlier(initial=tmp_path / "both.pt", beside=tmp_path / "both.pt"),
     )
     assert [n.architecture for n in given.networks] == ["bands", "bands", architecture]
-    assert export(given, few, "0", tmp_path / "given.pt").model_id.startswith(
-        f"fusion-bands-bands-{architecture}-"
-    )
+    assert export(given, few, "0", tmp_path / "given.pt").model_id.startswith(f"fusion-bands-bands-{architecture}-")
 
 
 @pytest.mark.usefixtures("few_layers")
@@ -375,9 +363,7 @@ def test_bands_that_are_absent_say_nothing(inputs, seed):
         for layer in network.image_encoder.convolutions.modules():
             layer.training = False
         network.image_encoder.training = True
-        torch.testing.assert_close(
-            network.image_encoder(image, valid, sigma, psf), expected, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(network.image_encoder(image, valid, sigma, psf), expected, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(expected).all()
 
 

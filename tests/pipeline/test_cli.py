@@ -291,9 +291,7 @@ def test_terminal_that_has_gone(tmp_path: Path) -> None:
     hung = []
     before = signal.signal(signal.SIGUSR1, lambda *_: hung.append(os.close(ours)))
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"}
-        )
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"})
         os.close(theirs)
         assert process.wait(60) == 0
     finally:
@@ -309,9 +307,7 @@ def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path, close
         f"with lenient(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "    assert file.fileno() > 2"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=False, preexec_fn=lambda: os.close(closed), timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, preexec_fn=lambda: os.close(closed), timeout=60)
     assert done.returncode == 0
 
 
@@ -367,9 +363,7 @@ def forgotten_when_interrupted() -> None:
     assert reference() is None
 
 
-@pytest.mark.parametrize(
-    "work", [collected_when_interrupted, finalised_when_interrupted, forgotten_when_interrupted]
-)
+@pytest.mark.parametrize("work", [collected_when_interrupted, finalised_when_interrupted, forgotten_when_interrupted])
 def test_a_signal_that_python_would_swallow_is_not_lost(work: Callable[[], None]) -> None:
     before = signal.getsignal(signal.SIGALRM), sys.unraisablehook
     with pytest.raises(SystemExit) as ended, cli._terminable():

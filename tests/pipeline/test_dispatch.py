@@ -57,8 +57,7 @@ class FakeCluster:
 def test_every_job_once_and_never_too_many_in_flight(n: int, in_flight: int, seed: int) -> None:
     cluster = FakeCluster(seed)
     outcomes = {
-        done.job: done.result
-        for done in dispatch(cluster, range(n), lambda job: cluster.submit(job * job), in_flight)
+        done.job: done.result for done in dispatch(cluster, range(n), lambda job: cluster.submit(job * job), in_flight)
     }
     assert outcomes == {k: k * k for k in range(n)}
     assert cluster.most <= in_flight

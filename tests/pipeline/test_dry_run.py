@@ -136,9 +136,7 @@ def test_fresh_folder_and_the_same_command_again(night: Night) -> None:
     assert night.said() == night.did() == (set(), set(), set())
 
 
-@pytest.mark.parametrize(
-    ("task", "number"), [("prepare", 2), ("extract", 1), ("extract", 4), ("join", 1), ("join", 2)]
-)
+@pytest.mark.parametrize(("task", "number"), [("prepare", 2), ("extract", 1), ("extract", 4), ("join", 1), ("join", 2)])
 def test_half_done_folder(night: Night, monkeypatch: pytest.MonkeyPatch, task: str, number: int) -> None:
     everything = night.said()
     with monkeypatch.context() as patch:

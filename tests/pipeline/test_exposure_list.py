@@ -206,9 +206,7 @@ def test_csv_header_alone(tmp_path):
         parse_list(write(tmp_path, "image,weight\n", "list.csv"))
 
 
-@pytest.mark.parametrize(
-    "content", [b"\x00\x01", b"SIMPLE  =  T", "a\n\xe9".encode("latin-1"), "a".encode("utf-16")]
-)
+@pytest.mark.parametrize("content", [b"\x00\x01", b"SIMPLE  =  T", "a\n\xe9".encode("latin-1"), "a".encode("utf-16")])
 def test_no_text(tmp_path, content):
     with pytest.raises(UsageError, match=r"text|UTF-8"):
         parse_list(write(tmp_path, content))
@@ -224,9 +222,7 @@ def test_missing_list_and_folder(tmp_path):
 def test_csv_names_the_companions(tmp_path):
     touch(tmp_path, "a_IMG.fits", "a_FLG.fits", "b_IMG.fits", "b_WHT.fits", "b_CAT.fits")
     touch(tmp_path / "w", "any thing, really.fits", "c.fits")
-    text = (
-        '# list\nImage, weight ,catalog\na_IMG.fits,"w/any thing, really.fits",w/c.fits\n\nb_IMG.fits,,\n,,\n'
-    )
+    text = '# list\nImage, weight ,catalog\na_IMG.fits,"w/any thing, really.fits",w/c.fits\n\nb_IMG.fits,,\n,,\n'
     first, second = parse_list(write(tmp_path, text, "list.CSV")).files
     assert first.weight == tmp_path / "w" / "any thing, really.fits"
     assert first.flag == tmp_path / "a_FLG.fits"

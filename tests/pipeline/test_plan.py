@@ -22,13 +22,7 @@ FULL = (9232, 9216)
 
 
 def card(key: str, value: str | float) -> str:
-    text = (
-        f"'{value:8}'"
-        if isinstance(value, str)
-        else str(value)
-        if isinstance(value, int)
-        else f"{value:.13E}"
-    )
+    text = f"'{value:8}'" if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.13E}"
     return f"{key:8}= {text}".ljust(80)
 
 
@@ -105,14 +99,8 @@ def test_no_tile_is_missed(seed: int, order: int, where: str) -> None:
     if rng.random() < 0.7:
         # The focal plane's tangent point lies up to 1.1 deg from the detector; terms of 2nd and 3rd degree.
         distortion = {"PV1_1": 1.0, "PV2_1": 1.0}
-        distortion |= {
-            f"PV{axis}_{k}": rng.normal(0, 3e-3) for axis in (1, 2) for k in (4, 5, 6, 7, 8, 9, 10)
-        }
-    crpix = (
-        (rng.uniform(-29000, 29000), rng.uniform(-25000, 25000))
-        if where != "pole"
-        else rng.uniform(0, 9000, 2)
-    )
+        distortion |= {f"PV{axis}_{k}": rng.normal(0, 3e-3) for axis in (1, 2) for k in (4, 5, 6, 7, 8, 9, 10)}
+    crpix = (rng.uniform(-29000, 29000), rng.uniform(-25000, 25000)) if where != "pole" else rng.uniform(0, 9000, 2)
     exposure = header(ra, dec, rng.uniform(0, 2 * np.pi), shape, tuple(crpix), distortion)
     pad = rng.uniform(0.0, 20.0)
     tiles = [plan.pixel for plan in tiles_of_headers([exposure], order, pad)]
@@ -185,8 +173,7 @@ def test_hundreds_of_headers_take_no_time() -> None:
     rng = np.random.default_rng(0)
     distortion = {f"PV{axis}_{k}": float(k == 1) + 1e-6 for axis in (1, 2) for k in range(11) if k != 3}
     headers = [
-        header(rng.uniform(100, 110), rng.uniform(20, 30), distortion=distortion, name=str(k))
-        for k in range(300)
+        header(rng.uniform(100, 110), rng.uniform(20, 30), distortion=distortion, name=str(k)) for k in range(300)
     ]
     start = time.process_time()
     assert len(tiles_of_headers(headers, 10, 10.0)) > 1000

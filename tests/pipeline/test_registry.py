@@ -172,9 +172,7 @@ def test_layout_of_the_model_archive() -> None:
     assert contract["bands"] == ["NUV", "u", "g", "r", "i", "z", "y"]
     assert contract["features"] == FEATURES
     assert contract["class_order"] == ["star", "galaxy"]
-    assert {
-        name: (str(reference[name].dtype), reference[name].shape) for name in reference.files
-    } == REFERENCE
+    assert {name: (str(reference[name].dtype), reference[name].shape) for name in reference.files} == REFERENCE
 
 
 def test_keys_of_run_json(tmp_path: Path) -> None:

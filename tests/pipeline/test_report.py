@@ -36,12 +36,8 @@ HOSTILE = "<script>alert('x')</script>&\""
 
 
 def _record(tmp_path: Path) -> RunRecord:
-    record = RunRecord(
-        ["sgclassify", "run", HOSTILE], {"config_version": 1}, {"id": HOSTILE}, tmp_path / HOSTILE
-    )
-    good = ExposureRecord(
-        "a", {"image": "/a_IMG.fits"}, outcome=DONE, rows=5, usable=4, scored=3, notes=[HOSTILE]
-    )
+    record = RunRecord(["sgclassify", "run", HOSTILE], {"config_version": 1}, {"id": HOSTILE}, tmp_path / HOSTILE)
+    good = ExposureRecord("a", {"image": "/a_IMG.fits"}, outcome=DONE, rows=5, usable=4, scored=3, notes=[HOSTILE])
     bad = ExposureRecord("b" + HOSTILE, {"image": "/b_IMG.fits"})
     bad.close(SET_ASIDE, Failure("/b_IMG.fits", HOSTILE, "copy it again"))
     skipped = ExposureRecord("c", {"image": "/c_IMG.fits"})

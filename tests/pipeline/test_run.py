@@ -249,9 +249,7 @@ def test_a_list_without_a_single_catalogue_is_noted(
 
 
 @pytest.mark.parametrize(("usable", "level"), [(9, 0), (MAX_SAMPLED // 3, 0), (MAX_SAMPLED, 2)])
-def test_tiles_keep_samples_by_the_size_of_the_run(
-    stages: Stages, options: Options, usable: int, level: int
-) -> None:
+def test_tiles_keep_samples_by_the_size_of_the_run(stages: Stages, options: Options, usable: int, level: int) -> None:
     stages.usable = usable
     assert _run(options).exit_code == 0
     for pixel in _pixels(options):
@@ -327,9 +325,7 @@ def test_defect_in_a_tile_is_tried_twice_and_set_aside(stages: Stages, options: 
 
 
 @pytest.mark.parametrize(("error", "code"), [(ModelError("another"), 5), (ClusterError("lost"), 6)])
-def test_errors_that_end_the_run_leave_a_record(
-    stages: Stages, options: Options, error: Exception, code: int
-) -> None:
+def test_errors_that_end_the_run_leave_a_record(stages: Stages, options: Options, error: Exception, code: int) -> None:
     stages.error_in_tile = error
     assert _run(options).exit_code == code
     record = _record(options)
@@ -577,9 +573,7 @@ def test_a_file_that_was_only_copied_is_the_same(stages: Stages, options: Option
     assert stages.prepared == []
 
 
-def test_a_change_that_size_and_time_hide_is_found_on_request(
-    stages: Stages, options: Options, tmp_path: Path
-) -> None:
+def test_a_change_that_size_and_time_hide_is_found_on_request(stages: Stages, options: Options, tmp_path: Path) -> None:
     _run(options)
     image = tmp_path / "e2_IMG.fits"
     stat = image.stat()

@@ -26,9 +26,7 @@ def _record(tmp_path: Path) -> RunRecord:
     bad = ExposureRecord("bad\x1b[31m", {})
     bad.close(SET_ASIDE, Failure("/bad.fits", "truncated", "copy it again"))
     record.exposures = [ExposureRecord("good", {}, outcome=DONE, attempts=2, peak_mib=100.0), bad]
-    record.tiles = [
-        TileRecord(10, 3, ["good"], outcome=DONE, n_objects=5, n_stars=2, n_galaxies=3, attempts=1)
-    ]
+    record.tiles = [TileRecord(10, 3, ["good"], outcome=DONE, n_objects=5, n_stars=2, n_galaxies=3, attempts=1)]
     record.timings = {"headers": 1.5}
     return record
 
@@ -142,9 +140,7 @@ def test_metrics(tmp_path: Path) -> None:
     metrics.write(finished=True)
     text = path.read_text()
     for line in text.splitlines():
-        assert line.startswith(("# HELP sgclassify_run_", "# TYPE sgclassify_run_")) or _LINE.match(line), (
-            line
-        )
+        assert line.startswith(("# HELP sgclassify_run_", "# TYPE sgclassify_run_")) or _LINE.match(line), line
     for line in (
         "sgclassify_run_exit_code 3",
         'sgclassify_run_exposures{outcome="set_aside"} 1',

@@ -111,9 +111,7 @@ class Turned(Fake):
         return np.stack([p_star, 1 - p_star], axis=1)
 
 
-def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = Fake()
     monkeypatch.setattr(tasks, "classifier_of", lambda model: fake)
     # a worker that offers a GPU where torch sees none
@@ -127,9 +125,7 @@ def test_infer_uses_the_model_once_for_all_and_not_for_nothing(
     assert tasks.infer(_tile(), Stamps(_stamps(0), 1.0, 0.0), _places(tmp_path), model).objects.num_rows == 0
 
 
-def test_infer_assumes_another_prior_and_averages_where_asked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     turned = Turned()
     monkeypatch.setattr(tasks, "classifier_of", lambda model: turned)
     prior = Prior((0.2, 0.8), (20.0, 24.0))

@@ -100,9 +100,7 @@ def test_a_telescope_out_of_adjustment_blurs_and_elongates(family: str) -> None:
     assert same.trail == 0.0
 
     def moments(factor: float) -> tuple[float, float]:
-        drawn = (
-            PsfField(model.strained(factor), (96, 96)).profile(4).drawImage(nx=96, ny=96, scale=PIXEL_SCALE)
-        )
+        drawn = PsfField(model.strained(factor), (96, 96)).profile(4).drawImage(nx=96, ny=96, scale=PIXEL_SCALE)
         shape = drawn.FindAdaptiveMom()
         return shape.moments_sigma, shape.observed_shape.e
 
@@ -210,9 +208,7 @@ def test_a_bright_star_saturates_and_bleeds_along_its_column() -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.floats(100, 1e5))
 @settings(max_examples=60, deadline=None)
-def test_bleeding_keeps_charge_and_fills_no_pixel_over_the_brim(
-    column: list[float], full_well: float
-) -> None:
+def test_bleeding_keeps_charge_and_fills_no_pixel_over_the_brim(column: list[float], full_well: float) -> None:
     electrons = np.array(column, dtype=np.float32)[:, None]
     before = electrons.astype(np.float64).sum()
     _bleed(electrons, full_well)
@@ -228,9 +224,7 @@ def test_bleeding_keeps_charge_and_fills_no_pixel_over_the_brim(
     mirrored=st.booleans(), distortion=st.sampled_from([0.0, 1e-3]),
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
-def test_world_coordinates(
-    chip: int, dec: float, ra: float, roll: float, mirrored: bool, distortion: float
-) -> None:
+def test_world_coordinates(chip: int, dec: float, ra: float, roll: float, mirrored: bool, distortion: float) -> None:
     pointing = Pointing(chip, (100, 200), ra, dec, roll, mirrored, distortion)
     wcs = WCS(wcs_header(pointing))
     middle = wcs.all_pix2world(99.5, 49.5, 0)

@@ -29,9 +29,7 @@ def test_clear_cases_are_clear(sources):
     galaxies = np.flatnonzero((sources.kind == "galaxy") & (sources.r50 > 0.2) & (mag < 23.5))[:8]
     assert len(stars) >= 3
     assert len(galaxies) >= 3
-    ratio = log_ratios(
-        CONFIG, 4, mag[np.r_[stars, galaxies]], np.repeat(EVERY, len(stars) + len(galaxies), 0)
-    )
+    ratio = log_ratios(CONFIG, 4, mag[np.r_[stars, galaxies]], np.repeat(EVERY, len(stars) + len(galaxies), 0))
     assert (ratio[: len(stars)] > 1.0).all()
     assert (ratio[len(stars) :] < -10.0).all()
 

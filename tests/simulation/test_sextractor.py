@@ -45,9 +45,7 @@ def near(table: pa.Table, row: dict[str, Any]) -> int | None:
 def test_catalogue_has_the_official_columns_and_finds_the_truth(field: tuple[Path, Path]) -> None:
     image, truth_path = field
     table = read_table(image.with_name(image.name.replace("IMG", "CAT")))
-    assert {"objID", "X", "Y", "RA", "DEC", "Flag", "Flux_Aper12", "R50", "Class_Star"} <= set(
-        table.column_names
-    )
+    assert {"objID", "X", "Y", "RA", "DEC", "Flag", "Flux_Aper12", "R50", "Class_Star"} <= set(table.column_names)
     truth = pq.read_table(truth_path, columns=["ra", "dec", "mag_i", "true_class"]).to_pylist()
     bright = [row for row in truth if 19.5 < row["mag_i"] < 23 and row["true_class"] == "star"]
     magnitudes = table["Mag_Kron"].to_numpy(zero_copy_only=False)
@@ -65,12 +63,7 @@ def test_columns_for_the_baselines_know_points(field: tuple[Path, Path]) -> None
     spread: dict[str, list[float]] = {"star": [], "galaxy": []}
     for row in pq.read_table(truth_path, columns=["ra", "dec", "mag_i", "true_class", "blended"]).to_pylist():
         found = near(table, row)
-        if (
-            found is not None
-            and row["true_class"] in spread
-            and 19.5 < row["mag_i"] < 22.5
-            and not row["blended"]
-        ):
+        if found is not None and row["true_class"] in spread and 19.5 < row["mag_i"] < 22.5 and not row["blended"]:
             spread[row["true_class"]].append(table["Spread_Model"][found].as_py())
     assert len(spread["star"]) >= 3
     assert abs(np.median(spread["star"])) < 0.004
@@ -81,9 +74,7 @@ def test_columns_for_the_baselines_know_points(field: tuple[Path, Path]) -> None
 
 
 @needs_sextractor
-def test_a_failing_program_is_named_with_its_last_words(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failing_program_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = tmp_path / "source-extractor"
     fake.write_text("#!/bin/sh\necho 'no memory left' >&2\nexit 3\n")
     fake.chmod(0o755)
@@ -92,9 +83,7 @@ def test_a_failing_program_is_named_with_its_last_words(
         simulate_field(CONFIG, 0, tmp_path)
 
 
-def test_without_the_program_the_message_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_the_program_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sextractor, "_program", lambda: None)
     assert not sextractor.available()
     with pytest.raises(RuntimeError, match="sextractor and psfex"):

@@ -25,9 +25,7 @@ def offset(ra: float, dec: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndar
     east = np.array([-np.sin(np.radians(ra)), np.cos(np.radians(ra)), 0.0])
     north = np.cross(centre, east)
     p = centre + healpix.ARCSEC * (x[:, None] * east + y[:, None] * north)
-    return np.degrees(np.arctan2(p[:, 1], p[:, 0])) % 360.0, np.degrees(
-        np.arctan2(p[:, 2], np.hypot(p[:, 0], p[:, 1]))
-    )
+    return np.degrees(np.arctan2(p[:, 1], p[:, 0])) % 360.0, np.degrees(np.arctan2(p[:, 2], np.hypot(p[:, 0], p[:, 1])))
 
 
 def sky(seed: int, n: int = 60, exposures: int = 5) -> SkyPositions:
@@ -111,9 +109,7 @@ def test_greedy_one_to_one_within_the_radius(seed: int) -> None:
 def test_as_defined(seed: int) -> None:
     at = sky(seed)
     places = np.unique(at.ra + 1j * at.dec, return_index=True)[1]
-    at = at.take(
-        places
-    )  # coincident detections are matched together, which the plain definition does not say
+    at = at.take(places)  # coincident detections are matched together, which the plain definition does not say
     found = associate(at.ra, at.dec, at.rank, RADIUS, at.row)
     assert np.array_equal(found.object_index, by_definition(at, RADIUS))
 
@@ -273,9 +269,7 @@ def test_hard_inputs_stay_fast(kind: str) -> None:
         "same": (np.zeros(n), np.zeros(n)),
         "two points": (0.1 * rank, np.zeros(n)),
         "clump": tuple(rng.normal(0, 0.03, (2, n))),
-        "real": tuple(
-            np.repeat(rng.uniform(-500, 500, (2, n // 2)), 2, axis=1) + rng.normal(0, 0.02, (2, n))
-        ),
+        "real": tuple(np.repeat(rng.uniform(-500, 500, (2, n // 2)), 2, axis=1) + rng.normal(0, 0.02, (2, n))),
     }[kind]
     start = time.process_time()
     found = associate(*offset(10.0, -5.0, x, y), rank, RADIUS, np.arange(n) // 2)

@@ -28,9 +28,7 @@ SIGMA, ZERO_POINT, FWHM = 0.055, 25.96, 2.1
 STAR = FWHM / 2.3548
 
 
-def gaussians(
-    shape: tuple[int, int], sources: list[tuple[float, float, float, float, float, float]]
-) -> np.ndarray:
+def gaussians(shape: tuple[int, int], sources: list[tuple[float, float, float, float, float, float]]) -> np.ndarray:
     """Noiseless image of Gaussian sources (x, y, flux, major sigma, minor sigma, angle in degrees)."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
     image = np.zeros(shape)
@@ -60,9 +58,7 @@ def sky_wcs() -> WCS:
 
 def run(image: np.ndarray, valid: np.ndarray | None = None, **more: Any) -> pa.Table:
     valid = np.ones(image.shape, dtype=bool) if valid is None else valid
-    config, sigma, flags = (
-        more.pop(k, v) for k, v in (("config", StageConfig()), ("sigma", SIGMA), ("flags", None))
-    )
+    config, sigma, flags = (more.pop(k, v) for k, v in (("config", StageConfig()), ("sigma", SIGMA), ("flags", None)))
     values = {"wcs": sky_wcs(), "zero_point": ZERO_POINT, "fwhm_px": FWHM} | more
     whole = len(image)
     return detect_in_strips(
@@ -96,15 +92,11 @@ def test_isolated_stars() -> None:
     nanomaggies = flux * 10 ** (0.4 * (22.5 - ZERO_POINT))
     assert np.abs(column(table, "Flux_Aper4") / nanomaggies - 1).max() < 0.1
     assert np.abs(column(table, "Flux_Kron") / nanomaggies - 1).max() < 0.1
-    assert np.allclose(
-        column(table, "Mag_Aper4"), 22.5 - 2.5 * np.log10(column(table, "Flux_Aper4")), atol=1e-5
-    )
+    assert np.allclose(column(table, "Mag_Aper4"), 22.5 - 2.5 * np.log10(column(table, "Flux_Aper4")), atol=1e-5)
     assert np.abs(column(table, "FWHM") / FWHM - 1).max() < 0.1
     # Half the light, of the star spread over the area of a pixel.
     assert np.abs(column(table, "R50") / (1.1774 * np.hypot(STAR, 12**-0.5)) - 1).max() < 0.1
-    assert np.allclose(
-        column(table, "FluxErr_Aper4"), SIGMA * np.sqrt(np.pi) * 6 * nanomaggies[0] / flux[0], rtol=0.03
-    )
+    assert np.allclose(column(table, "FluxErr_Aper4"), SIGMA * np.sqrt(np.pi) * 6 * nanomaggies[0] / flux[0], rtol=0.03)
     assert (column(table, "Flag") == 0).all()
     ra, dec = sky_wcs().all_pix2world(column(table, "X"), column(table, "Y"), 1)
     assert np.allclose(column(table, "RA"), ra, atol=1e-12)
@@ -114,9 +106,7 @@ def test_isolated_stars() -> None:
 def test_rows_are_numbered_and_in_order_of_y() -> None:
     shape = (200, 200)
     rng = np.random.default_rng(3)
-    table = run(
-        noise(shape) + stars(shape, rng.uniform(5, 195, 40), rng.uniform(5, 195, 40), np.full(40, 10.0))
-    )
+    table = run(noise(shape) + stars(shape, rng.uniform(5, 195, 40), rng.uniform(5, 195, 40), np.full(40, 10.0)))
     assert table.num_rows > 20
     assert np.array_equal(column(table, "objID"), np.arange(1, table.num_rows + 1))
     assert (np.diff(column(table, "Y")) >= 0).all()
@@ -149,9 +139,7 @@ def test_apertures_are_as_exact_overlap() -> None:
     exact = aperture_photometry(image.astype(np.float64), apertures)
     scale = 10 ** (0.4 * (22.5 - ZERO_POINT))
     for k in range(len(APERTURE_RADII)):
-        assert column(table, f"Flux_Aper{k + 1}")[0] == pytest.approx(
-            exact[f"aperture_sum_{k}"][0] * scale, rel=5e-3
-        )
+        assert column(table, f"Flux_Aper{k + 1}")[0] == pytest.approx(exact[f"aperture_sum_{k}"][0] * scale, rel=5e-3)
     assert column(table, "Flux_Kron")[0] == pytest.approx(500 * scale, rel=0.07)
     # East is towards smaller x: an axis 30 degrees above the x axis points 60 degrees west of north.
     assert column(table, "PA")[0] == pytest.approx(-60, abs=1)
@@ -181,9 +169,7 @@ def test_photon_noise_enters_the_errors() -> None:
 
 
 def test_two_stars_are_told_apart() -> None:
-    image = noise((80, 80)) + gaussians(
-        (80, 80), [(38, 40, 60, STAR, STAR, 0), (42.6, 40, 30, STAR, STAR, 0)]
-    )
+    image = noise((80, 80)) + gaussians((80, 80), [(38, 40, 60, STAR, STAR, 0), (42.6, 40, 30, STAR, STAR, 0)])
     table = run(image).filter(pa.array(column(run(image), "Mag_Aper1") < 24))
     assert table.num_rows == 2
     assert (column(table, "Flag") & FLAG_BLENDED > 0).all()
@@ -306,9 +292,7 @@ def test_strips_give_what_the_whole_gives(strip_rows: int) -> None:
         return image[y0:y1], valid[y0:y1], SIGMA, flags[y0:y1]
 
     whole = run(image, valid, flags=flags)
-    strips = detect_in_strips(
-        read, shape, Calibration(sky_wcs(), ZERO_POINT, FWHM), StageConfig(), strip_rows
-    )
+    strips = detect_in_strips(read, shape, Calibration(sky_wcs(), ZERO_POINT, FWHM), StageConfig(), strip_rows)
     assert whole.num_rows > 80
     assert strips.num_rows == whole.num_rows
     for name in ("X", "Y", "Flux_Kron", "Flux_Aper12", "R50", "FWHM"):

@@ -48,9 +48,7 @@ def test_a_position_off_the_sky_is_refused(ra: float, dec: float) -> None:
 
 
 def test_right_ascension_of_any_turn() -> None:
-    assert (
-        healpix.index29([-10.0, 350.0, 710.0], [5.0] * 3).tolist() == [healpix.index29([350.0], [5.0])[0]] * 3
-    )
+    assert healpix.index29([-10.0, 350.0, 710.0], [5.0] * 3).tolist() == [healpix.index29([350.0], [5.0])[0]] * 3
 
 
 @settings(deadline=None, max_examples=60)
@@ -83,9 +81,7 @@ def test_a_polygon_loses_no_tile(order: int, seed: int, where: str) -> None:
         x = size * (np.cos(turn) * u - np.sin(turn) * v)
         y = size * (np.sin(turn) * u + np.cos(turn) * v)
         p = centre + x[:, None] * east + y[:, None] * north
-        return np.degrees(np.arctan2(p[:, 1], p[:, 0])), np.degrees(
-            np.arcsin(p[:, 2] / np.linalg.norm(p, axis=1))
-        )
+        return np.degrees(np.arctan2(p[:, 1], p[:, 0])), np.degrees(np.arcsin(p[:, 2] / np.linalg.norm(p, axis=1)))
 
     corners = sky(np.array([-1.0, 1.0, 1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0]))
     tiles = healpix.polygon_tiles(*corners, order)

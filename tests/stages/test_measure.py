@@ -49,9 +49,7 @@ def measure(image, x, y, sigma=1e-3, valid=None, saturated=None):
     )
 
 
-@given(
-    x=st.floats(14.6, 17.4), y=st.floats(14.6, 17.4), width=st.floats(0.9, 2.5), flux=st.floats(5.0, 500.0)
-)
+@given(x=st.floats(14.6, 17.4), y=st.floats(14.6, 17.4), width=st.floats(0.9, 2.5), flux=st.floats(5.0, 500.0))
 @settings(max_examples=40, deadline=None)
 def test_gaussian_source_matches_closed_form(x, y, width, flux):
     # a Gaussian of width w under a Gaussian weight s: flux s^2/(w^2+s^2), moment 2 w^2 s^2/(w^2+s^2)

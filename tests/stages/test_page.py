@@ -46,9 +46,7 @@ def test_no_mistakes_are_said_and_unknown_ones_are_not() -> None:
 def test_every_page_has_the_one_style() -> None:
     packages = ("stages.write", "pipeline.record", "model.judge")
     folders = [files(f"sgclassify.{package}") / "templates" for package in packages]
-    templates = [
-        item.read_text() for folder in folders for item in folder.iterdir() if item.name.endswith(".html")
-    ]
+    templates = [item.read_text() for folder in folders for item in folder.iterdir() if item.name.endswith(".html")]
     assert len(templates) >= 4
     assert sum("<style>" in text for text in templates) == 1
     assert sum(text.startswith('{% extends "base.html" %}') for text in templates) == 2

@@ -57,12 +57,8 @@ def test_what_the_wcs_was_checked_against_is_noted(make_exposure, tmp_path, opti
     assert (NOT_CHECKED in prepared.notes) == noted
 
 
-@pytest.mark.parametrize(
-    ("fwhm", "noted"), [(2.4, False), (2.6, False), (1.7, True), (3.4, True), (None, False)]
-)
-def test_a_header_that_the_point_sources_contradict_is_noted(
-    make_exposure, make_columns, tmp_path, fwhm, noted
-):
+@pytest.mark.parametrize(("fwhm", "noted"), [(2.4, False), (2.6, False), (1.7, True), (3.4, True), (None, False)])
+def test_a_header_that_the_point_sources_contradict_is_noted(make_exposure, make_columns, tmp_path, fwhm, noted):
     columns = make_columns(40, SHAPE)
     files = make_exposure(shape=SHAPE, image=stars(columns), columns=columns, cards={"FWHM": fwhm})
     prepared = prepare_exposure(read_header(files), tmp_path, StageConfig())
@@ -84,13 +80,9 @@ def test_without_stars_and_fwhm_the_psf_is_the_cameras(make_exposure, tmp_path, 
     assert any("rests on 0 point sources" in note and "header has none" in note for note in prepared.notes)
 
 
-def test_a_catalogue_without_rows_is_believed_where_there_is_nothing_to_see(
-    make_exposure, make_columns, tmp_path
-):
+def test_a_catalogue_without_rows_is_believed_where_there_is_nothing_to_see(make_exposure, make_columns, tmp_path):
     image = stars(make_columns(2, SHAPE))
-    prepared = prepare_exposure(
-        read_header(make_exposure(shape=SHAPE, image=image, n_rows=0)), tmp_path, StageConfig()
-    )
+    prepared = prepare_exposure(read_header(make_exposure(shape=SHAPE, image=image, n_rows=0)), tmp_path, StageConfig())
     assert (prepared.n_rows, prepared.n_usable) == (0, 0)
     assert "CAT has no rows" in prepared.notes
     assert not any(note.startswith("CAT missing") for note in prepared.notes)

@@ -59,9 +59,7 @@ def digest_in(root: Path, parts: str = "RESULTS") -> str:
 
 
 @pytest.mark.parametrize("parts", ["RESULTS", "TRAINING_DATA"])
-def test_the_same_files_elsewhere_are_the_same_program(
-    installation: Callable[[str], Path], parts: str
-) -> None:
+def test_the_same_files_elsewhere_are_the_same_program(installation: Callable[[str], Path], parts: str) -> None:
     root = installation("copy")
     assert digest_in(root, parts) == program.code_digest(getattr(program, parts))
     # what Python or an editor leaves beside the sources
@@ -82,9 +80,7 @@ def test_the_same_files_elsewhere_are_the_same_program(
         ("model/train/loop.py", False),
     ],
 )
-def test_a_line_more_is_another_program(
-    installation: Callable[[str], Path], module: str, decides: bool
-) -> None:
+def test_a_line_more_is_another_program(installation: Callable[[str], Path], module: str, decides: bool) -> None:
     root = installation("changed")
     path = root / "sgclassify" / module
     path.parent.mkdir(exist_ok=True)

@@ -267,10 +267,7 @@ def test_rows_in_are_rows_out(tmp_path_factory: pytest.TempPathFactory, n: int, 
     written = pq.read_table(path)
     assert written.num_rows == n
     appended = [c.name for c in DETECTION_COLUMNS]
-    assert (
-        written.column_names
-        == ["P_STAR_in" if name == "P_STAR" else name for name in cat.column_names] + appended
-    )
+    assert written.column_names == ["P_STAR_in" if name == "P_STAR" else name for name in cat.column_names] + appended
     for name, original in zip(written.column_names, cat.columns, strict=False):
         assert written[name].combine_chunks().equals(original.combine_chunks())
     for k in range(n):
@@ -344,9 +341,7 @@ def test_every_column_has_a_field(tmp_path: Path) -> None:
     """VOParquet wants one each, with the column's name, in a document that is valid XML: IDs are names, and unique."""
     names = ["a b", "a_b", "_a_b", "Größe", "µ", "1a", "icrs", "x-y", "-x", "<&>", "texts", "big"]
     kinds = {"texts": pa.list_(pa.string(), 2), "big": pa.uint64()}
-    arrays = [
-        pa.array([["a", "b"]] if name == "texts" else [1], kinds.get(name, pa.int32())) for name in names
-    ]
+    arrays = [pa.array([["a", "b"]] if name == "texts" else [1], kinds.get(name, pa.int32())) for name in names]
     path = tmp_path / "x.parquet"
     publish.publish_detections(pa.table(arrays, names=names), scores([0]), path, METADATA)
     footer = pq.read_metadata(path).metadata

@@ -59,13 +59,9 @@ def opens(tree: ast.Module) -> set[str]:
 
 def test_only_read_and_write_open_files() -> None:
     found = {name: opens(tree) for name, tree in modules()}
-    outside = {
-        name: what for name, what in found.items() if what and not name.startswith(("read/", "write/"))
-    }
+    outside = {name: what for name, what in found.items() if what and not name.startswith(("read/", "write/"))}
     # the scan sees the files that are opened
-    assert {"read/prepared.py", "read/prior.py", "read/image.py", "write/atomic.py"} <= {
-        n for n in found if found[n]
-    }
+    assert {"read/prepared.py", "read/prior.py", "read/image.py", "write/atomic.py"} <= {n for n in found if found[n]}
     assert set(outside) == EXCEPT, outside
 
 

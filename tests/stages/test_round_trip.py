@@ -38,9 +38,7 @@ NAMES = [
     *("a", "A b", "_A_b", "'q'", '"', "x.y", "1a", "icrs", "<&>", "x[0]", "a/b", "*", "%s", "table"),
     *("row", "exposure_id", "__index_level_0__", "sg_flags", "Object_ID", "object_id_in", "bands"),
 ]
-NO_SCORES = pa.table(
-    {"row": pa.array([], pa.int64()), **{c.name: pa.array([], c.type) for c in DETECTION_COLUMNS}}
-)
+NO_SCORES = pa.table({"row": pa.array([], pa.int64()), **{c.name: pa.array([], c.type) for c in DETECTION_COLUMNS}})
 
 
 def product(
@@ -120,9 +118,7 @@ def ragged(rows: list[Any]) -> np.ndarray:
 
 @st.composite
 def fits_columns(draw: st.DrawFn, name: str) -> fits.Column:
-    kind = draw(
-        st.sampled_from(["number", "unsigned", "array", "ragged", "zero width", "bits", "text", "texts"])
-    )
+    kind = draw(st.sampled_from(["number", "unsigned", "array", "ragged", "zero width", "bits", "text", "texts"]))
     code = draw(st.sampled_from(sorted(NUMBERS)))
     width = draw(st.integers(1, 3))
     if kind == "zero width":
@@ -268,9 +264,7 @@ def test_catalogues_that_differ_are_joined_as_the_documentation_says(tmp_path: P
         "polars": pl.concat([pl.scan_parquet(file) for file in files], how="diagonal_relaxed")
         .collect()
         .to_dict(as_series=False),
-        "pyarrow": pa.concat_tables(
-            [pq.read_table(file) for file in files], promote_options="permissive"
-        ).to_pydict(),
+        "pyarrow": pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive").to_pydict(),
         "pandas": pd.concat([pd.read_parquet(file) for file in files]).to_dict("list"),
     }
     with duckdb.connect() as database:
@@ -368,6 +362,4 @@ def test_a_name_twice(tmp_path: Path) -> None:
     path = product(columns, tmp_path, cards({"FLAG2": "FLAG ", "FLAG4": "Flag "}))
     first = {"Flag": [0, 1, 2], "FLAG_3": [10, 11, 12], "Flag_2": [20, 21, 22], "Flag_4": [30, 31, 32]}
     assert_all_read(path, first)
-    assert pq.read_schema(path).field("FLAG_3").metadata == {
-        b"note": b"named FLAG in its file, as another column is"
-    }
+    assert pq.read_schema(path).field("FLAG_3").metadata == {b"note": b"named FLAG in its file, as another column is"}

@@ -97,9 +97,7 @@ def three(make_exposure, tmp_path):
 
 def tiles_of(prepared, order):
     ra, dec, _ = sources()
-    return sorted(
-        {int(p) for p in tile_of(ra, dec, order)} | {int(p) for p in tile_of([150.0], [2.0], order)}
-    )
+    return sorted({int(p) for p in tile_of(ra, dec, order)} | {int(p) for p in tile_of([150.0], [2.0], order)})
 
 
 def test_all_bands_of_a_source_become_one_object(three):
@@ -135,9 +133,7 @@ def test_stamps_are_the_cutouts_of_the_exposure(three):
         x, y = prepared.header.wcs().wcs_world2pix(tile.ra, tile.dec, 0)
         for k in np.flatnonzero(tile.used[:, band]):
             image = Cutout2D(data, (x[k], y[k]), SIZE, mode="partial", fill_value=0).data
-            valid = (
-                Cutout2D(window.valid.astype(int), (x[k], y[k]), SIZE, mode="partial", fill_value=0).data > 0
-            )
+            valid = Cutout2D(window.valid.astype(int), (x[k], y[k]), SIZE, mode="partial", fill_value=0).data > 0
             np.testing.assert_array_equal(tile.valid[k, band], valid)
             np.testing.assert_array_equal(tile.image[k, band], np.where(valid, image, 0))
 
@@ -175,9 +171,7 @@ def test_an_object_is_the_same_whatever_the_tiles(three, order):
     rank = np.argsort(ids)
     np.testing.assert_array_equal(ids[rank], whole.object_id)
     for name in ("ra", "dec", "sg_flags", "used", "image", "valid", "sigma", "features"):
-        np.testing.assert_array_equal(
-            np.concatenate([getattr(p, name) for p in parts])[rank], getattr(whole, name)
-        )
+        np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts])[rank], getattr(whole, name))
     rows = sorted(tuple(m.values()) for p in parts for m in p.members.to_pylist())
     assert rows == sorted(tuple(m.values()) for m in whole.members.to_pylist())
 

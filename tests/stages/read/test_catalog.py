@@ -261,9 +261,7 @@ def test_positions_just_round_zero_and_the_pole(make_exposure, make_columns):
     cards = {"CRVAL1": 0.0, "CRPIX1": columns["X"][0], "CRPIX2": columns["Y"][0]}
     columns["RA"], columns["DEC"] = (
         np.full(6, value)
-        for value in read_header(make_exposure(cards=cards)).pixel_to_sky(
-            *(columns[name][0] - 1 for name in "XY")
-        )
+        for value in read_header(make_exposure(cards=cards)).pixel_to_sky(*(columns[name][0] - 1 for name in "XY"))
     )
     columns["X"][:], columns["Y"][:] = columns["X"][0], columns["Y"][0]
     columns["RA"] = np.array([0.0, -0.0, -1e-20, 360.0, 360.0003, -0.0001])
@@ -312,9 +310,7 @@ def test_missing_column(make_exposure, make_columns, name):
 
 
 def test_optional_columns_may_be_missing(make_exposure, make_columns):
-    columns = {
-        name: values for name, values in make_columns().items() if name in ("objID", "X", "Y", "RA", "DEC")
-    }
+    columns = {name: values for name, values in make_columns().items() if name in ("objID", "X", "Y", "RA", "DEC")}
     assert detections(make_exposure(columns=columns)).usable.all()
 
 

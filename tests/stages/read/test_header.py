@@ -121,9 +121,7 @@ def test_fwhm_that_is_not_in_pixels(make_exposure, fwhm):
 @pytest.mark.parametrize(("scale", "noted"), [(0.074, False), (0.075, False), (0.05, True), (0.148, True)])
 def test_another_pixel_scale_is_noted(make_exposure, scale, noted):
     header = read_header(make_exposure(cards={"CD1_1": -scale / 3600, "CD2_2": scale / 3600}))
-    assert header.notes == (
-        (f"the pixel scale is {scale} arcsec, the camera's 0.074: binned or resampled?",) * noted
-    )
+    assert header.notes == ((f"the pixel scale is {scale} arcsec, the camera's 0.074: binned or resampled?",) * noted)
 
 
 def test_missing_exposure_time_and_other_units_are_noted(make_exposure):
@@ -251,9 +249,7 @@ def test_wcs_is_read_from_the_primary_header_too(make_exposure):
     plain = read_header(make_exposure(name="a_{KIND}.fits"))
     cards = dict(fits.getheader(plain.files.image, 1))
     keys = [key for key in cards if key[:2] in ("CT", "CU", "CR", "CD") or key == "RADESYS"]
-    moved = make_exposure(
-        name="b_{KIND}.fits", cards=dict.fromkeys(keys), primary={key: cards[key] for key in keys}
-    )
+    moved = make_exposure(name="b_{KIND}.fits", cards=dict.fromkeys(keys), primary={key: cards[key] for key in keys})
     np.testing.assert_array_equal(read_header(moved).pixel_to_sky(3, 30), plain.pixel_to_sky(3, 30))
 
 
@@ -376,9 +372,7 @@ def test_missing_padding_is_no_loss(make_exposure):
     assert read_header(files).band == "g"
 
 
-@pytest.mark.parametrize(
-    "content", [b"hello\n" * 1000, b"\x89PNG" + bytes(9000), b"SIMPLE  =", b"\x1f\x8bno"]
-)
+@pytest.mark.parametrize("content", [b"hello\n" * 1000, b"\x89PNG" + bytes(9000), b"SIMPLE  =", b"\x1f\x8bno"])
 def test_no_fits(make_exposure, content):
     files = make_exposure()
     files.image.write_bytes(content)

@@ -38,9 +38,7 @@ def writes(writer: str, dtype: str, algorithm: str, tile: str) -> bool:
         return False
     if algorithm == "PLIO_1":
         # integers from 0 to 2^24; an offset is left out by CFITSIO, for 16 bits only
-        return dtype in (
-            ("u1", "i1", "i2", "u2", "i4") if writer == "fitsio" else ("u1", "i1", "i2", "i4", "i8")
-        )
+        return dtype in (("u1", "i1", "i2", "u2", "i4") if writer == "fitsio" else ("u1", "i1", "i2", "i4", "i8"))
     return True
 
 
@@ -398,21 +396,15 @@ def test_star_cores_are_told_from_dead_pixels(make_exposure, dither, with_flags)
     assert bool(check.moved_zeros) == (dither == "SUBTRACTIVE_DITHER_1")
 
 
-@pytest.mark.parametrize(
-    ("kinds", "taken"), [("IMG WHT FLG CAT", "FLG says nothing"), ("IMG WHT CAT", "unusable")]
-)
+@pytest.mark.parametrize(("kinds", "taken"), [("IMG WHT FLG CAT", "FLG says nothing"), ("IMG WHT CAT", "unusable")])
 def test_notes_say_what_the_steps_hide(make_exposure, tmp_path, kinds, taken):
     image, weight = np.full(SHAPE, 0.3, np.float32), weights()
     image[10, 20:24], weight[10, 20:24] = 80.0, 150 / 80.0
     files = make_exposure(image=image, weight=weight, kinds=kinds, checksum=False)
-    assert not any(
-        "quantis" in note for note in prepare_exposure(read_header(files), tmp_path, StageConfig()).notes
-    )
+    assert not any("quantis" in note for note in prepare_exposure(read_header(files), tmp_path, StageConfig()).notes)
     repack(files.weight, weight, "fitsio", "RICE_1", quantize_level=2.0, quantize_method=1)
     moved, bright = (
-        note
-        for note in prepare_exposure(read_header(files), tmp_path, StageConfig()).notes
-        if "quantis" in note
+        note for note in prepare_exposure(read_header(files), tmp_path, StageConfig()).notes if "quantis" in note
     )
     decoded = fitsio.read(str(files.weight), ext=1)
     assert moved.startswith(f"{np.count_nonzero((weight == 0) & (decoded > 0))} zeros of WHT")
@@ -486,11 +478,7 @@ def test_image_compressed_with_loss(make_exposure, writer):
     ],
 )
 def test_flags_of_any_type_through_any_compression(make_exposure, writer, algorithm, dtype):
-    bits = (
-        [1, 2, 8, 16, 64]
-        + ([255] if dtype == "u1" else [])
-        + ([32768] if np.dtype(dtype).itemsize > 2 else [])
-    )
+    bits = [1, 2, 8, 16, 64] + ([255] if dtype == "u1" else []) + ([32768] if np.dtype(dtype).itemsize > 2 else [])
     flag = np.random.default_rng(2).choice([0, 0, 0, 0, *bits], SHAPE).astype(dtype)
     files = make_exposure(checksum=False)
     options = {"quantize_level": 0.0} if dtype[0] == "f" else {}

@@ -54,9 +54,7 @@ def test_old_names(name, kind):
     assert parsed.stem == exposure_stem(name) == OLD
 
 
-@pytest.mark.parametrize(
-    "name", ["image.fits", f"{STEM}_IMG.txt", f"{STEM}_PSF.fits", "_IMG.fits", "CSST_IMG.fits"]
-)
+@pytest.mark.parametrize("name", ["image.fits", f"{STEM}_IMG.txt", f"{STEM}_PSF.fits", "_IMG.fits", "CSST_IMG.fits"])
 def test_other_names_are_not_parsed(name):
     assert parse_name(name) is None
 

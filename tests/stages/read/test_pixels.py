@@ -83,9 +83,7 @@ def test_scaled_integers_with_blank(tmp_path, make_exposure, dtype, compress):
     stored = np.arange(2000, dtype=dtype).reshape(SHAPE)
     stored[0, 0] = -32768
     with fits.open(files.image) as hdus:
-        cards = {
-            k: v for k, v in hdus[1].header.items() if k not in ("XTENSION", "BITPIX", "PCOUNT", "GCOUNT")
-        }
+        cards = {k: v for k, v in hdus[1].header.items() if k not in ("XTENSION", "BITPIX", "PCOUNT", "GCOUNT")}
     made = fits.ImageHDU(stored)
     made.header.update({k: v for k, v in cards.items() if not k.startswith("NAXIS")})
     if compress:
@@ -188,14 +186,10 @@ def test_missing_flags_tell_saturation(make_exposure):
     window = read_all(make_exposure(image=image, kinds="IMG WHT"))
     assert window.flags[2, 3] == InputFlag.SATURATED
     assert np.count_nonzero(window.flags) == 1
-    assert not read_all(
-        make_exposure(image=image, kinds="IMG WHT", cards={"SATURATE": None}, chip=9)
-    ).flags.any()
+    assert not read_all(make_exposure(image=image, kinds="IMG WHT", cards={"SATURATE": None}, chip=9)).flags.any()
 
 
-@pytest.mark.parametrize(
-    "variant", [{}, {"compress": "RICE_1"}, {"gz": "IMG CAT"}, {"checksum": False}], ids=str
-)
+@pytest.mark.parametrize("variant", [{}, {"compress": "RICE_1"}, {"gz": "IMG CAT"}, {"checksum": False}], ids=str)
 def test_check_of_a_good_exposure(make_exposure, variant):
     files = make_exposure(shape=(300, 310), **variant)
     check = check_exposure(read_header(files))

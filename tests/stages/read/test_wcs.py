@@ -71,9 +71,7 @@ def spelled(draw, value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
         forms += [f"{int(value)}", f"{int(value)}.", f"{int(value):+05d}"]
     if abs(value) < 1:
-        forms.append(
-            repr(value).replace("0.", ".", 1) if repr(value).lstrip("-").startswith("0.") else repr(value)
-        )
+        forms.append(repr(value).replace("0.", ".", 1) if repr(value).lstrip("-").startswith("0.") else repr(value))
     form = draw(st.sampled_from(forms))
     if not form.startswith("-"):
         form = draw(st.sampled_from(["", "+"])) + form.lstrip("+")
@@ -97,11 +95,7 @@ def linear(draw) -> tuple[list[tuple[str, float]], dict[str, float]]:
         # CROTA1 has no meaning
         return [*delta, ("CROTA2", angle), ("CROTA1", draw(st.sampled_from([0.0, angle, 5.0])))], cd
     if "PC" in form:
-        cards = [
-            (key, value)
-            for key, value in pc
-            if value != float(key in ("PC1_1", "PC2_2")) or draw(st.booleans())
-        ]
+        cards = [(key, value) for key, value in pc if value != float(key in ("PC1_1", "PC2_2")) or draw(st.booleans())]
         # without any PC the header means CDELT alone, which is the same
         return [*delta, *cards, *(cd.items() if form != "PC" else [])], cd
     cards = [(key, value) for key, value in cd.items() if value or draw(st.booleans())]
@@ -194,9 +188,7 @@ def test_every_way_to_write_a_header_gives_one_sky(data):
     ra = draw(st.one_of(st.sampled_from([0.0, 150.0, 277.79271523695]), st.floats(0, 360, exclude_max=True)))
     dec = draw(st.one_of(st.sampled_from([0.0, 24.3, -89.9995, 90.0, -90.0]), st.floats(-90, 90)))
     crpix = {f"CRPIX{k}": draw(st.one_of(st.sampled_from([1.0, 25.5]), st.floats(-3e4, 3e4))) for k in (1, 2)}
-    pole = draw(
-        st.sampled_from([{}, {}, {"LONPOLE": 180.0}, {"LONPOLE": 170.0}, {"LONPOLE": 180.0, "LATPOLE": 0.0}])
-    )
+    pole = draw(st.sampled_from([{}, {}, {"LONPOLE": 180.0}, {"LONPOLE": 170.0}, {"LONPOLE": 180.0, "LATPOLE": 0.0}]))
 
     clean = fits.Header()
     clean["CTYPE1"], clean["CTYPE2"] = f"RA---{right_name}", f"DEC--{right_name}"
@@ -241,9 +233,7 @@ def test_every_way_to_write_a_header_gives_one_sky(data):
 )
 def test_wcslib_gets_the_very_numbers(ra, dec, numbers):
     keys = ("CRPIX1", "CRPIX2", "CD1_1", "CD2_2")
-    cards = cards_of(
-        *plain(CRVAL1=ra, CRVAL2=dec, CD1_2=None, CD2_1=None, **dict(zip(keys, numbers, strict=True)))
-    )
+    cards = cards_of(*plain(CRVAL1=ra, CRVAL2=dec, CD1_2=None, CD2_1=None, **dict(zip(keys, numbers, strict=True))))
     found = Wcsprm(header=cards.encode())
     assert found.crval.tolist() == [right_ascension(ra), dec]
     assert [*found.crpix, found.cd[0, 0], found.cd[1, 1]] == numbers
