@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed_version
+from typing import Any, Generic, get_origin
+
+from sphinx.application import Sphinx
 
 project = "sgclassify"
 author = "The sgclassify maintainers"
@@ -33,8 +36,18 @@ default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"(?!sgclassify\.).*"),
     ("py:class", r"(?!sgclassify\.).*"),
-    # a type variable, which autodoc names as the base of a generic class but does not list
-    ("py:obj", r"sgclassify\.pipeline\.cluster\.dispatch\.Job"),
 ]
 # Sphinx 9.0 fails on the text signatures of cKDTree and of aliases such as tuple[float, float] without it.
 autodoc_use_legacy_class_based = True
+
+
+def public_bases(app: Sphinx, name: str, kind: type, options: Any, bases: list[Any]) -> None:
+    """Leave out what a reader cannot look up: private bases, and `Generic` with its type variables."""
+    bases[:] = [
+        base for base in bases if get_origin(base) is not Generic and not getattr(base, "__name__", "").startswith("_")
+    ] or [object]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by sphinx."""
+    app.connect("autodoc-process-bases", public_bases)

@@ -201,7 +201,7 @@ class StampLocus:
     Attributes
     ----------
     measures : dict of str to ndarray of float64
-        `sgclassify.stages.locus.PointSources.measures`; NaN where unknown.
+        ``measures`` of `sgclassify.stages.locus.PointSources`; NaN where unknown.
     n_stars : ndarray of float64
         Number of point sources in `measures`.
     header_fwhm : ndarray of float64
