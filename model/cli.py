@@ -74,11 +74,7 @@ def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Pa
 @click.option("--fields", type=click.IntRange(1), default=60, show_default=True, help="Fields to simulate.")
 @click.option("--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set.")
 @click.option(
-    "--first",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Leave out the fields before this one.",
+    "--first", type=click.IntRange(0), default=0, show_default=True, help="Leave out the fields before this one."
 )
 @click.option("--seed", type=click.IntRange(0), default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
@@ -130,10 +126,7 @@ def dataset(output: Path, fields: int, shifted: int, first: int, seed: int, stam
     help="Share of stars that the probabilities assume.",
 )
 @click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Peak rate of the second stage.",
+    "--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Peak rate of the second stage."
 )
 @click.option(
     "--sequence-learning-rate",
@@ -144,27 +137,15 @@ def dataset(output: Path, fields: int, shifted: int, first: int, seed: int, stam
 @click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
 @click.option("--seed", type=click.IntRange(0), default=None)
 @click.option(
-    "--initial",
-    type=FILE,
-    help="Checkpoint or archive to start from, with the networks that stand beside it there.",
+    "--initial", type=FILE, help="Checkpoint or archive to start from, with the networks that stand beside it there."
 )
+@click.option("--beside", type=FILE, help="Checkpoint or archive whose networks answer together with the trained one.")
 @click.option(
-    "--beside",
-    type=FILE,
-    help="Checkpoint or archive whose networks answer together with the trained one.",
-)
-@click.option(
-    "--training-fields",
-    "fields",
-    type=click.IntRange(1),
-    help="Train on this many fields only, the first ones.",
+    "--training-fields", "fields", type=click.IntRange(1), help="Train on this many fields only, the first ones."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun.")
 @click.option(
-    "--max-minutes",
-    type=float,
-    default=math.inf,
-    help="Shorten the passes so that training ends in this time.",
+    "--max-minutes", type=float, default=math.inf, help="Shorten the passes so that training ends in this time."
 )
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
 def train(data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any) -> None:
@@ -341,9 +322,7 @@ class _Evaluate:
     help="Fields of --data. Use `all` (without the shifted ones) for data that nothing here was trained on.",
 )
 @click.option(
-    "--training",
-    type=FOLDER,
-    help="Data set whose training fields the methods are fitted to.  [default: --data]",
+    "--training", type=FOLDER, help="Data set whose training fields the methods are fitted to.  [default: --data]"
 )
 @MODELS
 @PRIOR

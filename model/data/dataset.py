@@ -74,11 +74,7 @@ def extract_field(
 
 
 def field_table(
-    field: int,
-    tiles: list[TileStamps],
-    truth: pa.Table,
-    catalogs: list[tuple[str, pa.Table]],
-    record: dict[str, Any],
+    field: int, tiles: list[TileStamps], truth: pa.Table, catalogs: list[tuple[str, pa.Table]], record: dict[str, Any]
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Join the tiles of one field with its truth and with SExtractor's catalogues.
 

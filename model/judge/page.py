@@ -72,11 +72,7 @@ def _ranking(figure: Any, judged: Judged, keep: Bool, edges: tuple[float, ...]) 
         index = keep & np.isfinite(p)
         _roc(axes[0], p[index], judged.star[index], name)
     axes[0].set(
-        xscale="log",
-        yscale="log",
-        xlabel="galaxies called star",
-        ylabel="stars missed",
-        title="ROC (both axes log)",
+        xscale="log", yscale="log", xlabel="galaxies called star", ylabel="stars missed", title="ROC (both axes log)"
     )
     axes[0].legend(fontsize=7)
     p = judged.p[MODEL]
@@ -132,11 +128,7 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tupl
             for b, axis in enumerate(figure.subplots(1, len(BANDS))):
                 shown = np.arcsinh(np.where(valid[b], image[b], np.nan) / sigma[b])
                 axis.imshow(
-                    shown,
-                    origin="lower",
-                    cmap="gray",
-                    vmin=-2,
-                    vmax=max(3.0, float(np.nanmax(shown, initial=3))),
+                    shown, origin="lower", cmap="gray", vmin=-2, vmax=max(3.0, float(np.nanmax(shown, initial=3)))
                 )
                 axis.set_title(BANDS[b], fontsize=8)
                 axis.axis("off")
@@ -148,21 +140,13 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tupl
             known += [("r50_arcsec", "r50 {:.3f} arcsec"), ("redshift", "z {:.2f}")]
         told += [text.format(facts[name]) for name, text in known if facts.get(name) is not None]
         told += [name for name in ("blended", "binary") if facts.get(name)]
-        told += [
-            f"{facts['n_bands']} bands",
-            f"sg_flags {facts['sg_flags']}",
-            f"object_id {facts['object_id']}",
-        ]
+        told += [f"{facts['n_bands']} bands", f"sg_flags {facts['sg_flags']}", f"object_id {facts['object_id']}"]
         parts.append((_picture(draw, (9, 1.5), f"stamps of {told[0]}"), ", ".join(told)))
     return parts
 
 
 def write_page(
-    path: Path,
-    title: str,
-    result: Evaluation,
-    table: pa.Table,
-    stamps: list[tuple[Picture, str]] | None,
+    path: Path, title: str, result: Evaluation, table: pa.Table, stamps: list[tuple[Picture, str]] | None
 ) -> None:
     """Write the page.
 

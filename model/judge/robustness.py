@@ -25,12 +25,7 @@ TRIOS: Final = (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
 
 
 def by_bands(
-    data_dir: Path,
-    part: str,
-    model: Path | None,
-    prior: float | None = None,
-    draws: int = 1,
-    seed: int = 0,
+    data_dir: Path, part: str, model: Path | None, prior: float | None = None, draws: int = 1, seed: int = 0
 ) -> Bands:
     """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
 
@@ -85,11 +80,7 @@ def _hidden(n: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[str,
 
 
 def by_symmetry(
-    data_dir: Path,
-    part: str,
-    model: Path | None,
-    prior: float | None = None,
-    most: int = SYMMETRY_SAMPLE,
+    data_dir: Path, part: str, model: Path | None, prior: float | None = None, most: int = SYMMETRY_SAMPLE
 ) -> Symmetries:
     """How far probabilities depend on the orientation of the stamp.
 

@@ -115,9 +115,7 @@ class Classifier:
             if self._on_cpu is None:
                 raise ModelError(f"{self.device}: its memory does not suffice for one object: {fault}")
             log.warning(
-                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s",
-                self.device,
-                fault,
+                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s", self.device, fault
             )
             self.batch_size = asked
             result[first:] = self._on_cpu().probabilities(

@@ -64,13 +64,7 @@ def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, siz
 
 
 def _varied(
-    image: Tensor,
-    valid: Tensor,
-    sigma: Tensor,
-    psf: Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
-    size: int,
+    image: Tensor, valid: Tensor, sigma: Tensor, psf: Tensor, recipe: Recipe, generator: torch.Generator, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Stamps, masks, noise and PSFs after all changes of pixels."""
     n, device = len(image), image.device

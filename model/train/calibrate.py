@@ -117,10 +117,6 @@ def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return float(loss.detach()), gradient.numpy()
 
     found = minimize(
-        cost,
-        np.full(len(heads), 1 / len(heads)),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0.0, 2.0)] * len(heads),
+        cost, np.full(len(heads), 1 / len(heads)), jac=True, method="L-BFGS-B", bounds=[(0.0, 2.0)] * len(heads)
     )
     return torch.from_numpy(found.x).float()

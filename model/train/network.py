@@ -71,14 +71,7 @@ class StampNormalizer(nn.Module):
         residual = (significance - model) / torch.sqrt(1.0 + (self.psf_error * model) ** 2)
         residual = torch.where(usable, residual, torch.zeros_like(residual)) * mask
         return torch.cat(
-            [
-                torch.asinh(0.5 * significance) * 0.5,
-                profile,
-                mask,
-                torch.asinh(0.5 * residual),
-                10.0 * known,
-            ],
-            dim=1,
+            [torch.asinh(0.5 * significance) * 0.5, profile, mask, torch.asinh(0.5 * residual), 10.0 * known], dim=1
         )
 
 
@@ -272,23 +265,14 @@ class FusionNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        stamp_size: int,
-        hidden: int = 96,
-        width: int = 192,
-        dropout: float = 0.2,
-        architecture: str = "resnet50",
+        self, stamp_size: int, hidden: int = 96, width: int = 192, dropout: float = 0.2, architecture: str = "resnet50"
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.image_encoder = ENCODERS[architecture](stamp_size, width)
         self.sequence_encoder = SequenceEncoder(len(FEATURES), hidden, width)
         self.head = nn.Sequential(
-            nn.LayerNorm(2 * width),
-            nn.Linear(2 * width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, 2),
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 2)
         )
         self.image_head = nn.Sequential(nn.GELU(), nn.Linear(width, 2))
         self.sequence_head = nn.Sequential(nn.GELU(), nn.Linear(width, 2))

@@ -122,12 +122,7 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(2, 2, sharex=True)
     minutes = [row["seconds"] / 60.0 for row in history]
     names = [name for name in HEADS if any(name in row for row in history)]
-    shown = (
-        ("loss", "cross entropy"),
-        ("accuracy", "wrong class"),
-        ("auc", "1 - area under ROC"),
-        ("ece", "ECE"),
-    )
+    shown = (("loss", "cross entropy"), ("accuracy", "wrong class"), ("auc", "1 - area under ROC"), ("ece", "ECE"))
     for panel, (key, title) in zip(panels.flat, shown, strict=True):
         for name in names:
             values = [row[name][key] if name in row else math.nan for row in history]

@@ -27,13 +27,7 @@ from sgclassify.model.train.precision import computes_bf16
 from sgclassify.model.train.processes import Place
 from sgclassify.model.train.recipe import Recipe
 from sgclassify.model.train.state import State
-from sgclassify.model.train.validation import (
-    SequenceOnly,
-    figures,
-    fit_normalization,
-    measure_batch_norm,
-    predict,
-)
+from sgclassify.model.train.validation import SequenceOnly, figures, fit_normalization, measure_batch_norm, predict
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.write.atomic import write_atomic_bytes
 
