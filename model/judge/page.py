@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from sgclassify.model.judge import metrics
-from sgclassify.model.judge.judged import Judged
-from sgclassify.model.judge.results import MODEL, Bands, Evaluation
+from sgclassify.model.judge.evaluate import Judged
+from sgclassify.model.judge.results import MODEL, Bands, Evaluation, as_text, bands_as_text
 from sgclassify.model.judge.scores import samples_of, shards_of
-from sgclassify.model.judge.text import as_text, bands_as_text
 from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.write.atomic import write_atomic_text
