@@ -220,10 +220,8 @@ class Baselines:
             if n < FEWEST or len(set(training.star[used].tolist())) < 2:
                 log.warning(
                     "%s is left out: %d training objects have what it needs, which is too few; more fields give"
-                    " more, with Debian's packages sextractor and psfex installed",
-                    name,
-                    n,
-                )
+                    " more, with Debian's packages sextractor and psfex installed", name, n,
+                )  # fmt: skip
                 continue
             self.fitted_to[name] = n
             if name in TREES:
@@ -242,18 +240,9 @@ class Baselines:
             raise UsageError("too few training objects for any method; make a larger data set")
 
     def probabilities(self, m: CatalogSample) -> tuple[dict[str, F64], dict[str, Bool]]:
-        """Probability of being a star by each of `METHODS` that is not left out.
+        """Probability of being a star by each of `METHODS` that is not left out, and where the method has a value.
 
-        Parameters
-        ----------
-        m : CatalogSample
-
-        Returns
-        -------
-        probabilities : dict of str to ndarray of float64, shape (n,)
-            The prior where a method has no value.
-        covered : dict of str to ndarray of bool, shape (n,)
-            Where it has one.
+        Where it has none, the probability is the prior.
         """
         raw = m.column("Class_Star")[:, BAND_INDEX["i"]]
         probabilities, covered = {RAW: raw.copy()}, {RAW: np.isfinite(raw)}
@@ -275,7 +264,6 @@ class MethodSummary:
 
     Attributes
     ----------
-    method : str
     fitted_to : int
         Training objects; 0 for a method that is not fitted here.
     coverage : float
@@ -307,8 +295,6 @@ def score_part(
 
     Parameters
     ----------
-    data_dir : Path
-    part : str
     models : dict of str to Path or None
         Archives: ``model`` gives the column ``p_star``, the others ``p_<name>``. None is the shipped model.
     found_only : bool
@@ -372,20 +358,18 @@ def _summaries(table: pa.Table, covers: dict[str, Bool], fitted_to: dict[str, in
     kind = true_classes(table)
     judged = np.isin(kind, CLASSES)
     wrong = {name: (table[_column(name)].to_numpy() >= 0.5) != (kind == "star") for name in covers}
-    summaries = []
-    for name, values in wrong.items():
-        has = judged & covers[name]
-        summaries.append(
-            MethodSummary(
-                method=name,
-                fitted_to=fitted_to.get(name, 0),
-                coverage=_share(has[judged]),
-                error=_share(values[has]),
-                error_of_model=_share(wrong[MODEL][has]),
-                error_of_all=_share(values[judged]),
-            )
+    has = {name: judged & covered for name, covered in covers.items()}
+    return [
+        MethodSummary(
+            method=name,
+            fitted_to=fitted_to.get(name, 0),
+            coverage=_share(has[name][judged]),
+            error=_share(values[has[name]]),
+            error_of_model=_share(wrong[MODEL][has[name]]),
+            error_of_all=_share(values[judged]),
         )
-    return summaries
+        for name, values in wrong.items()
+    ]
 
 
 def _column(method: str) -> str:

@@ -41,9 +41,7 @@ def _recall(figure: Any, result: Evaluation) -> None:
             x = [(low + high) / 2 for low, high, _ in rows]
             y = np.array([1 - recall.share for *_, recall in rows])
             if name == MODEL:
-                low = [1 - recall.high for *_, recall in rows]
-                high = [1 - recall.low for *_, recall in rows]
-                axis.fill_between(x, low, high, alpha=0.25)
+                axis.fill_between(x, [1 - r.high for *_, r in rows], [1 - r.low for *_, r in rows], alpha=0.25)
             axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
         # of nothing, matplotlib makes no logarithmic axis
         scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
@@ -100,14 +98,7 @@ def _bands(figure: Any, found: Bands) -> None:
 def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tuple[Picture, str]]:
     """Stamps of the objects that were misclassified with the highest confidence, each with its caption.
 
-    Parameters
-    ----------
-    data_dir : Path
-    part : str
-        Part of the data that `table` was scored from.
-    table : pyarrow.Table
-    keep : ndarray of bool
-        Objects to choose from.
+    `part` is the part of the data that `table` was scored from, `keep` are the objects to choose from.
     """
     judged = Judged(table)
     p = judged.p[MODEL]
@@ -147,18 +138,9 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tupl
 def write_page(
     path: Path, title: str, result: Evaluation, table: pa.Table, stamps: list[tuple[Picture, str]] | None
 ) -> None:
-    """Write the page.
+    """Write the page of a table of judged objects, with `stamps` as from `gallery`.
 
-    Parameters
-    ----------
-    path : Path
-        The HTML file; it is complete under its name or not there.
-    title : str
-    result : Evaluation
-    table : pyarrow.Table
-        The judged objects.
-    stamps : list of (Picture, str), optional
-        As from `gallery`.
+    The HTML file is complete under its name or not there.
     """
     selection = result.sample.selection
     judged = Judged(table, selection.band)
@@ -181,13 +163,5 @@ def write_page(
         alt = "Errors by number of bands that are left; the numbers are above."
         picture = _picture(lambda figure: _bands(figure, bands), (10, 4), alt)
         sections.append(("Missing bands", bands_as_text(bands), picture))
-    text = render(
-        "sgclassify.model.judge",
-        "evaluation.html",
-        heading=title,
-        spread=spread,
-        text=as_text(result),
-        sections=sections,
-        mistakes=stamps,
-    )
-    write_atomic_text(text, path)
+    values = {"heading": title, "spread": spread, "text": as_text(result), "sections": sections, "mistakes": stamps}
+    write_atomic_text(render("sgclassify.model.judge", "evaluation.html", **values), path)

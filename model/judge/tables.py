@@ -97,12 +97,8 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pa.Table:
 def read_truth(path: Path) -> pa.Table:
     """Read a truth table: ``ra``, ``dec``, ``true_class``, and any other columns of `read_table`.
 
-    Rows without a position are left out, with a warning.
-
-    Raises
-    ------
-    UsageError
-        As of `read_table`, and if a declination is beyond a pole.
+    Rows without a position are left out, with a warning. `UsageError` as of `read_table`, and if a declination is
+    beyond a pole.
     """
     table = read_table(path, ("ra", "dec", "true_class"))
     ra, dec = (table[name].to_numpy() for name in ("ra", "dec"))

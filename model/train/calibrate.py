@@ -68,11 +68,6 @@ def fit_calibration(
     brightness : Tensor of float32, shape (n,)
         As from `Calibration.brightness`.
     label, field : Tensor of int64, shape (n,)
-    prior_star_fraction : float
-
-    Returns
-    -------
-    Calibration
     """
     weight = prior_weights(float((label == 0).double().mean()), prior_star_fraction)
     # each fold has some of the fields; with a single field there is no choice

@@ -19,7 +19,7 @@ from torch import Tensor
 from sgclassify.model.data.rows import Rows
 from sgclassify.model.data.shards import Sample
 from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
-from sgclassify.model.serve.contract import ModelContract
+from sgclassify.model.serve.contract import INPUTS, ModelContract
 from sgclassify.model.serve.runtime import load
 from sgclassify.model.train.calibrate import fit_calibration, fit_weights
 from sgclassify.model.train.network import HEADS, CalibratedNetwork, Calibration, FusionNetwork, weighted
@@ -48,12 +48,10 @@ class Trained:
         network alone for the others.
     prior_star_fraction : float
         Share of stars that the probabilities assume.
-    stamp_size : int
     recipe : dict
         The recipe, with the ``precision`` that was used in place of ``"auto"``.
     history : list of dict
         A row per validation.
-    counts : dict of str to int
     """
 
     networks: tuple[FusionNetwork, ...]
@@ -148,19 +146,11 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _archive(network: torch.jit.ScriptModule, contract: ModelContract, reference: dict[str, Any], path: Path) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **reference)
-    extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
-    torch.jit.save(network, str(path), _extra_files=extra)
-
-
 def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, head: str = "fused") -> ModelContract:
     """Write the archive in half precision and its ``.sha256``, and load it back as a run would.
 
     Parameters
     ----------
-    trained : Trained
     sample : Sample
         Objects to take the reference input from, evenly over the sample.
     training_set_id : str
@@ -169,10 +159,6 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
         The archive, complete under this name or not there.
     head : str
         Head that answers: the fusion, or for ablations the image or the sequence alone.
-
-    Returns
-    -------
-    ModelContract
     """
     calibration = trained.calibrations[head]
     # a copy: half precision is made in place
@@ -197,13 +183,8 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
     )
     rows = np.unique(np.linspace(0, len(sample) - 1, N_REFERENCE).astype(np.int64))
     few = sample.take(rows)
-    reference: dict[str, Any] = {
-        "image": few.image.astype(np.float32),
-        "valid": few.valid,
-        "sigma": few.sigma,
-        "features": few.features,
-        "psf": few.psf.astype(np.float32),
-    }
+    reference: dict[str, Any] = {name: getattr(few, name) for name in INPUTS}
+    reference |= {name: reference[name].astype(np.float32) for name in ("image", "psf")}
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -215,7 +196,10 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
             with torch.inference_mode():
                 answer = scripted.float()(*(torch.from_numpy(reference[k]) for k in reference))
             reference["p_star"] = answer[:, 0].numpy()
-            _archive(scripted.half(), contract, reference, temporary)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **reference)
+            extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
+            torch.jit.save(scripted.half(), str(temporary), _extra_files=extra)
         load(temporary)
         temporary.replace(path)
     finally:

@@ -98,9 +98,6 @@ class Trainer:
 
     Parameters
     ----------
-    data_dir, out_dir : Path
-    recipe : Recipe
-    place : Place
     minutes : float
         Time that the training may take.
     beside : Path, optional
@@ -129,23 +126,16 @@ class Trainer:
     per_process: int
 
     def __init__(
-        self,
-        data_dir: Path,
-        out_dir: Path,
-        recipe: Recipe,
-        place: Place,
-        minutes: float,
-        beside: Path | None = None,
-        fields: int | None = None,
-    ) -> None:
+        self, data_dir: Path, out_dir: Path, recipe: Recipe, place: Place, minutes: float,
+        beside: Path | None = None, fields: int | None = None,
+    ) -> None:  # fmt: skip
         self.place, self.device = place, place.device
         self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
         self.precision = self._usable_precision()
         self._read(data_dir, fields)
-        self.learnt_prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
-        self.weight = torch.ones(2)
-        if recipe.class_balance:
-            self.weight = prior_weights(self.n_stars / self.n_rows, 0.5)
+        share = self.n_stars / self.n_rows
+        self.learnt_prior = 0.5 if recipe.class_balance else share
+        self.weight = prior_weights(share, 0.5) if recipe.class_balance else torch.ones(2)
         torch.manual_seed(recipe.seed)
         self.network = FusionNetwork(self.size, architecture=recipe.architecture)
         self.side = self.network.image_encoder.side
@@ -202,12 +192,8 @@ class Trainer:
                 _with_both_classes(len(rows), int((rows.label == 0).sum()), data_dir / part)
             log.info(
                 "training on %d objects, %d of them stars (%.1f GB in each process); validating on %d of %d",
-                self.n_rows,
-                self.n_stars,
-                self.rows.nbytes / 1e9,
-                len(self.validation),
-                len(found),
-            )
+                self.n_rows, self.n_stars, self.rows.nbytes / 1e9, len(self.validation), len(found),
+            )  # fmt: skip
 
     def _networks(self, weights: list[dict[str, Tensor]], path: Path) -> list[FusionNetwork]:
         return checkpoint.networks_of(weights, path, self.size, self.device)
