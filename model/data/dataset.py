@@ -164,20 +164,15 @@ def _sextractor_tables(result: FieldResult) -> list[tuple[str, pa.Table]]:
 
 
 def make_dataset(
-    data_dir: Path,
-    n_fields: int,
-    seed: int,
-    stamp_size: int,
-    processes: int,
-    n_shifted: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    first: int = 0,
-) -> dict[str, Any]:
+    data_dir: Path, n_fields: int, seed: int, stamp_size: int, processes: int, n_shifted: int = 0,
+    progress: Callable[[int, int], None] | None = None, first: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Simulate fields in parallel and write one shard each; continue where an earlier call stopped.
+
+    The manifest is returned, and written as ``manifest.json``.
 
     Parameters
     ----------
-    data_dir : Path
     n_fields : int
         Fields 0 .. n_fields - 1: a smaller set is a prefix of a larger one.
     n_shifted : int
@@ -186,11 +181,6 @@ def make_dataset(
         Called with (fields done, fields in all) after each field.
     first : int
         Leave out the fields before this one, say because another machine makes them.
-
-    Returns
-    -------
-    dict
-        The manifest, also written as ``manifest.json``.
 
     Raises
     ------

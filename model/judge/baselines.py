@@ -189,13 +189,8 @@ class Baselines:
     prior : float
         Share of stars that the probabilities assume, as in the network's contract. An object without a value gets it.
 
-    Raises
-    ------
-    UsageError
-        If no method can be fitted.
+    `UsageError` if no method can be fitted.
 
-    Notes
-    -----
     A method is left out, with a warning, if too few objects have a value for it. This happens to those on SExtractor's
     columns where SExtractor was not installed.
 
@@ -283,14 +278,9 @@ class MethodSummary:
 
 
 def score_part(
-    data_dir: Path,
-    part: str,
-    models: dict[str, Path | None],
-    found_only: bool = False,
-    oracle: int = 0,
-    prior: float | None = None,
-    training: Path | None = None,
-) -> tuple[pa.Table, list[MethodSummary]]:
+    data_dir: Path, part: str, models: dict[str, Path | None], found_only: bool = False, oracle: int = 0,
+    prior: float | None = None, training: Path | None = None,
+) -> tuple[pa.Table, list[MethodSummary]]:  # fmt: skip
     """Score a part of a data set with every method.
 
     Parameters

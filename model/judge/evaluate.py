@@ -187,16 +187,14 @@ def evaluate(
     paper: bool = False,
     min_snr: float | None = None,
 ) -> Evaluation:
-    """All figures of a table of scored objects.
+    """All figures of a table of scored objects, without bins of quantities that it does not have.
 
     Parameters
     ----------
     table : pyarrow.Table
         As for `Judged`.
-    band : str
-        Band of the magnitudes.
-    edges : tuple of float
-        Edges of the magnitude bins; objects outside of them are left out everywhere.
+    band, edges : str, tuple of float
+        Band and edges of the magnitude bins; objects outside of them are left out everywhere.
     unblended : bool
         Leave out objects that are blended by the truth (column ``blended``) or, without one, by ``sg_flags``.
     paper : bool
@@ -204,11 +202,6 @@ def evaluate(
         are those of the paper's class ratio.
     min_snr : float, optional
         Only objects whose signal-to-noise ratio reaches this in some band.
-
-    Returns
-    -------
-    Evaluation
-        Without bins of quantities that the table does not have.
     """
     judged = Judged(table, band)
     if unblended and not {"blended", "sg_flags"} & {*table.column_names}:

@@ -26,21 +26,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which objects are judged.
-
-    Attributes
-    ----------
-    unblended : bool
-        Leave out blended objects.
-    paper_like : bool
-        Only objects with a signal-to-noise ratio of at least `PAPER_SNR` in i.
-    min_snr : float or None
-        Only objects whose signal-to-noise ratio reaches this in some band.
-    band : str
-        Band of the magnitudes.
-    edges : tuple of float
-        Edges of the magnitude bins; objects outside of them are left out.
-    """
+    """Which objects are judged, as asked of `sgclassify.model.judge.evaluate.evaluate`."""
 
     unblended: bool
     paper_like: bool

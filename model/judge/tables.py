@@ -211,10 +211,9 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray, unit: str | None) -> 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if name == "true_class":
-        texts = [_text(value) for value in column.to_pylist()]
-        return pa.chunked_array(
-            [pa.array([None if t is None else t.strip(" \t\r\n\0").lower() for t in texts], pa.string())]
-        )
+        texts = (_text(value) for value in column.to_pylist())
+        clean = [None if t is None else t.strip(" \t\r\n\0").lower() for t in texts]
+        return pa.chunked_array([pa.array(clean, pa.string())])
     target = pa.bool_() if name in FLAGS else pa.float64()
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -9,7 +9,8 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ from sgclassify.stages.errors import ModelError
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 64
+
+
+@contextmanager
+def torchscript() -> Iterator[None]:
+    """Without the warnings that TorchScript is deprecated upstream (torch 2.11); it is what this project ships."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=category)
+        yield
 
 
 @dataclass(eq=False)
@@ -163,10 +173,7 @@ def load(
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        with torchscript():
             module = torch.jit.load(str(path), map_location=where)  # type: ignore[no-untyped-call]
             module = torch.jit.freeze(module.float().eval())
     except (RuntimeError, ValueError) as error:

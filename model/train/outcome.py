@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import math
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sgclassify.model.data.rows import Rows
 from sgclassify.model.data.shards import Sample
 from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
 from sgclassify.model.serve.contract import INPUTS, ModelContract
-from sgclassify.model.serve.runtime import load
+from sgclassify.model.serve.runtime import load, torchscript
 from sgclassify.model.train.calibrate import fit_calibration, fit_weights
 from sgclassify.model.train.network import HEADS, CalibratedNetwork, Calibration, FusionNetwork, weighted
 from sgclassify.model.train.trainer import BATCH_NORM_SAMPLE, Trainer
@@ -188,9 +187,7 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        with torchscript():
             scripted = torch.jit.script(module)
             # the reference: answers of the half-precision weights, computed in single precision as in a run
             with torch.inference_mode():
