@@ -26,10 +26,9 @@ from foreign_photographs import read_photographs
 from foreign_psf import PSF_FAMILIES
 
 from sgclassify.model.data.match import match_truth
-from sgclassify.model.judge.evaluate import evaluate
-from sgclassify.model.judge.judged import Judged
+from sgclassify.model.judge.evaluate import Judged, evaluate
+from sgclassify.model.judge.results import as_text
 from sgclassify.model.judge.scores import read_objects
-from sgclassify.model.judge.text import as_text
 
 EDGES = (18.0, 20.0, 22.0, 24.0, 25.0, 26.0)
 

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+RATE = click.FloatRange(0, min_open=True)
+FILLED = click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
 PRIOR = click.option(
     "--prior-star-fraction",
     "prior",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     help="With --data: share of stars to assume, say that of the data  [default: the model's own prior]",
 )
-
 MODELS = click.option(
     "--model",
     "given",
@@ -74,11 +76,7 @@ def _models(given: tuple[str, ...], taken: tuple[str, ...] = ()) -> dict[str, Pa
 @click.option("--fields", type=click.IntRange(1), default=60, show_default=True, help="Fields to simulate.")
 @click.option("--shifted", type=click.IntRange(0), default=0, show_default=True, help="Fields of the shifted test set.")
 @click.option(
-    "--first",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Leave out the fields before this one.",
+    "--first", type=click.IntRange(0), default=0, show_default=True, help="Leave out the fields before this one."
 )
 @click.option("--seed", type=click.IntRange(0), default=20260, show_default=True)
 @click.option("--stamp-size", type=click.IntRange(8, 512), default=32, show_default=True, help="Pixels.")
@@ -96,15 +94,9 @@ def dataset(output: Path, fields: int, shifted: int, first: int, seed: int, stam
     log = logging.getLogger("sgclassify.dataset")
     try:
         manifest = make_dataset(
-            output,
-            fields,
-            seed,
-            stamp_size,
-            processes,
-            shifted,
-            lambda done, total: log.info("field %d of %d", done, total),
-            first,
-        )
+            output, fields, seed, stamp_size, processes, shifted,
+            lambda done, total: log.info("field %d of %d", done, total), first,
+        )  # fmt: skip
     except (SgClassifyError, OSError) as error:
         raise click.ClickException(str(error)) from error
     counts = [shard["counts"] for shard in manifest["shards"].values()]
@@ -113,58 +105,31 @@ def dataset(output: Path, fields: int, shifted: int, first: int, seed: int, stam
 
 
 @click.command("train")
-@click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
+@FILLED
 @click.option("--output", type=FOLDER, required=True, help="Folder for the checkpoint, the history and the models.")
-@click.option("--sequence-epochs", type=click.IntRange(0), default=None, help="Passes of the sequence alone.")
-@click.option("--small-epochs", type=click.IntRange(0), default=None, help="Passes with small stamps.")
-@click.option("--epochs", type=click.IntRange(0), default=None, help="Passes with whole stamps.")
-@click.option("--batch-size", type=click.IntRange(2), default=None)
-@click.option("--architecture", type=click.Choice(("bands", "resnet50")), default=None, help="Image encoder.")
-@click.option("--modality", type=click.Choice(("fused", "image", "sequence")), default=None)
+@click.option("--sequence-epochs", type=click.IntRange(0), help="Passes of the sequence alone.")
+@click.option("--small-epochs", type=click.IntRange(0), help="Passes with small stamps.")
+@click.option("--epochs", type=click.IntRange(0), help="Passes with whole stamps.")
+@click.option("--batch-size", type=click.IntRange(2))
+@click.option("--architecture", type=click.Choice(("bands", "resnet50")), help="Image encoder.")
+@click.option("--modality", type=click.Choice(("fused", "image", "sequence")))
 @click.option("--augmentation/--no-augmentation", default=None, help="Turn, shift and mask stamps, and add noise.")
 @click.option("--class-balance/--no-class-balance", default=None, help="Give both classes the same weight in training.")
+@click.option("--prior-star-fraction", type=SHARE, help="Share of stars that the probabilities assume.")
+@click.option("--learning-rate", type=RATE, help="Peak rate of the second stage.")
+@click.option("--sequence-learning-rate", type=RATE, help="Peak rate of the first stage.")
+@click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")))
+@click.option("--seed", type=click.IntRange(0))
 @click.option(
-    "--prior-star-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=None,
-    help="Share of stars that the probabilities assume.",
+    "--initial", type=FILE, help="Checkpoint or archive to start from, with the networks that stand beside it there."
 )
+@click.option("--beside", type=FILE, help="Checkpoint or archive whose networks answer together with the trained one.")
 @click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Peak rate of the second stage.",
-)
-@click.option(
-    "--sequence-learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Peak rate of the first stage.",
-)
-@click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default=None)
-@click.option("--seed", type=click.IntRange(0), default=None)
-@click.option(
-    "--initial",
-    type=FILE,
-    help="Checkpoint or archive to start from, with the networks that stand beside it there.",
-)
-@click.option(
-    "--beside",
-    type=FILE,
-    help="Checkpoint or archive whose networks answer together with the trained one.",
-)
-@click.option(
-    "--training-fields",
-    "fields",
-    type=click.IntRange(1),
-    help="Train on this many fields only, the first ones.",
+    "--training-fields", "fields", type=click.IntRange(1), help="Train on this many fields only, the first ones."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda; several processes by torchrun.")
 @click.option(
-    "--max-minutes",
-    type=float,
-    default=math.inf,
-    help="Shorten the passes so that training ends in this time.",
+    "--max-minutes", type=float, default=math.inf, help="Shorten the passes so that training ends in this time."
 )
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
 def train(data: Path, output: Path, device: str, max_minutes: float, fields: int | None, **options: Any) -> None:
@@ -173,10 +138,9 @@ def train(data: Path, output: Path, device: str, max_minutes: float, fields: int
     if not manifest.is_file():
         raise click.UsageError(f"{manifest} is not there; `sgclassify dataset` writes it when it is complete")
     from sgclassify.model.data.shards import read_samples
-    from sgclassify.model.train.export import export
     from sgclassify.model.train.loop import Earlier
     from sgclassify.model.train.loop import train as run_training
-    from sgclassify.model.train.outcome import draw_history
+    from sgclassify.model.train.outcome import draw_history, export
     from sgclassify.model.train.recipe import Recipe
     from sgclassify.stages.columns import CLASSES
     from sgclassify.stages.read.checksum import sha256_of
@@ -235,7 +199,7 @@ def evaluate(**options: Any) -> None:
     edges, models = _edges(asked.edges), _models(asked.given)
     asked.check()
     # imported here: it takes seconds, and wrong usage should fail at once
-    from sgclassify.model.judge import robustness, text
+    from sgclassify.model.judge import results, robustness
     from sgclassify.model.judge.evaluate import evaluate as judge
 
     model = models.pop("model")
@@ -253,11 +217,11 @@ def evaluate(**options: Any) -> None:
             result = replace(result, symmetries=robustness.by_symmetry(*again))
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(text.as_text(result))
+    click.echo(results.as_text(result))
     if result.bands is not None:
-        click.echo(text.bands_as_text(result.bands))
+        click.echo(results.bands_as_text(result.bands))
     if result.symmetries is not None:
-        click.echo(text.symmetry_as_text(result.symmetries))
+        click.echo(results.symmetry_as_text(result.symmetries))
     try:
         asked.write(result, scores)
     except OSError as error:
@@ -322,7 +286,7 @@ class _Evaluate:
 
             write_atomic_text(json.dumps(plain(result), indent=1) + "\n", self.json_path)
         if self.report is not None:
-            from sgclassify.model.judge.judged import Judged
+            from sgclassify.model.judge.evaluate import Judged
             from sgclassify.model.judge.page import gallery, write_page
 
             keep = Judged(scores, self.band).kept(replace(result.sample.selection, unblended=True))
@@ -332,7 +296,7 @@ class _Evaluate:
 
 
 @click.command("baselines")
-@click.option("--data", type=FOLDER, required=True, help="Folder that `sgclassify dataset` filled.")
+@FILLED
 @click.option(
     "--part",
     type=click.Choice(("validation", "test", "shifted", "all")),
@@ -341,9 +305,7 @@ class _Evaluate:
     help="Fields of --data. Use `all` (without the shifted ones) for data that nothing here was trained on.",
 )
 @click.option(
-    "--training",
-    type=FOLDER,
-    help="Data set whose training fields the methods are fitted to.  [default: --data]",
+    "--training", type=FOLDER, help="Data set whose training fields the methods are fitted to.  [default: --data]"
 )
 @MODELS
 @PRIOR
@@ -357,15 +319,9 @@ class _Evaluate:
 )
 @click.option("--output", type=FILE, required=True, help="Table (Parquet) for `sgclassify evaluate --table`.")
 def baselines(
-    data: Path,
-    part: str,
-    training: Path | None,
-    given: tuple[str, ...],
-    found_only: bool,
-    oracle: int,
-    output: Path,
-    prior: float | None,
-) -> None:
+    data: Path, part: str, training: Path | None, given: tuple[str, ...],
+    found_only: bool, oracle: int, output: Path, prior: float | None,
+) -> None:  # fmt: skip
     """Score the same objects by classical methods: CLASS_STAR, SPREAD_MODEL, concentration, boosted trees.
 
     An object without a value for a method gets the prior. Prints the coverage of each method.

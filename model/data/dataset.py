@@ -74,46 +74,29 @@ def extract_field(
 
 
 def field_table(
-    field: int,
-    tiles: list[TileStamps],
-    truth: pa.Table,
-    catalogs: list[tuple[str, pa.Table]],
-    record: dict[str, Any],
+    field: int, tiles: list[TileStamps], truth: pa.Table, catalogs: list[tuple[str, pa.Table]], record: dict[str, Any]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Join the tiles of one field with its truth and with SExtractor's catalogues.
+    """Join the tiles of one field with its truth and with SExtractor's catalogues: a table, and arrays in its order.
 
-    Parameters
-    ----------
-    field : int
-    tiles : list of TileStamps
-    truth : pyarrow.Table
-    catalogs : list of (str, pyarrow.Table)
-        Band and SExtractor's table of each exposure; may be empty.
-    record : dict
-        Facts about the field from the simulator: ``star_density``, ``roll_deg``.
-
-    Returns
-    -------
-    table : pyarrow.Table
-    arrays : dict of str to ndarray
-        In the order of the table.
+    `catalogs` has the band and SExtractor's table of each exposure; it may be empty. `record` has facts about the field
+    from the simulator: ``star_density``, ``roll_deg``.
     """
-    ra = np.concatenate([t.ra for t in tiles])
-    dec = np.concatenate([t.dec for t in tiles])
-    arrays = {
-        name: np.concatenate([getattr(t, name) for t in tiles])
-        for name in ("image", "valid", "sigma", "features", "psf")
-    }
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(t, name) for t in tiles])
+
+    ra, dec = joined("ra"), joined("dec")
+    arrays = {name: joined(name) for name in ("image", "valid", "sigma", "features", "psf")}
     arrays["catalog"] = catalog_columns(ra, dec, catalogs)
     match = match_truth(ra, dec, truth)
     found = pa.array(np.where(match >= 0, match, 0), mask=match < 0)
     columns: dict[str, Any] = {
         "field": np.full(len(ra), field, dtype=np.int32),
-        "object_id": np.concatenate([t.object_id for t in tiles]),
+        "object_id": joined("object_id"),
         "ra": ra,
         "dec": dec,
-        "sg_flags": np.concatenate([t.sg_flags for t in tiles]),
-        "n_bands": np.concatenate([t.n_bands for t in tiles]),
+        "sg_flags": joined("sg_flags"),
+        "n_bands": joined("n_bands"),
         "snr": pa.FixedSizeListArray.from_arrays(
             np.sinh(arrays["features"][:, :, FEATURES.index("snr")]).astype(np.float32).ravel(), len(BANDS)
         ),
@@ -181,34 +164,23 @@ def _sextractor_tables(result: FieldResult) -> list[tuple[str, pa.Table]]:
 
 
 def make_dataset(
-    data_dir: Path,
-    n_fields: int,
-    seed: int,
-    stamp_size: int,
-    processes: int,
-    n_shifted: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    first: int = 0,
-) -> dict[str, Any]:
+    data_dir: Path, n_fields: int, seed: int, stamp_size: int, processes: int, n_shifted: int = 0,
+    progress: Callable[[int, int], None] | None = None, first: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Simulate fields in parallel and write one shard each; continue where an earlier call stopped.
+
+    The manifest is returned, and written as ``manifest.json``.
 
     Parameters
     ----------
-    data_dir : Path
     n_fields : int
         Fields 0 .. n_fields - 1: a smaller set is a prefix of a larger one.
-    seed, stamp_size, processes : int
     n_shifted : int
         Fields of the shifted test.
     progress : callable, optional
         Called with (fields done, fields in all) after each field.
     first : int
         Leave out the fields before this one, say because another machine makes them.
-
-    Returns
-    -------
-    dict
-        The manifest, also written as ``manifest.json``.
 
     Raises
     ------

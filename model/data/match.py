@@ -29,7 +29,6 @@ def match_truth(ra: Any, dec: Any, truth: pa.Table, radius_arcsec: float = MATCH
         Positions of the objects, degrees.
     truth : pyarrow.Table
         Truth table (FORMATS section 6); the magnitudes may be absent or null.
-    radius_arcsec : float
 
     Returns
     -------

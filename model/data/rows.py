@@ -98,18 +98,9 @@ def unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def read_rows(paths: Sequence[Path], rank: int = 0, world: int = 1) -> Rows:
-    """Read the training objects of shards: stars and galaxies with at least one band.
+    """Read the training objects of shards: stars and galaxies with at least one band; `UsageError` if there are none.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-    rank, world : int
-        Keep every `world`-th row of a shard; each process keeps others.
-
-    Raises
-    ------
-    UsageError
-        If there are none.
+    Every `world`-th row of a shard is kept; each process, by its `rank`, keeps others.
     """
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(lambda k: _read_shard(paths[k], k, rank, world), range(len(paths))))

@@ -112,10 +112,7 @@ def write_shard(path: Path, table: pa.Table, arrays: dict[str, Any]) -> None:
 def read_table_of(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read columns of a shard, all by default; ``features`` must be among them.
 
-    Raises
-    ------
-    UsageError
-        If the file is damaged or no shard, or if its version measured other features.
+    `UsageError` if the file is damaged or no shard, or if its version measured other features.
     """
     try:
         table = pq.read_table(path, columns=columns)

@@ -49,10 +49,7 @@ numbers in 7.3, 4.3, 5.5 and 3.7 %."""
 
 _ALL_TREES: Final = {"learning_rate": 0.06, "max_leaf_nodes": 15, "l2_regularization": 1.0}
 
-TREES: Final = {
-    "trees_catalog": {**_ALL_TREES, "max_iter": 150},
-    "trees_features": {**_ALL_TREES, "max_iter": 400},
-}
+TREES: Final = {"trees_catalog": {**_ALL_TREES, "max_iter": 150}, "trees_features": {**_ALL_TREES, "max_iter": 400}}
 """Settings of the boosted trees. On the catalogue, in the same cross-validation, 150 and 400 rounds both err in 3.2 %
 with logarithmic losses of 0.099 and 0.113, and 200 rounds with 8 leaves in 3.4 %. Twelve times as many objects have the
 stage's own features, which allows more rounds; no other setting was tried there."""
@@ -192,13 +189,8 @@ class Baselines:
     prior : float
         Share of stars that the probabilities assume, as in the network's contract. An object without a value gets it.
 
-    Raises
-    ------
-    UsageError
-        If no method can be fitted.
+    `UsageError` if no method can be fitted.
 
-    Notes
-    -----
     A method is left out, with a warning, if too few objects have a value for it. This happens to those on SExtractor's
     columns where SExtractor was not installed.
 
@@ -223,10 +215,8 @@ class Baselines:
             if n < FEWEST or len(set(training.star[used].tolist())) < 2:
                 log.warning(
                     "%s is left out: %d training objects have what it needs, which is too few; more fields give"
-                    " more, with Debian's packages sextractor and psfex installed",
-                    name,
-                    n,
-                )
+                    " more, with Debian's packages sextractor and psfex installed", name, n,
+                )  # fmt: skip
                 continue
             self.fitted_to[name] = n
             if name in TREES:
@@ -245,18 +235,9 @@ class Baselines:
             raise UsageError("too few training objects for any method; make a larger data set")
 
     def probabilities(self, m: CatalogSample) -> tuple[dict[str, F64], dict[str, Bool]]:
-        """Probability of being a star by each of `METHODS` that is not left out.
+        """Probability of being a star by each of `METHODS` that is not left out, and where the method has a value.
 
-        Parameters
-        ----------
-        m : CatalogSample
-
-        Returns
-        -------
-        probabilities : dict of str to ndarray of float64, shape (n,)
-            The prior where a method has no value.
-        covered : dict of str to ndarray of bool, shape (n,)
-            Where it has one.
+        Where it has none, the probability is the prior.
         """
         raw = m.column("Class_Star")[:, BAND_INDEX["i"]]
         probabilities, covered = {RAW: raw.copy()}, {RAW: np.isfinite(raw)}
@@ -278,7 +259,6 @@ class MethodSummary:
 
     Attributes
     ----------
-    method : str
     fitted_to : int
         Training objects; 0 for a method that is not fitted here.
     coverage : float
@@ -298,20 +278,13 @@ class MethodSummary:
 
 
 def score_part(
-    data_dir: Path,
-    part: str,
-    models: dict[str, Path | None],
-    found_only: bool = False,
-    oracle: int = 0,
-    prior: float | None = None,
-    training: Path | None = None,
-) -> tuple[pa.Table, list[MethodSummary]]:
+    data_dir: Path, part: str, models: dict[str, Path | None], found_only: bool = False, oracle: int = 0,
+    prior: float | None = None, training: Path | None = None,
+) -> tuple[pa.Table, list[MethodSummary]]:  # fmt: skip
     """Score a part of a data set with every method.
 
     Parameters
     ----------
-    data_dir : Path
-    part : str
     models : dict of str to Path or None
         Archives: ``model`` gives the column ``p_star``, the others ``p_<name>``. None is the shipped model.
     found_only : bool
@@ -375,20 +348,18 @@ def _summaries(table: pa.Table, covers: dict[str, Bool], fitted_to: dict[str, in
     kind = true_classes(table)
     judged = np.isin(kind, CLASSES)
     wrong = {name: (table[_column(name)].to_numpy() >= 0.5) != (kind == "star") for name in covers}
-    summaries = []
-    for name, values in wrong.items():
-        has = judged & covers[name]
-        summaries.append(
-            MethodSummary(
-                method=name,
-                fitted_to=fitted_to.get(name, 0),
-                coverage=_share(has[judged]),
-                error=_share(values[has]),
-                error_of_model=_share(wrong[MODEL][has]),
-                error_of_all=_share(values[judged]),
-            )
+    has = {name: judged & covered for name, covered in covers.items()}
+    return [
+        MethodSummary(
+            method=name,
+            fitted_to=fitted_to.get(name, 0),
+            coverage=_share(has[name][judged]),
+            error=_share(values[has[name]]),
+            error_of_model=_share(wrong[MODEL][has[name]]),
+            error_of_all=_share(values[judged]),
         )
-    return summaries
+        for name, values in wrong.items()
+    ]
 
 
 def _column(method: str) -> str:

@@ -20,17 +20,10 @@ BIN_WIDTH: Final = 0.5
 
 
 class MagnitudePrior:
-    """Share of stars by magnitude, counted in shards.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        Shards of the training fields, which the others resemble.
-    """
+    """Share of stars by magnitude, counted in shards of the training fields, which the others resemble."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        tables = [pq.read_table(path, columns=["true_class", "mag_i"]) for path in paths]
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables([pq.read_table(path, columns=["true_class", "mag_i"]) for path in paths])
         kind = true_classes(table)
         magnitude = table["mag_i"].to_numpy()
         self.edges = np.arange(14.0, 30.0, BIN_WIDTH)
@@ -44,23 +37,10 @@ class MagnitudePrior:
 
 
 def oracle_probabilities(data_dir: Path, part: str, sample: Sample, count: int, prior: MagnitudePrior) -> F64:
-    """Probability of being a star by `sgclassify.simulation.oracle`, of some objects of one shard.
+    """Probability of being a star by `sgclassify.simulation.oracle`, NaN for objects that it does not look at.
 
-    Parameters
-    ----------
-    data_dir : Path
-        Data set that the shard belongs to.
-    part : str
-    sample : Sample
-        The shard, or some of its objects.
-    count : int
-        Objects to look at, drawn from the single, unblended stars and galaxies.
-    prior : MagnitudePrior
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        NaN for the other objects.
+    It looks at `count` objects, drawn from the single, unblended stars and galaxies of `sample`. This is a shard of
+    the data set, or some of its objects.
     """
     # the simulator is an extra, which only this needs here
     from sgclassify.simulation.oracle import log_ratios

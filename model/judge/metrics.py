@@ -47,9 +47,9 @@ class Recall:
     share: float
 
 
-def recall(right: int, n: int, confidence: float = 0.95) -> Recall:
+def recall(right: int, n: int) -> Recall:
     """A recall with its exact binomial (Clopper-Pearson) interval."""
-    tail = (1.0 - confidence) / 2.0
+    tail = (1.0 - 0.95) / 2.0
     low = float(beta.ppf(tail, right, n - right + 1)) if right else 0.0
     high = float(beta.ppf(1.0 - tail, right + 1, n - right)) if right < n else 1.0
     return Recall(right, n, low, high, right / n if n else float("nan"))
@@ -64,8 +64,9 @@ def roc_auc(p_star: F64, star: Bool) -> float:
     return float((ranks[star].sum() - n_star * (n_star + 1) / 2) / (n_star * n_galaxy))
 
 
-def _cumulative(score: F64, positive: Bool, weight: F64) -> tuple[F64, F64]:
+def _cumulative(score: F64, positive: Bool, weight: F64 | None) -> tuple[F64, F64]:
     """Weights of the positives and of the negatives at or above each distinct threshold, from the highest down."""
+    weight = np.ones(len(score)) if weight is None else weight
     order = np.argsort(-score, kind="stable")
     true = np.cumsum(np.where(positive, weight, 0.0)[order])
     false = np.cumsum(np.where(positive, 0.0, weight)[order])
@@ -74,47 +75,35 @@ def _cumulative(score: F64, positive: Bool, weight: F64) -> tuple[F64, F64]:
 
 
 def purity_at_completeness(score: F64, positive: Bool, completeness: float, weight: F64 | None = None) -> float:
-    """Purity of the sample above the threshold that is complete to the given share; NaN of one class.
+    """Purity of the sample above the threshold that is complete to at least the given share; NaN of one class.
 
-    Parameters
-    ----------
-    score : ndarray of float64, shape (n,)
-        Higher is more like the positive class.
-    positive : ndarray of bool, shape (n,)
-    completeness : float
-        Share of the positives above the threshold, at least.
-    weight : ndarray of float64, shape (n,), optional
-        Weight of each object, for another class ratio than the sample's.
-
-    Returns
-    -------
-    float
+    A higher score is more like the positive class. The weights of the objects make another class ratio than the
+    sample's.
     """
-    w = np.ones(len(score)) if weight is None else weight
     if not positive.any() or positive.all():
         return float("nan")
-    true, false = _cumulative(score, positive, w)
+    true, false = _cumulative(score, positive, weight)
     k = int(np.argmax(true >= completeness * true[-1] * (1 - 1e-12)))
     return float(true[k] / (true[k] + false[k]))
 
 
 def completeness_at_purity(score: F64, positive: Bool, purity: float, weight: F64 | None = None) -> float:
     """Largest completeness of a sample above a threshold that is at least this pure; 0 if none is, NaN of one class."""
-    w = np.ones(len(score)) if weight is None else weight
-    if not positive.any() or positive.all():
-        return float("nan")
-    true, false = _cumulative(score, positive, w)
-    pure = true / (true + false) >= purity
-    return float((true[pure] / true[-1]).max()) if pure.any() else 0.0
+    return _most_complete(score, positive, weight, lambda true, false: true / (true + false) >= purity)
 
 
 def true_positives_at(score: F64, positive: Bool, false_share: float) -> float:
     """Largest share of the positives above a threshold that at most this share of the negatives passes; NaN of one
     class."""
+    return _most_complete(score, positive, None, lambda _, false: false <= false_share * false[-1])
+
+
+def _most_complete(score: F64, positive: Bool, weight: F64 | None, allowed_of: Callable[[F64, F64], Bool]) -> float:
+    """Largest completeness above a threshold that is allowed; 0 if none is, NaN of one class."""
     if not positive.any() or positive.all():
         return float("nan")
-    true, false = _cumulative(score, positive, np.ones(len(score)))
-    allowed = false <= false_share * false[-1]
+    true, false = _cumulative(score, positive, weight)
+    allowed = allowed_of(true, false)
     return float((true[allowed] / true[-1]).max()) if allowed.any() else 0.0
 
 
@@ -160,34 +149,24 @@ def ece(p_star: F64, star: Bool, bins: int = ECE_BINS) -> float:
     return float((n * np.abs(p - share)).sum() / n.sum())
 
 
-def expected_ece(p_star: F64, bins: int = ECE_BINS, draws: int = 100, seed: int = 0) -> float:
+def expected_ece(p_star: F64) -> float:
     """Mean calibration error of these objects if the probabilities were exact: the part of noise alone."""
-    rng = np.random.default_rng(seed)
-    return float(np.mean([ece(p_star, rng.random(len(p_star)) < p_star, bins) for _ in range(draws)]))
+    rng = np.random.default_rng(0)
+    return float(np.mean([ece(p_star, rng.random(len(p_star)) < p_star) for _ in range(100)]))
 
 
-def bootstrap_interval(figure: Figure, field: I64, draws: int = 300, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a figure by drawing whole fields, since objects of a field share its PSFs.
+def bootstrap_interval(figure: Figure, field: I64) -> tuple[float, float]:
+    """95 % interval of a figure from 300 draws of whole fields, since objects of a field share its PSFs.
 
-    Parameters
-    ----------
-    figure : callable
-    field : ndarray of int64, shape (n,)
-        Field of each object. If there is only one, objects are drawn instead.
-    draws, seed : int
-
-    Returns
-    -------
-    low, high : float
+    If all objects are of one field, objects are drawn instead.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     names = np.unique(field)
     if len(names) > 1:
         members = [np.flatnonzero(field == name) for name in names]
     else:
         members = [np.array([k]) for k in range(len(field))]
-    values = [
-        figure(np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])) for _ in range(draws)
-    ]
+    draws = (rng.integers(0, len(members), len(members)) for _ in range(300))
+    values = [figure(np.concatenate([members[k] for k in drawn])) for drawn in draws]
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
     return float(low), float(high)

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from sgclassify.model.judge import metrics
-from sgclassify.model.judge.judged import Judged
-from sgclassify.model.judge.results import MODEL, Bands, Evaluation
+from sgclassify.model.judge.evaluate import Judged
+from sgclassify.model.judge.results import MODEL, Bands, Evaluation, as_text, bands_as_text
 from sgclassify.model.judge.scores import samples_of, shards_of
-from sgclassify.model.judge.text import as_text, bands_as_text
 from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.write.atomic import write_atomic_text
@@ -42,9 +41,7 @@ def _recall(figure: Any, result: Evaluation) -> None:
             x = [(low + high) / 2 for low, high, _ in rows]
             y = np.array([1 - recall.share for *_, recall in rows])
             if name == MODEL:
-                low = [1 - recall.high for *_, recall in rows]
-                high = [1 - recall.low for *_, recall in rows]
-                axis.fill_between(x, low, high, alpha=0.25)
+                axis.fill_between(x, [1 - r.high for *_, r in rows], [1 - r.low for *_, r in rows], alpha=0.25)
             axis.plot(x, np.maximum(y, 1e-5), marker="o", ms=3, lw=2 if name == MODEL else 1, label=name)
         # of nothing, matplotlib makes no logarithmic axis
         scale = "log" if any(len(line.get_xdata()) for line in axis.lines) else "linear"
@@ -72,11 +69,7 @@ def _ranking(figure: Any, judged: Judged, keep: Bool, edges: tuple[float, ...]) 
         index = keep & np.isfinite(p)
         _roc(axes[0], p[index], judged.star[index], name)
     axes[0].set(
-        xscale="log",
-        yscale="log",
-        xlabel="galaxies called star",
-        ylabel="stars missed",
-        title="ROC (both axes log)",
+        xscale="log", yscale="log", xlabel="galaxies called star", ylabel="stars missed", title="ROC (both axes log)"
     )
     axes[0].legend(fontsize=7)
     p = judged.p[MODEL]
@@ -105,14 +98,7 @@ def _bands(figure: Any, found: Bands) -> None:
 def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tuple[Picture, str]]:
     """Stamps of the objects that were misclassified with the highest confidence, each with its caption.
 
-    Parameters
-    ----------
-    data_dir : Path
-    part : str
-        Part of the data that `table` was scored from.
-    table : pyarrow.Table
-    keep : ndarray of bool
-        Objects to choose from.
+    `part` is the part of the data that `table` was scored from, `keep` are the objects to choose from.
     """
     judged = Judged(table)
     p = judged.p[MODEL]
@@ -132,11 +118,7 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tupl
             for b, axis in enumerate(figure.subplots(1, len(BANDS))):
                 shown = np.arcsinh(np.where(valid[b], image[b], np.nan) / sigma[b])
                 axis.imshow(
-                    shown,
-                    origin="lower",
-                    cmap="gray",
-                    vmin=-2,
-                    vmax=max(3.0, float(np.nanmax(shown, initial=3))),
+                    shown, origin="lower", cmap="gray", vmin=-2, vmax=max(3.0, float(np.nanmax(shown, initial=3)))
                 )
                 axis.set_title(BANDS[b], fontsize=8)
                 axis.axis("off")
@@ -148,34 +130,17 @@ def gallery(data_dir: Path, part: str, table: pa.Table, keep: Bool) -> list[tupl
             known += [("r50_arcsec", "r50 {:.3f} arcsec"), ("redshift", "z {:.2f}")]
         told += [text.format(facts[name]) for name, text in known if facts.get(name) is not None]
         told += [name for name in ("blended", "binary") if facts.get(name)]
-        told += [
-            f"{facts['n_bands']} bands",
-            f"sg_flags {facts['sg_flags']}",
-            f"object_id {facts['object_id']}",
-        ]
+        told += [f"{facts['n_bands']} bands", f"sg_flags {facts['sg_flags']}", f"object_id {facts['object_id']}"]
         parts.append((_picture(draw, (9, 1.5), f"stamps of {told[0]}"), ", ".join(told)))
     return parts
 
 
 def write_page(
-    path: Path,
-    title: str,
-    result: Evaluation,
-    table: pa.Table,
-    stamps: list[tuple[Picture, str]] | None,
+    path: Path, title: str, result: Evaluation, table: pa.Table, stamps: list[tuple[Picture, str]] | None
 ) -> None:
-    """Write the page.
+    """Write the page of a table of judged objects, with `stamps` as from `gallery`.
 
-    Parameters
-    ----------
-    path : Path
-        The HTML file; it is complete under its name or not there.
-    title : str
-    result : Evaluation
-    table : pyarrow.Table
-        The judged objects.
-    stamps : list of (Picture, str), optional
-        As from `gallery`.
+    The HTML file is complete under its name or not there.
     """
     selection = result.sample.selection
     judged = Judged(table, selection.band)
@@ -198,13 +163,5 @@ def write_page(
         alt = "Errors by number of bands that are left; the numbers are above."
         picture = _picture(lambda figure: _bands(figure, bands), (10, 4), alt)
         sections.append(("Missing bands", bands_as_text(bands), picture))
-    text = render(
-        "sgclassify.model.judge",
-        "evaluation.html",
-        heading=title,
-        spread=spread,
-        text=as_text(result),
-        sections=sections,
-        mistakes=stamps,
-    )
-    write_atomic_text(text, path)
+    values = {"heading": title, "spread": spread, "text": as_text(result), "sections": sections, "mistakes": stamps}
+    write_atomic_text(render("sgclassify.model.judge", "evaluation.html", **values), path)

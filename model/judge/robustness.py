@@ -24,32 +24,14 @@ SYMMETRY_SAMPLE: Final = 2_000
 TRIOS: Final = (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
 
 
-def by_bands(
-    data_dir: Path,
-    part: str,
-    model: Path | None,
-    prior: float | None = None,
-    draws: int = 1,
-    seed: int = 0,
-) -> Bands:
+def by_bands(data_dir: Path, part: str, model: Path | None, prior: float | None = None, draws: int = 1) -> Bands:
     """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
 
-    Only objects with all seven bands count, so that all figures are of the same objects.
-
-    Parameters
-    ----------
-    data_dir : Path
-    part : str
-    model : Path or None
-    prior : float, optional
-        As of `score_sample`.
-    draws : int
-        Random subsets of each size for every object. The intervals hold for one: several of one object are not
-        independent.
-    seed : int
+    Only objects with all seven bands count, so that all figures are of the same objects. Every object has `draws`
+    random subsets of each size. The intervals hold for one: several of one object are not independent.
     """
     classifier = runtime.load(model)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     wrong: dict[tuple[str, str], list[bool]] = {}
     for sample in samples_of(shards_of(data_dir, part), CLASSES):
         sample = sample.take(np.flatnonzero(np.all(sample.valid.any(axis=(2, 3)), axis=1)))
@@ -85,24 +67,9 @@ def _hidden(n: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[str,
 
 
 def by_symmetry(
-    data_dir: Path,
-    part: str,
-    model: Path | None,
-    prior: float | None = None,
-    most: int = SYMMETRY_SAMPLE,
+    data_dir: Path, part: str, model: Path | None, prior: float | None = None, most: int = SYMMETRY_SAMPLE
 ) -> Symmetries:
-    """How far probabilities depend on the orientation of the stamp.
-
-    Parameters
-    ----------
-    data_dir : Path
-    part : str
-    model : Path or None
-    prior : float, optional
-        As of `score_sample`.
-    most : int
-        Objects looked at, drawn evenly from the fields.
-    """
+    """How far probabilities depend on the orientation of the stamp, of `most` objects drawn evenly from the fields."""
     classifier = runtime.load(model)
     paths = shards_of(data_dir, part)
     rng = np.random.default_rng(0)

@@ -36,10 +36,7 @@ def read_objects(path: Path) -> pa.Table:
 def scores_of_run(run_dir: Path, truth_path: Path) -> pa.Table:
     """Objects of a run that match truth: the truth's columns beside the scores, ``sg_flags`` and ``n_bands``.
 
-    Raises
-    ------
-    UsageError
-        If the folder holds no products, the truth cannot be read (`read_truth`), or no object matches it.
+    `UsageError` if the folder holds no products, the truth cannot be read (`read_truth`), or no object matches it.
     """
     objects, truth = read_objects(run_dir), read_truth(truth_path)
     match = match_truth(objects["ra"].to_numpy(), objects["dec"].to_numpy(), truth)
@@ -79,14 +76,7 @@ def score_sample(
 ) -> F64:
     """Probability of being a star of every object; NaN where it has no band.
 
-    Parameters
-    ----------
-    classifier : Classifier
-    sample : Sample
-    hidden : ndarray of bool, shape (n, 7), optional
-        Bands to hide.
-    prior : float, optional
-        Share of stars to assume instead of the model's own prior.
+    `hidden`, shape (n, 7), are bands to hide. `prior` is a share of stars to assume instead of the model's own.
     """
     size, held = classifier.contract.stamp_size, sample.image.shape[-1]
     if size != held:

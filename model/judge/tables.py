@@ -97,12 +97,8 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pa.Table:
 def read_truth(path: Path) -> pa.Table:
     """Read a truth table: ``ra``, ``dec``, ``true_class``, and any other columns of `read_table`.
 
-    Rows without a position are left out, with a warning.
-
-    Raises
-    ------
-    UsageError
-        As of `read_table`, and if a declination is beyond a pole.
+    Rows without a position are left out, with a warning. `UsageError` as of `read_table`, and if a declination is
+    beyond a pole.
     """
     table = read_table(path, ("ra", "dec", "true_class"))
     ra, dec = (table[name].to_numpy() for name in ("ra", "dec"))
@@ -215,10 +211,9 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray, unit: str | None) -> 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if name == "true_class":
-        texts = [_text(value) for value in column.to_pylist()]
-        return pa.chunked_array(
-            [pa.array([None if t is None else t.strip(" \t\r\n\0").lower() for t in texts], pa.string())]
-        )
+        texts = (_text(value) for value in column.to_pylist())
+        clean = [None if t is None else t.strip(" \t\r\n\0").lower() for t in texts]
+        return pa.chunked_array([pa.array(clean, pa.string())])
     target = pa.bool_() if name in FLAGS else pa.float64()
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

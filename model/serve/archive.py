@@ -32,13 +32,7 @@ class Archive:
     sha256: str
 
     def extra(self, name: str) -> bytes:
-        """A file that the archive carries beside the network; empty if it is not there.
-
-        Raises
-        ------
-        ModelError
-            If it cannot be read.
-        """
+        """A file that the archive carries beside the network, empty if it is not there; `ModelError` if unreadable."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 found = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
@@ -47,13 +41,7 @@ class Archive:
             raise ModelError(f"{self.path}: not a model archive that can be loaded: {error}") from error
 
     def contract(self) -> ModelContract:
-        """The contract, read and checked.
-
-        Raises
-        ------
-        ModelError
-            If there is none, or one that this version of the stages cannot serve.
-        """
+        """The contract, read and checked; `ModelError` if there is none that this version of the stages can serve."""
         # imported here: it needs the stages, and wrong usage is refused before they are imported
         from sgclassify.model.serve.contract import ModelContract
 
@@ -69,10 +57,6 @@ def verified(path: Path | str | None, expected_sha256: str | None = None) -> Arc
         The archive; None for the shipped one.
     expected_sha256 : str, optional
         Checksum that it must have; where None, that of ``<archive>.sha256`` beside it, if there is one.
-
-    Returns
-    -------
-    Archive
 
     Raises
     ------

@@ -75,13 +75,7 @@ class ModelContract:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelContract:
-        """Read and check a contract.
-
-        Raises
-        ------
-        ModelError
-            If the text is no contract, or one that this version of the stages cannot serve.
-        """
+        """Read and check a contract; `ModelError` if it is none that this version of the stages can serve."""
         try:
             raw = json.loads(text)
             # first, as other versions have other fields

@@ -48,10 +48,7 @@ class ModelRef:
 def classifier_of(model: ModelRef) -> Classifier:
     """The model of this process: loaded, checked and warmed at the first call, then kept.
 
-    Raises
-    ------
-    ModelError
-        If this worker does not have the very model that the driver checked.
+    `ModelError` if this worker does not have the very model that the driver checked.
     """
     # Imported here, so that workers which only read and cut do not load torch.
     import torch

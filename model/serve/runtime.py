@@ -9,7 +9,9 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,25 @@ log = logging.getLogger(__name__)
 DEFAULT_BATCH = 64
 
 
+@contextmanager
+def torchscript() -> Iterator[None]:
+    """Without the warnings that TorchScript is deprecated upstream (torch 2.11); it is what this project ships."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=category)
+        yield
+
+
+@dataclass(eq=False)
 class Classifier:
     """A loaded model that turns stamps into probabilities.
 
-    Parameters
+    Attributes
     ----------
     module : torch.jit.ScriptModule
         The fusion network in evaluation mode.
-    contract : ModelContract
     sha256 : str
         Checksum of the archive.
-    device : torch.device
     batch_size : int
         Objects in one forward pass. Short batches are padded to this size, so that a probability depends
         neither on the number of objects that happen to share its batch nor on their order. Where the memory of
@@ -46,21 +56,12 @@ class Classifier:
         Loads the same model for the CPU, where even one object is too much for the memory of a GPU.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        contract: ModelContract,
-        sha256: str,
-        device: torch.device,
-        batch_size: int,
-        on_cpu: Callable[[], Classifier] | None = None,
-    ) -> None:
-        self._module = module
-        self.contract = contract
-        self.sha256 = sha256
-        self.device = device
-        self.batch_size = batch_size
-        self._on_cpu = on_cpu
+    module: Any
+    contract: ModelContract
+    sha256: str
+    device: torch.device
+    batch_size: int
+    on_cpu: Callable[[], Classifier] | None = None
 
     def probabilities(self, image: F32, valid: npt.NDArray[np.bool_], sigma: F32, features: F32, psf: F32) -> F32:
         """Probabilities of the two classes: the scorer of `sgclassify.stages.classify`.
@@ -96,11 +97,8 @@ class Classifier:
                 if self.batch_size < asked:
                     log.warning(
                         "%s: its memory does not suffice for batches of %d objects; this worker goes on with %d, "
-                        "which may change the last bits of the probabilities",
-                        self.device,
-                        asked,
-                        self.batch_size,
-                    )
+                        "which may change the last bits of the probabilities", self.device, asked, self.batch_size,
+                    )  # fmt: skip
                     asked = self.batch_size
                 good = (np.isfinite(p) & (p >= 0) & (p <= 1)).all(axis=1, keepdims=True)
                 result[part] = np.where(good, p, np.float32(np.nan))
@@ -112,15 +110,13 @@ class Classifier:
             if self.batch_size > 1:
                 self.batch_size //= 2
                 continue
-            if self._on_cpu is None:
+            if self.on_cpu is None:
                 raise ModelError(f"{self.device}: its memory does not suffice for one object: {fault}")
             log.warning(
-                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s",
-                self.device,
-                fault,
+                "%s: its memory does not suffice for one object, a tile goes to the CPU: %s", self.device, fault
             )
             self.batch_size = asked
-            result[first:] = self._on_cpu().probabilities(
+            result[first:] = self.on_cpu().probabilities(
                 image[first:], valid[first:], sigma[first:], features[first:], psf[first:]
             )
             break
@@ -132,7 +128,7 @@ class Classifier:
         pad = self.batch_size - n
         batch = [torch.from_numpy(np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))).to(self.device) for a in arrays]
         with torch.inference_mode():
-            p: F32 = self._module(*batch).cpu().numpy()[:n]
+            p: F32 = self.module(*batch).cpu().numpy()[:n]
         return p
 
 
@@ -160,10 +156,6 @@ def load(
     expected_sha256 : str, optional
         Checksum that the archive must have.
 
-    Returns
-    -------
-    Classifier
-
     Raises
     ------
     ModelError
@@ -181,10 +173,7 @@ def load(
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        with torchscript():
             module = torch.jit.load(str(path), map_location=where)  # type: ignore[no-untyped-call]
             module = torch.jit.freeze(module.float().eval())
     except (RuntimeError, ValueError) as error:

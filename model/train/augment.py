@@ -44,15 +44,10 @@ def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, siz
     ----------
     batch : list of Tensor
         Inputs of the network, not changed.
-    recipe : Recipe
     generator : torch.Generator
         On the device of the batch.
     size : int
         Side of the stamps that are returned.
-
-    Returns
-    -------
-    list of Tensor
     """
     image, valid, sigma, features, psf = batch if recipe.augmentation else cropped(batch, size)
     if recipe.augmentation:
@@ -64,13 +59,7 @@ def augment(batch: list[Tensor], recipe: Recipe, generator: torch.Generator, siz
 
 
 def _varied(
-    image: Tensor,
-    valid: Tensor,
-    sigma: Tensor,
-    psf: Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
-    size: int,
+    image: Tensor, valid: Tensor, sigma: Tensor, psf: Tensor, recipe: Recipe, generator: torch.Generator, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Stamps, masks, noise and PSFs after all changes of pixels."""
     n, device = len(image), image.device

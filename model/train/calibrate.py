@@ -68,11 +68,6 @@ def fit_calibration(
     brightness : Tensor of float32, shape (n,)
         As from `Calibration.brightness`.
     label, field : Tensor of int64, shape (n,)
-    prior_star_fraction : float
-
-    Returns
-    -------
-    Calibration
     """
     weight = prior_weights(float((label == 0).double().mean()), prior_star_fraction)
     # each fold has some of the fields; with a single field there is no choice
@@ -117,10 +112,6 @@ def fit_weights(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return float(loss.detach()), gradient.numpy()
 
     found = minimize(
-        cost,
-        np.full(len(heads), 1 / len(heads)),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0.0, 2.0)] * len(heads),
+        cost, np.full(len(heads), 1 / len(heads)), jac=True, method="L-BFGS-B", bounds=[(0.0, 2.0)] * len(heads)
     )
     return torch.from_numpy(found.x).float()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import warnings
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from sgclassify.model.serve.runtime import torchscript
 from sgclassify.model.train.network import FusionNetwork
 from sgclassify.stages.errors import UsageError
 
@@ -44,9 +44,7 @@ def weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a checkpoint of a training, or a model archive")
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated upstream since torch 2.11; it is what this project ships (DESIGN).
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        with torchscript():
             module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
         values = module.float().state_dict()
         parts: dict[str, dict[str, Tensor]] = {}

@@ -72,13 +72,10 @@ def train(
         Folder that `make_dataset` filled.
     out_dir : Path
         Folder for ``checkpoint.pt``, written every three minutes and on SIGTERM, and ``history.json``.
-    recipe : Recipe
-    device : str
     max_minutes : float
         Shorten the schedule so that training ends in this time.
     fields : int, optional
         Train on so many of the training fields only, the first ones: for ablations and learning curves.
-    earlier : Earlier, optional
 
     Returns
     -------

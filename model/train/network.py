@@ -22,6 +22,12 @@ N_BANDS = len(BANDS)
 HEADS: Final = ("fused", "image", "sequence")
 """Heads of the network: on both modalities, or on one of them alone."""
 
+WIDTH: Final = 192
+"""Width of the features of each modality."""
+
+LSTM_WIDTH: Final = 96
+"""Width of the LSTM in each direction."""
+
 CHANNELS: Final = 5
 """Channels per band that the image encoder sees."""
 
@@ -71,14 +77,7 @@ class StampNormalizer(nn.Module):
         residual = (significance - model) / torch.sqrt(1.0 + (self.psf_error * model) ** 2)
         residual = torch.where(usable, residual, torch.zeros_like(residual)) * mask
         return torch.cat(
-            [
-                torch.asinh(0.5 * significance) * 0.5,
-                profile,
-                mask,
-                torch.asinh(0.5 * residual),
-                10.0 * known,
-            ],
-            dim=1,
+            [torch.asinh(0.5 * significance) * 0.5, profile, mask, torch.asinh(0.5 * residual), 10.0 * known], dim=1
         )
 
 
@@ -187,11 +186,9 @@ class BandEncoder(nn.Module):
         present = present_bands(valid)
         n, bands, side = image.shape[0], image.shape[1], self.side
         cut = (image.shape[2] - side) // 2
-        image, valid, psf = (
-            image[:, :, cut : cut + side, cut : cut + side],
-            valid[:, :, cut : cut + side, cut : cut + side],
-            psf[:, :, cut : cut + side, cut : cut + side],
-        )
+        image = image[:, :, cut : cut + side, cut : cut + side]
+        valid = valid[:, :, cut : cut + side, cut : cut + side]
+        psf = psf[:, :, cut : cut + side, cut : cut + side]
         channels = self.normalizer(image, valid, sigma, psf)
         # [object, channel, band, y, x] to a stack of bands. Training leaves absent bands out of it, and so out of the
         # statistics of its norms. In a run its length must not depend on its content, or sums would be rounded
@@ -255,40 +252,16 @@ class SequenceEncoder(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Image encoder, sequence encoder, and a head over both.
+    """Image encoder (one of `ENCODERS`), sequence encoder, and a head over both, for stamps of a size in pixels."""
 
-    Parameters
-    ----------
-    stamp_size : int
-        Side of the stamps, pixels.
-    hidden : int
-        Width of the LSTM in each direction.
-    width : int
-        Width of the features of each modality.
-    dropout : float
-        Dropout in the fusion head.
-    architecture : str
-        One of `ENCODERS`.
-    """
-
-    def __init__(
-        self,
-        stamp_size: int,
-        hidden: int = 96,
-        width: int = 192,
-        dropout: float = 0.2,
-        architecture: str = "resnet50",
-    ) -> None:
+    def __init__(self, stamp_size: int, architecture: str = "resnet50") -> None:
         super().__init__()
+        width = WIDTH
         self.architecture = architecture
         self.image_encoder = ENCODERS[architecture](stamp_size, width)
-        self.sequence_encoder = SequenceEncoder(len(FEATURES), hidden, width)
+        self.sequence_encoder = SequenceEncoder(len(FEATURES), LSTM_WIDTH, width)
         self.head = nn.Sequential(
-            nn.LayerNorm(2 * width),
-            nn.Linear(2 * width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, 2),
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(0.2), nn.Linear(width, 2)
         )
         self.image_head = nn.Sequential(nn.GELU(), nn.Linear(width, 2))
         self.sequence_head = nn.Sequential(nn.GELU(), nn.Linear(width, 2))
@@ -347,8 +320,6 @@ class CalibratedNetwork(nn.Module):
 
     Parameters
     ----------
-    networks : sequence of FusionNetwork
-    calibration : Calibration
     weights : Tensor of float32, shape (3 * number of networks,)
         Weight of the logits of each head, in the order of `HEADS`, of one network after the other.
     """

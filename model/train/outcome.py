@@ -1,23 +1,35 @@
-"""The outcome of a training: its networks, weighed and calibrated, and its learning curves."""
+"""The outcome of a training: its networks, weighed and calibrated, as an archive, and its learning curves."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import io
 import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgclassify.model.data.rows import Rows
+from sgclassify.model.data.shards import Sample
+from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
+from sgclassify.model.serve.contract import INPUTS, ModelContract
+from sgclassify.model.serve.runtime import load, torchscript
 from sgclassify.model.train.calibrate import fit_calibration, fit_weights
-from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork, weighted
+from sgclassify.model.train.network import HEADS, CalibratedNetwork, Calibration, FusionNetwork, weighted
 from sgclassify.model.train.trainer import BATCH_NORM_SAMPLE, Trainer
 from sgclassify.model.train.validation import figures, measure_batch_norm, predict
+from sgclassify.stages.read.checksum import sha256_of
 
 log = logging.getLogger(__name__)
+
+N_REFERENCE = 16
+NAMES = {"fused": "fusion-{}-bilstm", "image": "image-{}", "sequence": "sequence-bilstm"}
 
 
 @dataclass
@@ -35,12 +47,10 @@ class Trained:
         network alone for the others.
     prior_star_fraction : float
         Share of stars that the probabilities assume.
-    stamp_size : int
     recipe : dict
         The recipe, with the ``precision`` that was used in place of ``"auto"``.
     history : list of dict
         A row per validation.
-    counts : dict of str to int
     """
 
     networks: tuple[FusionNetwork, ...]
@@ -122,12 +132,7 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(2, 2, sharex=True)
     minutes = [row["seconds"] / 60.0 for row in history]
     names = [name for name in HEADS if any(name in row for row in history)]
-    shown = (
-        ("loss", "cross entropy"),
-        ("accuracy", "wrong class"),
-        ("auc", "1 - area under ROC"),
-        ("ece", "ECE"),
-    )
+    shown = (("loss", "cross entropy"), ("accuracy", "wrong class"), ("auc", "1 - area under ROC"), ("ece", "ECE"))
     for panel, (key, title) in zip(panels.flat, shown, strict=True):
         for name in names:
             values = [row[name][key] if name in row else math.nan for row in history]
@@ -138,3 +143,63 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
     for panel in panels[1]:
         panel.set_xlabel("minutes")
     figure.savefig(path, dpi=120)
+
+
+def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, head: str = "fused") -> ModelContract:
+    """Write the archive in half precision and its ``.sha256``, and load it back as a run would.
+
+    Parameters
+    ----------
+    sample : Sample
+        Objects to take the reference input from, evenly over the sample.
+    training_set_id : str
+        Checksum of the manifest of the training data.
+    path : Path
+        The archive, complete under this name or not there.
+    head : str
+        Head that answers: the fusion, or for ablations the image or the sequence alone.
+    """
+    calibration = trained.calibrations[head]
+    # a copy: half precision is made in place
+    weights = trained.weights[head]
+    networks = trained.networks[: len(weights) // len(HEADS)]
+    module = CalibratedNetwork(*copy.deepcopy((networks, calibration, weights))).half().eval()
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    contract = ModelContract(
+        model_id=f"{NAMES[head].format('-'.join(n.architecture for n in networks))}-{digest.hexdigest()[:12]}",
+        stamp_size=trained.stamp_size,
+        head=head,
+        temperature=float(calibration.log_temperature[0].exp()),
+        calibration={name: value.tolist() for name, value in calibration.named_parameters()}
+        | {"weights": weights.tolist()},
+        prior_star_fraction=trained.prior_star_fraction,
+        training_set_id=training_set_id,
+        n_parameters=sum(p.numel() for n in networks for p in n.parameters()),
+        training={"recipe": trained.recipe, "counts": trained.counts, "validation": trained.history[-1:]},
+    )
+    rows = np.unique(np.linspace(0, len(sample) - 1, N_REFERENCE).astype(np.int64))
+    few = sample.take(rows)
+    reference: dict[str, Any] = {name: getattr(few, name) for name in INPUTS}
+    reference |= {name: reference[name].astype(np.float32) for name in ("image", "psf")}
+    temporary = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with torchscript():
+            scripted = torch.jit.script(module)
+            # the reference: answers of the half-precision weights, computed in single precision as in a run
+            with torch.inference_mode():
+                answer = scripted.float()(*(torch.from_numpy(reference[k]) for k in reference))
+            reference["p_star"] = answer[:, 0].numpy()
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **reference)
+            extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
+            torch.jit.save(scripted.half(), str(temporary), _extra_files=extra)
+        load(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    path.with_name(path.name + ".sha256").write_text(f"{sha256_of(path)}  {path.name}\n")
+    return contract

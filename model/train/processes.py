@@ -1,4 +1,4 @@
-"""The processes of a training: their place, what they agree on, and how they are stopped."""
+"""The processes of a training: their place, what they agree on, what they can compute, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from sgclassify.stages.errors import UsageError
 
@@ -69,3 +69,21 @@ def termination() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU can train in bfloat16.
+
+    oneDNN has no recurrent layer in bfloat16 for processors without AVX-512, and fails when it is asked for one. This
+    tries a tiny layer, forwards and backwards, which works for any processor and any build of torch.
+    """
+    # the trial draws random weights, and must not change the random numbers of the caller
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.LSTM(2, 2, batch_first=True, bidirectional=True)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, _ = layer(torch.zeros(1, 2, 2))
+        out.float().sum().backward()
+    except RuntimeError:
+        return False
+    return True

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,17 +23,9 @@ from sgclassify.model.train import checkpoint
 from sgclassify.model.train.augment import augment, hide
 from sgclassify.model.train.calibrate import prior_weights
 from sgclassify.model.train.network import HEADS, FusionNetwork
-from sgclassify.model.train.precision import computes_bf16
-from sgclassify.model.train.processes import Place
+from sgclassify.model.train.processes import Place, computes_bf16
 from sgclassify.model.train.recipe import Recipe
-from sgclassify.model.train.state import State
-from sgclassify.model.train.validation import (
-    SequenceOnly,
-    figures,
-    fit_normalization,
-    measure_batch_norm,
-    predict,
-)
+from sgclassify.model.train.validation import SequenceOnly, figures, fit_normalization, measure_batch_norm, predict
 from sgclassify.stages.errors import UsageError
 from sgclassify.stages.write.atomic import write_atomic_bytes
 
@@ -49,14 +41,63 @@ Batch = tuple[list[Tensor], Tensor]
 """Inputs of the network, and labels."""
 
 
+@dataclass
+class State:
+    """How far a training is; its checkpoint holds this.
+
+    Attributes
+    ----------
+    stage : int
+        Number of the stage.
+    step : int
+        Steps done in this stage.
+    cost : float
+        Work done in this stage; a step on whole stamps costs 1.
+    spent, began : float
+        Seconds spent in all, and before this stage.
+    total, count : float, int
+        Sum of the losses since the last validation, and the number of their steps.
+    history : list of dict
+        A row per validation.
+    best_loss, best_side, since_best : float, int, int
+        Lowest validation loss of this stage, side of its stamps, and validations since then.
+    """
+
+    stage: int = 0
+    step: int = 0
+    cost: float = 0.0
+    spent: float = 0.0
+    began: float = 0.0
+    total: float = 0.0
+    count: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_side: int = 0
+    since_best: int = 0
+
+    def end_stage(self, number: int) -> None:
+        """Make the stage after this one the current one."""
+        self.stage, self.step, self.cost, self.began = number + 1, 0, 0.0, self.spent
+        self.best_loss, self.best_side, self.since_best = math.inf, 0, 0
+
+    def rate(self, loss: float, side: int, whole: int) -> bool:
+        """Count a validation loss on stamps of this side, and tell whether it is the best so far.
+
+        A loss on smaller stamps is no rival, and does not use up the patience: `whole` is the side of whole stamps.
+        """
+        better = side > self.best_side or loss < self.best_loss
+        if better:
+            self.best_loss, self.best_side = loss, side
+        self.since_best = 0 if better or side < whole else self.since_best + 1
+        self.total, self.count = 0.0, 0
+        return better
+
+
 class Trainer:
     """A training; a checkpoint holds its `state`, the weights and the optimizer.
 
     Parameters
     ----------
-    data_dir, out_dir : Path
-    recipe : Recipe
-    place : Place
     minutes : float
         Time that the training may take.
     beside : Path, optional
@@ -85,23 +126,16 @@ class Trainer:
     per_process: int
 
     def __init__(
-        self,
-        data_dir: Path,
-        out_dir: Path,
-        recipe: Recipe,
-        place: Place,
-        minutes: float,
-        beside: Path | None = None,
-        fields: int | None = None,
-    ) -> None:
+        self, data_dir: Path, out_dir: Path, recipe: Recipe, place: Place, minutes: float,
+        beside: Path | None = None, fields: int | None = None,
+    ) -> None:  # fmt: skip
         self.place, self.device = place, place.device
         self.recipe, self.seconds, self.out_dir = recipe, 60.0 * minutes, out_dir
         self.precision = self._usable_precision()
         self._read(data_dir, fields)
-        self.learnt_prior = 0.5 if recipe.class_balance else self.n_stars / self.n_rows
-        self.weight = torch.ones(2)
-        if recipe.class_balance:
-            self.weight = prior_weights(self.n_stars / self.n_rows, 0.5)
+        share = self.n_stars / self.n_rows
+        self.learnt_prior = 0.5 if recipe.class_balance else share
+        self.weight = prior_weights(share, 0.5) if recipe.class_balance else torch.ones(2)
         torch.manual_seed(recipe.seed)
         self.network = FusionNetwork(self.size, architecture=recipe.architecture)
         self.side = self.network.image_encoder.side
@@ -158,12 +192,8 @@ class Trainer:
                 _with_both_classes(len(rows), int((rows.label == 0).sum()), data_dir / part)
             log.info(
                 "training on %d objects, %d of them stars (%.1f GB in each process); validating on %d of %d",
-                self.n_rows,
-                self.n_stars,
-                self.rows.nbytes / 1e9,
-                len(self.validation),
-                len(found),
-            )
+                self.n_rows, self.n_stars, self.rows.nbytes / 1e9, len(self.validation), len(found),
+            )  # fmt: skip
 
     def _networks(self, weights: list[dict[str, Tensor]], path: Path) -> list[FusionNetwork]:
         return checkpoint.networks_of(weights, path, self.size, self.device)

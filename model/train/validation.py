@@ -39,16 +39,8 @@ def fit_normalization(network: FusionNetwork, features: Tensor) -> None:
 def measure_batch_norm(network: FusionNetwork, rows: Rows, recipe: Recipe, side: int, count: int) -> None:
     """Measure the batch-normalisation statistics of averaged weights, which are not the average of statistics.
 
-    Parameters
-    ----------
-    network : FusionNetwork
-        Left in evaluation mode.
-    rows : Rows
-        Objects, of which `count` random ones are taken, augmented as in training.
-    recipe : Recipe
-    side : int
-        Size of the stamps, pixels.
-    count : int
+    They are measured on `count` random objects of `rows`, augmented as in training, in stamps of `side` pixels. The
+    network is left in evaluation mode.
     """
     device = next(network.parameters()).device
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

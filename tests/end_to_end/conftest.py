@@ -24,9 +24,8 @@ from astropy.io import fits
 from click.testing import CliRunner
 
 from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
-from sgclassify.model.train.export import export
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.train.outcome import Trained
+from sgclassify.model.train.outcome import Trained, export
 from sgclassify.pipeline.cli import main
 from sgclassify.simulation.simulate import FieldResult, SimulationConfig, simulate_field
 from sgclassify.stages.features import FEATURES

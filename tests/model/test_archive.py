@@ -14,9 +14,8 @@ import torch
 from sgclassify.model.data.shards import CATALOG_COLUMNS, Sample
 from sgclassify.model.serve.contract import ModelContract
 from sgclassify.model.serve.runtime import load
-from sgclassify.model.train.export import export
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.train.outcome import Trained
+from sgclassify.model.train.outcome import Trained, export
 from sgclassify.stages import classify
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.features import FEATURES

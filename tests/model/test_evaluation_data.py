@@ -17,12 +17,10 @@ from click.testing import CliRunner
 
 from sgclassify.model.cli import evaluate as command
 from sgclassify.model.data.shards import CATALOG_COLUMNS, read_shard, write_shard
-from sgclassify.model.judge.evaluate import PAPER_GALAXIES, PAPER_STARS, evaluate
-from sgclassify.model.judge.judged import BINNINGS, Judged
-from sgclassify.model.judge.results import MODEL, plain
+from sgclassify.model.judge.evaluate import BINNINGS, PAPER_GALAXIES, PAPER_STARS, Judged, evaluate
+from sgclassify.model.judge.results import MODEL, as_text, plain
 from sgclassify.model.judge.robustness import by_bands, by_symmetry
 from sgclassify.model.judge.scores import scores_of_part, shards_of
-from sgclassify.model.judge.text import as_text
 from sgclassify.model.serve import runtime
 from sgclassify.stages.bands import BANDS
 from sgclassify.stages.errors import UsageError

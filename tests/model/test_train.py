@@ -35,12 +35,10 @@ from sgclassify.model.train import loop as module
 from sgclassify.model.train import outcome as outcome_module
 from sgclassify.model.train import trainer as trainer_module
 from sgclassify.model.train.checkpoint import FIRST_LAYER
-from sgclassify.model.train.export import export
 from sgclassify.model.train.loop import Earlier, one_cycle, run_stage, train
 from sgclassify.model.train.network import HEADS, Calibration, FusionNetwork
-from sgclassify.model.train.outcome import draw_history
-from sgclassify.model.train.precision import computes_bf16
-from sgclassify.model.train.processes import Place
+from sgclassify.model.train.outcome import draw_history, export
+from sgclassify.model.train.processes import Place, computes_bf16
 from sgclassify.model.train.recipe import Recipe
 from sgclassify.model.train.trainer import Trainer
 from sgclassify.model.train.validation import figures, fit_normalization, measure_batch_norm, predict

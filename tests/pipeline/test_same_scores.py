@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from sgclassify.model.data.shards import CATALOG_COLUMNS, read_shard, write_shard
-from sgclassify.model.judge.scores import scores_of_part
+from sgclassify.model.judge import scores
 from sgclassify.model.serve import runtime
 from sgclassify.pipeline import tasks
 from sgclassify.stages.features import FEATURES
@@ -75,7 +75,7 @@ def test_run_and_evaluate_agree_to_the_last_bit(
     monkeypatch.setattr(tasks, "classifier_of", lambda model: classifier)
     monkeypatch.setattr(runtime, "load", lambda path: classifier)
     run = in_a_run(shard, classifier, prior)
-    judged = scores_of_part(shard.parents[1], "test", None, prior)["p_star"]
+    judged = scores.scores_of_part(shard.parents[1], "test", None, prior)["p_star"]
     np.testing.assert_array_equal(run, judged.to_numpy(zero_copy_only=False))
     assert np.isnan(run[0])
     assert np.isfinite(run[1:]).all()
