@@ -164,15 +164,15 @@ def test_probabilities_that_are_not_finite(
 ) -> None:
     outside.faulty(
         """
-        from sgclassify.model.serve import runtime
-        score = runtime.honest = getattr(runtime, "honest", runtime.Classifier.__call__)
+        from sgclassify.stages import classify
+        score = classify.honest = getattr(classify, "honest", classify._asked)
 
-        def faulty(self, stamps):
-            p = score(self, stamps).copy()
+        def faulty(scorer, inputs):
+            p = score(scorer, inputs).copy()
             p[:1] = float("inf")
             return p
 
-        runtime.Classifier.__call__ = faulty
+        classify._asked = faulty
         """
     )
     outside.worker()
