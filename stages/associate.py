@@ -113,11 +113,7 @@ def canonical_order(ra: F64, dec: F64, rank: I64, row: I64) -> I64:
 
 
 def associate(
-    ra: ArrayLike,
-    dec: ArrayLike,
-    exposure_rank: ArrayLike,
-    radius_arcsec: float,
-    row: ArrayLike | None = None,
+    ra: ArrayLike, dec: ArrayLike, exposure_rank: ArrayLike, radius_arcsec: float, row: ArrayLike | None = None
 ) -> Association:
     """Group detections into objects.
 

@@ -237,11 +237,7 @@ def _input_column(field: pa.Field) -> Column:
     if "note" in said:
         remarks.append(f"({said['note']})")
     return Column(
-        field.name,
-        None,
-        unit,
-        said.get("ucd") or registered.ucd,
-        " ".join(remark for remark in remarks if remark),
+        field.name, None, unit, said.get("ucd") or registered.ucd, " ".join(remark for remark in remarks if remark)
     )
 
 

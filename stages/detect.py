@@ -22,13 +22,7 @@ from sgclassify.stages.bands import NOMINAL_FWHM_PX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
 from sgclassify.stages.flags import InputFlag
-from sgclassify.stages.photometry import (
-    APERTURE_RADII,
-    FWHM_PER_SIGMA,
-    MARGIN_PX,
-    Photometry,
-    measure_segments,
-)
+from sgclassify.stages.photometry import APERTURE_RADII, FWHM_PER_SIGMA, MARGIN_PX, Photometry, measure_segments
 
 Strip = tuple[F32, Bool, F32 | float, U16 | None]
 """Rows of an image: sky-subtracted pixels (e-/s), which of them hold data, standard deviation of the sky noise of each

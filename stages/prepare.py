@@ -286,12 +286,6 @@ def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSource
     image = model.stamps(middle, middle, place, place, PSF_STAMP)
     sigma = np.full(1, 1e-6, dtype=np.float32)
     measured = measure_stamps(
-        image,
-        np.ones(image.shape, bool),
-        np.zeros(image.shape, bool),
-        sigma,
-        middle,
-        middle,
-        config.core_radius_px,
+        image, np.ones(image.shape, bool), np.zeros(image.shape, bool), sigma, middle, middle, config.core_radius_px
     )
     return dataclasses.replace(point_sources(measured, np.zeros(1, np.int64)), n_stars=0)

@@ -23,13 +23,7 @@ RESULTS: Final = (
 """Sources that decide about the products of a run and what its receipts mean. How the work is shared out, recorded
 and reported does not. The weights of the model have a checksum of their own."""
 
-TRAINING_DATA: Final = (
-    "stages",
-    "simulation",
-    "model/data/dataset.py",
-    "model/data/match.py",
-    "model/data/shards.py",
-)
+TRAINING_DATA: Final = ("stages", "simulation", "model/data/dataset.py", "model/data/match.py", "model/data/shards.py")
 """Sources that decide about a data set."""
 
 

@@ -46,11 +46,7 @@ def stamp_origin(x: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
 
 
 def cut_stamps(
-    array: npt.NDArray[Any],
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
-    size: int,
-    fill: float | bool = 0,
+    array: npt.NDArray[Any], x: npt.ArrayLike, y: npt.ArrayLike, size: int, fill: float | bool = 0
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Cut one square stamp around each position.
 

@@ -215,10 +215,7 @@ def extract_tile(
 
 
 def _chosen(
-    pool: _Pool,
-    found: TileObjects,
-    exposures: Sequence[PreparedExposure],
-    wanted: Callable[[F64, F64], Bool] | None,
+    pool: _Pool, found: TileObjects, exposures: Sequence[PreparedExposure], wanted: Callable[[F64, F64], Bool] | None
 ) -> _Objects:
     """The objects that are wanted, all if it is None, in order of their id."""
     # found's arrays run over the members; source leads back into the pool

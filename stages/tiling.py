@@ -142,9 +142,7 @@ def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) 
     ny, nx = header.shape
     middle_x, middle_y = (nx - 1) / 2.0, (ny - 1) / 2.0
     ra, dec = _pixel_to_sky(
-        header,
-        np.array([middle_x, middle_x + 1.0, middle_x]),
-        np.array([middle_y, middle_y, middle_y + 1.0]),
+        header, np.array([middle_x, middle_x + 1.0, middle_x]), np.array([middle_y, middle_y, middle_y + 1.0])
     )
     origin, along_x, along_y = healpix.unit_vectors(ra, dec)
     jacobian = np.stack([along_x - origin, along_y - origin])

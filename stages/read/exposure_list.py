@@ -217,10 +217,7 @@ def _csv_entry(paths: dict[str, Path]) -> Entry:
             return UnusableInputError(paths[name], f"the {name} file does not exist", "correct the exposure list")
     beside = find_siblings(image)
     return ExposureFiles(
-        image,
-        paths.get("weight", beside.weight),
-        paths.get("flag", beside.flag),
-        paths.get("catalog", beside.catalog),
+        image, paths.get("weight", beside.weight), paths.get("flag", beside.flag), paths.get("catalog", beside.catalog)
     )
 
 

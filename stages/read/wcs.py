@@ -194,12 +194,7 @@ class _Values:
             return product
         angle = math.radians(self.number("CROTA2", 0.0))
         cos, sin = math.cos(angle), math.sin(angle)
-        return {
-            "CD1_1": delta[1] * cos,
-            "CD1_2": -delta[2] * sin,
-            "CD2_1": delta[1] * sin,
-            "CD2_2": delta[2] * cos,
-        }
+        return {"CD1_1": delta[1] * cos, "CD1_2": -delta[2] * sin, "CD2_1": delta[1] * sin, "CD2_2": delta[2] * cos}
 
     def pv(self) -> dict[tuple[int, int], float]:
         """PVi_m by (i, m)."""

@@ -113,10 +113,7 @@ def storable(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
             field, values = field.with_type(field.type.value_type), values.cast(field.type.value_type)
         fields.append(field)
         arrays.append(values)
-    everything = {
-        **{k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()},
-        **metadata,
-    }
+    everything = {**{k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}, **metadata}
     schema = pa.schema(fields, metadata={key: everything[key] for key in sorted(everything)})
     return pa.table(arrays, schema=schema).combine_chunks()
 

@@ -20,14 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sgclassify.stages.columns import (
-    DETECTION_COLUMNS,
-    NO_OBJECT,
-    OBJECT_COLUMNS,
-    Column,
-    describe,
-    nullable,
-)
+from sgclassify.stages.columns import DETECTION_COLUMNS, NO_OBJECT, OBJECT_COLUMNS, Column, describe, nullable
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import INDEX_ORDER, index29, tile_of_index
 from sgclassify.stages.write.atomic import storable, sync, write_atomic
@@ -319,8 +312,7 @@ def indexed(table: pa.Table) -> pa.Table:
         table = table.drop_columns(["_healpix_29"])
     table = table.append_column("_healpix_29", pa.array(index)).take(pa.array(np.lexsort((ids, index))))
     return pa.table(
-        [_typed(table[c.name], c.type) for c in OBJECT_COLUMNS],
-        schema=pa.schema([c.field for c in OBJECT_COLUMNS]),
+        [_typed(table[c.name], c.type) for c in OBJECT_COLUMNS], schema=pa.schema([c.field for c in OBJECT_COLUMNS])
     )
 
 
