@@ -96,8 +96,7 @@ class ExposurePixels:
     Attributes
     ----------
     moved_zeros : int
-        Pixels of the windows read so far with a weight above 0 that is taken for 0: quantisation of WHT has moved
-        it.
+        Pixels of the windows read so far with a weight above 0 that is taken for 0: quantisation of WHT has moved it.
     unresolved : int
         Pixels of these windows that are so bright that their weight is less than a step of the quantisation:
         usable where FLG has no flag, unusable where there is no FLG.
