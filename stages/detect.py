@@ -81,7 +81,6 @@ def detect_in_strips(
         ``read(y0, y1)`` returns the rows ``y0`` to ``y1 - 1`` of all columns.
     shape : tuple of int
         Shape of the detector (ny, nx), pixels.
-    calibration : Calibration
     config : StageConfig
         Threshold, smallest area and deblending contrast.
     strip_rows : int

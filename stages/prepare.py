@@ -58,18 +58,7 @@ MAX_PSF_DETECTIONS = 20_000
 
 
 def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig) -> PreparedExposure:
-    """Check an exposure and write its prepared files.
-
-    Parameters
-    ----------
-    header : ExposureHeader
-    work_dir : Path
-        Folder for the prepared files; it exists.
-    config : StageConfig
-
-    Returns
-    -------
-    PreparedExposure
+    """Check an exposure and write its prepared files into ``work_dir``, a folder that exists.
 
     Raises
     ------

@@ -29,7 +29,7 @@ TRAINING_DATA: Final = ("stages", "simulation", "model/data/dataset.py", "model/
 
 @functools.lru_cache
 def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
-    """Digest of sources of the installed package, the same for a wheel and a working tree with the same files.
+    """Digest, 16 hexadecimal digits, of installed sources, the same for a wheel and a working tree with the same files.
 
     Of a process that lives on while its files are replaced, it stays what it was at the first call.
 
@@ -38,11 +38,6 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
     parts : tuple of str
         Packages below ``sgclassify``, of which every module counts, such as ``model/serve``, and single modules such as
         ``pipeline/tasks.py``.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for part in sorted(parts):
