@@ -20,9 +20,8 @@ import pyarrow as pa
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.cards import Value
+from sgclassify.stages.read.cards import Value, decode, printable
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, iter_data, open_stream, scan
-from sgclassify.stages.read.text import decode, printable
 
 Raw = npt.NDArray[Any]
 
