@@ -98,26 +98,12 @@ class TileObjects:
 
 
 def canonical_order(ra: F64, dec: F64, rank: I64, row: I64) -> I64:
-    """Order of detections that does not depend on how they were listed: rank, ra, dec, row.
-
-    Parameters
-    ----------
-    ra, dec, rank, row : ndarray, shape (n,)
-        As in `SkyPositions`.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-    """
+    """Order of detections that does not depend on how they were listed: by rank, ra, dec, row of `SkyPositions`."""
     return np.lexsort((row, dec, ra, rank)).astype(np.int64)
 
 
 def associate(
-    ra: ArrayLike,
-    dec: ArrayLike,
-    exposure_rank: ArrayLike,
-    radius_arcsec: float,
-    row: ArrayLike | None = None,
+    ra: ArrayLike, dec: ArrayLike, exposure_rank: ArrayLike, radius_arcsec: float, row: ArrayLike | None = None
 ) -> Association:
     """Group detections into objects.
 
@@ -135,10 +121,6 @@ def associate(
     row : array_like of int64, shape (n,), optional
         Number of the detection within its exposure: tells apart detections of one exposure at exactly the
         same position. Without it the result may depend on the order in which such detections are listed.
-
-    Returns
-    -------
-    Association
 
     Raises
     ------

@@ -52,19 +52,7 @@ class Scores:
 def classify(
     stamps: TileStamps, scorer: Scorer, own_prior: float, prior: Prior | None = None, tta: bool = False
 ) -> pa.Table:
-    """Score the objects of a tile.
-
-    Parameters
-    ----------
-    stamps : TileStamps
-    scorer, own_prior, prior, tta
-        As for `scores`.
-
-    Returns
-    -------
-    pyarrow.Table
-        Rows of the object catalogue, see `scored_table`.
-    """
+    """Score the objects of a tile as `scores` does; rows of the object catalogue, see `scored_table`."""
     found = scores(stamps, scorer, own_prior, prior, tta)
     return object_table(stamps, found.p_star, found.logit)
 
@@ -74,7 +62,6 @@ def scores(inputs: Inputs, scorer: Scorer, own_prior: float, prior: Prior | None
 
     Parameters
     ----------
-    inputs : Inputs
     scorer : callable
         The model; not called where there are no objects.
     own_prior : float
@@ -83,10 +70,6 @@ def scores(inputs: Inputs, scorer: Scorer, own_prior: float, prior: Prior | None
         What to assume instead.
     tta : bool
         Average over the eight symmetries of the square, at eight times the cost.
-
-    Returns
-    -------
-    Scores
     """
     if not len(inputs):
         return Scores(np.empty(0, dtype=np.float32), np.empty(0))

@@ -27,14 +27,7 @@ CORE_BITS = (
 
 @dataclass
 class BandStamps:
-    """Best stamp of each object in each band, filled exposure by exposure.
-
-    Parameters
-    ----------
-    n_objects : int
-    size : int
-        Side of the stamps, pixels.
-    """
+    """Best stamp of each object in each band, filled exposure by exposure; ``size``: side of the stamps, pixels."""
 
     n_objects: int
     size: int
@@ -77,12 +70,10 @@ class BandStamps:
 
         Parameters
         ----------
-        prepared : PreparedExposure
         number : int
             Number by which the exposure is remembered.
         x, y : ndarray of float64, shape (n,)
             Positions of all objects on its detector, 0-based pixels; not finite where an object has none.
-        config : StageConfig
         """
         ny, nx = prepared.header.shape
         margin = config.position_margin_px
@@ -150,7 +141,6 @@ class BandStamps:
             Indexed by the numbers given to `add_exposure`.
         detected : ndarray of bool, shape (n, 7)
             Bands in which the object has a detection.
-        config : StageConfig
         """
         features = np.full((self.n_objects, len(BANDS), len(FEATURES)), np.nan, dtype=np.float32)
         stars = np.array([e.psf.n_stars for e in exposures], dtype=np.float64)

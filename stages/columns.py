@@ -29,14 +29,12 @@ class Column:
 
     Attributes
     ----------
-    name : str
     type : pyarrow.DataType or None
         None for columns of the input, which keep the type they come with.
     unit : str
         VOUnit; empty for numbers without unit.
     ucd : str
         UCD1+; empty where none fits.
-    description : str
     length : int
         Longest text of a string column.
     """
@@ -237,11 +235,7 @@ def _input_column(field: pa.Field) -> Column:
     if "note" in said:
         remarks.append(f"({said['note']})")
     return Column(
-        field.name,
-        None,
-        unit,
-        said.get("ucd") or registered.ucd,
-        " ".join(remark for remark in remarks if remark),
+        field.name, None, unit, said.get("ucd") or registered.ucd, " ".join(remark for remark in remarks if remark)
     )
 
 

@@ -14,15 +14,7 @@ from scipy.ndimage import find_objects, maximum_filter
 from sgclassify.stages.arrays import F32, I32
 
 
-def deblend(
-    smoothed: F32,
-    noise: F32,
-    labels: I32,
-    *,
-    contrast: float,
-    min_px: int,
-    prominence_sigma: float,
-) -> I32:
+def deblend(smoothed: F32, noise: F32, labels: I32, *, contrast: float, min_px: int, prominence_sigma: float) -> I32:
     """Split segments into one for each significant peak.
 
     The criterion is that of SExtractor's multi-threshold deblending (Bertin & Arnouts 1996), in the limit of infinitely

@@ -22,13 +22,7 @@ from sgclassify.stages.bands import NOMINAL_FWHM_PX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
 from sgclassify.stages.flags import InputFlag
-from sgclassify.stages.photometry import (
-    APERTURE_RADII,
-    FWHM_PER_SIGMA,
-    MARGIN_PX,
-    Photometry,
-    measure_segments,
-)
+from sgclassify.stages.photometry import APERTURE_RADII, FWHM_PER_SIGMA, MARGIN_PX, Photometry, measure_segments
 
 Strip = tuple[F32, Bool, F32 | float, U16 | None]
 """Rows of an image: sky-subtracted pixels (e-/s), which of them hold data, standard deviation of the sky noise of each
@@ -87,7 +81,6 @@ def detect_in_strips(
         ``read(y0, y1)`` returns the rows ``y0`` to ``y1 - 1`` of all columns.
     shape : tuple of int
         Shape of the detector (ny, nx), pixels.
-    calibration : Calibration
     config : StageConfig
         Threshold, smallest area and deblending contrast.
     strip_rows : int

@@ -65,13 +65,7 @@ class ExitCode(enum.IntEnum):
 
 
 class SgClassifyError(Exception):
-    """Base of all errors raised on purpose.
-
-    Attributes
-    ----------
-    exit_code : int
-        Exit status of ``sgclassify run`` when this error ends the run.
-    """
+    """Base of all errors raised on purpose; ``exit_code`` is the exit status when one ends ``sgclassify run``."""
 
     exit_code: int = ExitCode.DEFECT
 
@@ -85,14 +79,7 @@ class UsageError(SgClassifyError):
 class UnusableInputError(SgClassifyError, ValueError):
     """One input file can never be used; the rest of the list can.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file at fault.
-    fault : str
-        What is wrong with it, in a few words.
-    advice : str
-        What the operator can do about it.
+    ``fault`` says in a few words what is wrong with the file, ``advice`` what the operator can do about it.
     """
 
     exit_code = ExitCode.SET_ASIDE

@@ -37,15 +37,7 @@ PSF_MEASURES: Final = (*(f"ratio_{s}" for s in PSF_SIGMAS), "size")
 
 
 class Feature(NamedTuple):
-    """One feature of one band.
-
-    Attributes
-    ----------
-    name : str
-    unit : str
-        Empty for a number without a unit.
-    definition : str
-    """
+    """One feature of one band; ``unit`` is empty for a number without a unit."""
 
     name: str
     unit: str

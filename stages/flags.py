@@ -53,22 +53,12 @@ class InputFlag(enum.IntFlag):
 
 
 def decode(value: int) -> list[str]:
-    """Names of the bits set in one ``sg_flags`` value, lowest bit first.
-
-    Parameters
-    ----------
-    value : int
-        A non-negative ``sg_flags`` value.
-
-    Returns
-    -------
-    list of str
-        Names such as ``"edge"``; unknown bits raise.
+    """Names of the bits set in one ``sg_flags`` value, such as ``"edge"``, lowest bit first.
 
     Raises
     ------
     ValueError
-        If a bit is set that the registry does not know.
+        If the value is negative, or a bit is set that the registry does not know.
     """
     unknown = value & ~int(sum(SgFlag))
     if value < 0 or unknown:

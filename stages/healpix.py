@@ -27,17 +27,7 @@ _THREADS: Final = 1
 
 
 def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> F64:
-    """Unit vectors of sky positions.
-
-    Parameters
-    ----------
-    ra, dec : array_like of float64, shape (n,)
-        ICRS, degrees.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, 3)
-        Axis order x, y, z.
+    """Unit vectors, shape (n, 3), axis order x, y, z, of sky positions: ICRS degrees, shape (n,).
 
     Raises
     ------
@@ -50,49 +40,18 @@ def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> F64:
 
 
 def chord(angle_arcsec: float) -> float:
-    """Length of the chord that an angle cuts on the unit sphere.
-
-    Parameters
-    ----------
-    angle_arcsec : float
-        Angle, arcsec; angles beyond 180 degrees count as 180 degrees.
-
-    Returns
-    -------
-    float
-        Length in units of the radius.
-    """
+    """Length, in radii, of the chord that an angle cuts on the unit sphere; more than 180 degrees count as 180."""
     return float(2.0 * np.sin(min(angle_arcsec * ARCSEC, np.pi) / 2.0))
 
 
 def angle_of_chord(length: F64) -> F64:
-    """Angle that belongs to a chord of the unit sphere (accurate for the smallest separations).
-
-    Parameters
-    ----------
-    length : ndarray of float64
-        Chord lengths.
-
-    Returns
-    -------
-    ndarray of float64
-        Angles, arcsec.
-    """
+    """Angle, arcsec, that belongs to a chord of the unit sphere (accurate for the smallest separations)."""
     angle: F64 = 2.0 * np.arcsin(np.minimum(length / 2.0, 1.0)) / ARCSEC
     return angle
 
 
 def index29(ra: ArrayLike, dec: ArrayLike) -> I64:
-    """Order-29 nested HEALPix index, the HATS spatial index.
-
-    Parameters
-    ----------
-    ra, dec : array_like of float64, shape (n,)
-        ICRS, degrees; right ascensions of any turn.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
+    """Order-29 nested HEALPix index, the HATS spatial index, of positions: ICRS degrees of any turn, shape (n,).
 
     Raises
     ------
@@ -107,56 +66,17 @@ def index29(ra: ArrayLike, dec: ArrayLike) -> I64:
 
 
 def tile_of(ra: ArrayLike, dec: ArrayLike, order: int) -> I64:
-    """The tile that holds each position.
-
-    Parameters
-    ----------
-    ra, dec : array_like of float64, shape (n,)
-        ICRS, degrees.
-    order : int
-        HEALPix order of the tiles, 0 to 29.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Nested pixel numbers.
-    """
+    """Nested pixel, at an order from 0 to 29, of the tile that holds each position: ICRS degrees, shape (n,)."""
     return tile_of_index(index29(ra, dec), order)
 
 
 def tile_of_index(index: I64, order: int) -> I64:
-    """The tile that holds each order-29 index.
-
-    Parameters
-    ----------
-    index : ndarray of int64
-        Order-29 nested indices.
-    order : int
-        HEALPix order of the tiles, 0 to 29.
-
-    Returns
-    -------
-    ndarray of int64
-        Nested pixel numbers, of the shape of `index`.
-    """
+    """Nested pixel, at an order from 0 to 29, of the tile that holds each order-29 nested index."""
     return index >> np.int64(2 * (INDEX_ORDER - order))
 
 
 def tile_cone(order: int, pixel: int) -> tuple[F64, float]:
-    """The cone that contains a tile.
-
-    Parameters
-    ----------
-    order, pixel : int
-        The tile.
-
-    Returns
-    -------
-    centre : ndarray of float64, shape (3,)
-        Unit vector of the tile's centre.
-    radius_arcsec : float
-        Every point of the tile lies within this angle of the centre.
-    """
+    """The cone that contains a tile: unit vector of the tile's centre, shape (3,), and radius, arcsec."""
     lon, lat = cdshealpix.nested.healpix_to_lonlat(np.array([pixel]), order, num_threads=_THREADS)
     centre = unit_vectors(lon.deg, lat.deg)[0]
     lon, lat = cdshealpix.nested.vertices(np.array([pixel]), order, step=8, num_threads=_THREADS)

@@ -92,10 +92,6 @@ def measure_stamps(
         re-centred by up to 0.7 px, so the catalogue's kind of centroid does not matter.
     core_radius : float
         Radius of the core, pixels.
-
-    Returns
-    -------
-    Measured
     """
     size = image.shape[-1]
     data = np.where(valid, image, 0.0).astype(np.float64)
@@ -218,7 +214,6 @@ def fit_with_psf(stamps: Stamps, squared_radius: F64) -> dict[str, F64]:
 
     Parameters
     ----------
-    stamps : Stamps
     squared_radius : ndarray of float64, shape (n, size, size)
         Squared distances from the source, px^2.
 
@@ -269,12 +264,8 @@ def feature_table(measured: Measured, detected: Bool, stamps: Stamps, locus: Sta
 
     Parameters
     ----------
-    measured : Measured
-        Measures of the stamps.
     detected : ndarray of bool, shape (n,)
         Whether the object has a detection in this band.
-    stamps : Stamps
-    locus : StampLocus
 
     Returns
     -------

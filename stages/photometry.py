@@ -88,14 +88,7 @@ class Photometry(Columns):
     biased: Bool
 
 
-def measure_segments(
-    image: F32,
-    variance: F32,
-    usable: Bool,
-    smoothed: F32,
-    labels: I32,
-    fwhm_px: float,
-) -> Photometry:
+def measure_segments(image: F32, variance: F32, usable: Bool, smoothed: F32, labels: I32, fwhm_px: float) -> Photometry:
     """Measure each segment of a labelled image.
 
     A pixel that belongs to another segment or holds no data is replaced by the pixel on the opposite side of the
@@ -195,14 +188,7 @@ def _clean_stamps(
     return stamps, ~free
 
 
-def _windowed(
-    image: F32,
-    usable: Bool,
-    labels: I32,
-    x: F64,
-    y: F64,
-    window: F64,
-) -> tuple[F64, F64, F64]:
+def _windowed(image: F32, usable: Bool, labels: I32, x: F64, y: F64, window: F64) -> tuple[F64, F64, F64]:
     """Centroids under a Gaussian window that follows them, and the FWHM by the window's second moment.
 
     As SExtractor's XWIN_IMAGE: nearly as good as a PSF fit for stars, and free of the isophote's bias. NaN where the
@@ -243,13 +229,7 @@ def _windowed(
 
 
 def _photometry(
-    image: F32,
-    variance: F32,
-    usable: Bool,
-    labels: I32,
-    index: I64,
-    stamp_radius: int,
-    result: Photometry,
+    image: F32, variance: F32, usable: Bool, labels: I32, index: I64, stamp_radius: int, result: Photometry
 ) -> None:
     """Fill in Kron and aperture photometry and light radii of the sources ``index``."""
     side = 2 * stamp_radius + 1

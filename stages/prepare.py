@@ -58,18 +58,7 @@ MAX_PSF_DETECTIONS = 20_000
 
 
 def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig) -> PreparedExposure:
-    """Check an exposure and write its prepared files.
-
-    Parameters
-    ----------
-    header : ExposureHeader
-    work_dir : Path
-        Folder for the prepared files; it exists.
-    config : StageConfig
-
-    Returns
-    -------
-    PreparedExposure
+    """Check an exposure and write its prepared files into ``work_dir``, a folder that exists.
 
     Raises
     ------
@@ -286,12 +275,6 @@ def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSource
     image = model.stamps(middle, middle, place, place, PSF_STAMP)
     sigma = np.full(1, 1e-6, dtype=np.float32)
     measured = measure_stamps(
-        image,
-        np.ones(image.shape, bool),
-        np.zeros(image.shape, bool),
-        sigma,
-        middle,
-        middle,
-        config.core_radius_px,
+        image, np.ones(image.shape, bool), np.zeros(image.shape, bool), sigma, middle, middle, config.core_radius_px
     )
     return dataclasses.replace(point_sources(measured, np.zeros(1, np.int64)), n_stars=0)

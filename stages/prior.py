@@ -76,17 +76,13 @@ def magnitudes(stamps: Inputs) -> F64:
 
 
 def logit_of(probabilities: F32) -> F64:
-    """Natural logarithm of the odds of being a star.
+    """Natural logarithm of the odds of being a star, ln(p_star / p_galaxy), shape (n,).
 
     Parameters
     ----------
     probabilities : ndarray of float32, shape (n, 2)
-        p_star and p_galaxy, each with the relative precision of float32; NaN stays NaN.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        ln(p_star / p_galaxy). A probability of 0 counts as the smallest float32, so that the logarithm is finite.
+        p_star and p_galaxy, each with the relative precision of float32; NaN stays NaN. A probability of 0 counts as
+        the smallest float32, so that the logarithm is finite.
     """
     least = np.finfo(np.float32).smallest_subnormal
     star, galaxy = np.log(np.maximum(probabilities.astype(np.float64), least)).T
@@ -104,10 +100,6 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
         Share of stars that it assumes: ``model_prior_star_fraction`` of the products.
     new : array_like of float64, shape (n,) or ()
         Share of stars to assume instead.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
     """
     new = np.asarray(new, dtype=np.float64)
     shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))

@@ -23,19 +23,13 @@ RESULTS: Final = (
 """Sources that decide about the products of a run and what its receipts mean. How the work is shared out, recorded
 and reported does not. The weights of the model have a checksum of their own."""
 
-TRAINING_DATA: Final = (
-    "stages",
-    "simulation",
-    "model/data/dataset.py",
-    "model/data/match.py",
-    "model/data/shards.py",
-)
+TRAINING_DATA: Final = ("stages", "simulation", "model/data/dataset.py", "model/data/match.py", "model/data/shards.py")
 """Sources that decide about a data set."""
 
 
 @functools.lru_cache
 def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
-    """Digest of sources of the installed package, the same for a wheel and a working tree with the same files.
+    """Digest, 16 hexadecimal digits, of installed sources, the same for a wheel and a working tree with the same files.
 
     Of a process that lives on while its files are replaced, it stays what it was at the first call.
 
@@ -44,11 +38,6 @@ def code_digest(parts: tuple[str, ...] = RESULTS) -> str:
     parts : tuple of str
         Packages below ``sgclassify``, of which every module counts, such as ``model/serve``, and single modules such as
         ``pipeline/tasks.py``.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for part in sorted(parts):

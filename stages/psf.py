@@ -197,10 +197,6 @@ def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
         (ny, nx) of the detector.
     width : float
         Gaussian width of the PSF (pixels): the scale of the basis.
-
-    Returns
-    -------
-    PsfModel
     """
     stars = stars.take(np.argsort(-stars.flux / stars.sigma, kind="stable")[:MAX_STARS])
     n, sigma, flux = len(stars.flux), stars.sigma, stars.flux

@@ -22,10 +22,8 @@ class Setting:
 
     Attributes
     ----------
-    name : str
     default : bool, int, float or str
         Its type is the type of the setting.
-    meaning : str
     reason : str
         Why the default is what it is, or what to know before changing it; may be empty.
     unit : str
@@ -61,16 +59,7 @@ class Setting:
         return f"{self.low:.10g} to {self.high:.10g}{unit}"
 
     def checked(self, value: object) -> Any:
-        """The value in the type of the setting.
-
-        Parameters
-        ----------
-        value : object
-            As a TOML file gives it; an integer is taken for a float.
-
-        Returns
-        -------
-        bool, int, float or str
+        """The value, as a TOML file gives it, in the type of the setting; an integer is taken for a float.
 
         Raises
         ------

@@ -99,10 +99,6 @@ def measure_sky(image: F32, valid: Bool, box: int) -> SkyMesh:
     box : int
         Side of the boxes, pixels.
 
-    Returns
-    -------
-    SkyMesh
-
     Raises
     ------
     ValueError

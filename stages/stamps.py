@@ -46,11 +46,7 @@ def stamp_origin(x: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
 
 
 def cut_stamps(
-    array: npt.NDArray[Any],
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
-    size: int,
-    fill: float | bool = 0,
+    array: npt.NDArray[Any], x: npt.ArrayLike, y: npt.ArrayLike, size: int, fill: float | bool = 0
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Cut one square stamp around each position.
 
@@ -106,12 +102,7 @@ def cut_stamps(
 def offsets_in_stamps(x: F64, y: F64, size: int) -> tuple[F64, F64]:
     """Offsets of the pixels of stamps from a place in each, pixels, along x, shape (n, 1, size), and y, (n, size, 1).
 
-    Parameters
-    ----------
-    x, y : ndarray of float64, shape (n,)
-        The places, 0-based pixels of the stamps.
-    size : int
-        Side of the stamps, pixels.
+    The places, shape (n,), are 0-based pixels of the stamps; ``size`` is the side of the stamps.
     """
     axis = np.arange(size, dtype=np.float64)
     return axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
@@ -167,10 +158,6 @@ def cut_sources(window: PixelWindow, image: F32, valid: Bool, noise: F32, x: F64
         Positions on the detector, 0-based pixels, finite.
     size : int
         Side of the stamps, pixels.
-
-    Returns
-    -------
-    SourceStamps
     """
     ny, nx = image.shape
     at = (x - window.x0, y - window.y0, size)

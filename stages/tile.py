@@ -157,7 +157,6 @@ def extract_tile(
         Every exposure that covers the tile or its margin, in any order.
     stamp_size : int
         Side of the stamps, pixels (the model's contract).
-    config : StageConfig
     wanted : callable, optional
         Takes the positions of the objects, degrees; returns which of them to cut and measure. None for all. The result
         for an object does not depend on which others are wanted.
@@ -215,10 +214,7 @@ def extract_tile(
 
 
 def _chosen(
-    pool: _Pool,
-    found: TileObjects,
-    exposures: Sequence[PreparedExposure],
-    wanted: Callable[[F64, F64], Bool] | None,
+    pool: _Pool, found: TileObjects, exposures: Sequence[PreparedExposure], wanted: Callable[[F64, F64], Bool] | None
 ) -> _Objects:
     """The objects that are wanted, all if it is None, in order of their id."""
     # found's arrays run over the members; source leads back into the pool

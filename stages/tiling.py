@@ -87,7 +87,7 @@ def tiles_of_headers(headers: Sequence[ExposureHeader], tile_order: int, pad_arc
 
 
 def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Tile]:
-    """Turn the tiles of each exposure into the exposures of each tile.
+    """Turn the tiles of each exposure into the exposures of each tile, sorted by pixel.
 
     Parameters
     ----------
@@ -95,11 +95,6 @@ def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Til
         `exposure_id` and pixels of `footprint_tiles`, which may have been computed elsewhere.
     tile_order : int
         HEALPix order of the pixels.
-
-    Returns
-    -------
-    list of Tile
-        Sorted by pixel.
 
     Raises
     ------
@@ -118,21 +113,7 @@ def tiles_of(footprints: Iterable[tuple[str, I64]], tile_order: int) -> list[Til
 
 
 def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) -> I64:
-    """Tiles that a detector, widened by a pad, touches.
-
-    Parameters
-    ----------
-    header : ExposureHeader
-        The exposure.
-    tile_order : int
-        HEALPix order of the tiles.
-    pad_arcsec : float
-        Pad around the detector.
-
-    Returns
-    -------
-    ndarray of int64
-        Ascending pixels.
+    """Tiles, ascending HEALPix pixels of an order, that a detector touches when it is widened by a pad.
 
     Raises
     ------
@@ -142,9 +123,7 @@ def footprint_tiles(header: ExposureHeader, tile_order: int, pad_arcsec: float) 
     ny, nx = header.shape
     middle_x, middle_y = (nx - 1) / 2.0, (ny - 1) / 2.0
     ra, dec = _pixel_to_sky(
-        header,
-        np.array([middle_x, middle_x + 1.0, middle_x]),
-        np.array([middle_y, middle_y, middle_y + 1.0]),
+        header, np.array([middle_x, middle_x + 1.0, middle_x]), np.array([middle_y, middle_y, middle_y + 1.0])
     )
     origin, along_x, along_y = healpix.unit_vectors(ra, dec)
     jacobian = np.stack([along_x - origin, along_y - origin])

@@ -20,9 +20,8 @@ import pyarrow as pa
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.read.cards import Value
+from sgclassify.stages.read.cards import Value, decode, printable
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, iter_data, open_stream, scan
-from sgclassify.stages.read.text import decode, printable
 
 Raw = npt.NDArray[Any]
 
@@ -108,15 +107,7 @@ def read_bintable(path: Path, hdu: Hdu) -> pa.Table:
 def read_numbers(stream: BinaryIO, path: Path, hdu: Hdu, name: str) -> F64:
     """Read one column of a binary table HDU, or of the table of a compressed image; the heap is not read.
 
-    Parameters
-    ----------
-    stream : binary file
-        The FITS file, decompressed.
-    path : Path
-        File to name in errors.
-    hdu : Hdu
-    name : str
-        A column of scalar numbers of fixed width.
+    The column holds scalar numbers of fixed width. ``stream`` is the decompressed file; errors name ``path``.
     """
     column = next(column for column in _layout(path, hdu) if column.name == name)
     width, n_rows = hdu.axes_stored
@@ -236,15 +227,7 @@ class _Column:
         return size * self.repeat * (2 if self.code in "PQ" else 1)
 
     def array(self, rows: npt.NDArray[np.uint8], heap: memoryview) -> pa.Array:
-        """Decode the column.
-
-        Parameters
-        ----------
-        rows : uint8 array (n_rows, width)
-            The rows of the table.
-        heap : memoryview
-            The bytes after the rows: the values of variable-length columns.
-        """
+        """Decode the column from the rows of the table, (n_rows, width), and the heap: the bytes after the rows."""
         stored = rows[:, self.start : self.start + self.n_bytes]
         if self.repeat == 0 or self.code in "PQ":
             return self._variable(stored, heap)

@@ -1,4 +1,4 @@
-"""Header cards of FITS files: keyword -> value.
+"""Header cards of FITS files, keyword -> value, and the decoding of their texts.
 
 Own code, because astropy's parser warns about every odd card of a file, and changes state that all threads share.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import re
 from typing import Final
-
-from sgclassify.stages.read.text import decode
 
 CARD: Final = 80
 """Bytes of a card (FITS standard 4.0, section 3.2)."""
@@ -101,3 +99,17 @@ def as_number(value: Value) -> float:
     """A header value as a float, also where the header has it in quotes; NaN where it is not a number."""
     number = _parse_number(value.strip()) if isinstance(value, str) else value
     return math.nan if number is None or isinstance(number, bool) else float(number)
+
+
+def decode(stored: bytes) -> str:
+    """Decode bytes of a header card or of a table as UTF-8, or as Latin-1, which accepts every byte, if that fails."""
+    # The standard allows ASCII only; some programs write other characters.
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return stored.decode("latin-1")
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which XML does not allow, and without blanks around it."""
+    return "".join(c for c in text if c.isprintable()).strip()

@@ -107,17 +107,9 @@ def _refuse_twins(names: list[str], path: Path) -> None:
 
 
 def column_notes(table: pa.Table) -> list[str]:
-    """Remarks for the report on columns that differ from the file.
+    """Remarks for the report on columns that differ from the file, for a table from `read_table`.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        From `read_table`.
-
-    Returns
-    -------
-    list of str
-        One line per column; at most `MAX_COLUMN_NOTES`, then the number of the others.
+    One line per column; at most `MAX_COLUMN_NOTES`, then the number of the others.
     """
     notes = [
         f"CAT column {field.name}: {field.metadata[b'note'].decode()}"
@@ -154,16 +146,8 @@ def read_detections(table: pa.Table, header: ExposureHeader, config: StageConfig
     table : pyarrow.Table
         From `read_table`, or (if ``header.files.catalog`` is None) from the stage's own detection, whose columns
         have the official names.
-    header : ExposureHeader
-        The exposure.
     config : StageConfig
         Its ``position_...``, ``max_bad_rows`` and ``min_px_per_row`` are used.
-    path : str or Path
-        File to name in errors.
-
-    Returns
-    -------
-    Detections
 
     Raises
     ------

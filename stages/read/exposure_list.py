@@ -55,10 +55,9 @@ def parse_list(path: str | Path) -> ExposureList:
     Parameters
     ----------
     path : str or Path
-        Either a text file with one path per line: an IMG file, or a folder (all IMG files below it); blank lines
-        and lines that begin with ``#`` are skipped. Or a ``.csv`` file with the header
-        ``image[,weight,flag,catalog]``; for an empty cell the file is found by its name. Relative paths start at
-        the folder of the list.
+        Either a text file with one path per line: an IMG file, or a folder (all IMG files below it); blank lines and
+        lines that begin with ``#`` are skipped. Or a ``.csv`` file with the header ``image[,weight,flag,catalog]``; for
+        an empty cell the file is found by its name. Relative paths start at the folder of the list.
 
     Returns
     -------
@@ -217,10 +216,7 @@ def _csv_entry(paths: dict[str, Path]) -> Entry:
             return UnusableInputError(paths[name], f"the {name} file does not exist", "correct the exposure list")
     beside = find_siblings(image)
     return ExposureFiles(
-        image,
-        paths.get("weight", beside.weight),
-        paths.get("flag", beside.flag),
-        paths.get("catalog", beside.catalog),
+        image, paths.get("weight", beside.weight), paths.get("flag", beside.flag), paths.get("catalog", beside.catalog)
     )
 
 

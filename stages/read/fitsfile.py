@@ -151,12 +151,7 @@ def scan(path: Path, stop: Callable[[Hdu], bool] | None = None) -> list[Hdu]:
 
 
 def verify(path: Path) -> str:
-    """Read a whole FITS file, and verify every CHECKSUM and DATASUM in it.
-
-    Returns
-    -------
-    str
-        SHA-256 of the file on disk, hexadecimal.
+    """Read a whole FITS file, verify every CHECKSUM and DATASUM in it, and return the SHA-256 of the file on disk.
 
     Raises
     ------
@@ -192,11 +187,7 @@ def verify(path: Path) -> str:
 def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
     """Open a FITS file for reading; a gzip file is decompressed on the way.
 
-    Yields
-    ------
-    stream : binary file
-    size : int or None
-        Bytes of the stream; None for a gzip file, whose decompressed size is known only at its end.
+    Yields the stream and its size in bytes: None for a gzip file, whose decompressed size is known only at its end.
     """
     size = _regular_size(path)
     with _opened(path) as raw:

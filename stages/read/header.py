@@ -119,17 +119,9 @@ class ExposureHeader:
         return build_wcs(self.wcs_cards)
 
     def pixel_to_sky(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[F64, F64]:
-        """Sky positions of pixel positions.
+        """Sky positions, ICRS degrees, 0 <= ra < 360, of pixel positions: columns and rows, of any shape.
 
-        Parameters
-        ----------
-        x, y : array_like
-            Columns and rows, 0-based: the centre of the first pixel is 0.0. Any shape; values may be NaN.
-
-        Returns
-        -------
-        ra, dec : float64 arrays
-            Degrees, ICRS, 0 <= ra < 360; NaN where the position is not finite or is not on the sky.
+        Pixels are 0-based: the centre of the first is 0.0. NaN where the position is not finite or is not on the sky.
         """
         ra, dec = transform(self.wcs(), x, y, forward=True)
         return right_ascension(ra), dec
@@ -140,16 +132,7 @@ class ExposureHeader:
 
 
 def read_header(files: ExposureFiles) -> ExposureHeader:
-    """Read the headers of an exposure, and refuse an exposure that can never be used.
-
-    Parameters
-    ----------
-    files : ExposureFiles
-        The files of the exposure. Of IMG, WHT and FLG the headers are read; CAT is not opened.
-
-    Returns
-    -------
-    ExposureHeader
+    """Read the headers of IMG, WHT and FLG, and refuse an exposure that can never be used; CAT is not opened.
 
     Raises
     ------

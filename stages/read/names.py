@@ -87,19 +87,10 @@ def is_utf8(name: str) -> bool:
 
 
 def parse_name(path: str | Path) -> ExposureName | None:
-    """Split a CSST file name into its parts.
+    """Split a CSST file name, with or without its folder, into its parts; None if the name has another form.
 
-    Parameters
-    ----------
-    path : str or Path
-        File name, with or without its folder. Two forms are known:
-        ``CSST_MSC_MS_<TYPE>_<start>_<stop>_<obsid>_<chip>_L1_<version>_<KIND>.fits`` and the older
-        ``..._<obsid>_<chip>_<kind>[_L1].fits``, in upper or lower case, also with ``.fits.fz`` or ``.fits.gz``.
-
-    Returns
-    -------
-    ExposureName or None
-        None if the name has another form.
+    Two forms are known: ``CSST_MSC_MS_<TYPE>_<start>_<stop>_<obsid>_<chip>_L1_<version>_<KIND>.fits`` and the older
+    ``..._<obsid>_<chip>_<kind>[_L1].fits``, in upper or lower case, also with ``.fits.fz`` or ``.fits.gz``.
     """
     name = Path(path).name
     if not has_fits_extension(name):
@@ -130,21 +121,11 @@ def exposure_stem(path: str | Path) -> str:
 
 
 def find_siblings(image: Path) -> ExposureFiles:
-    """Find WHT, FLG and CAT beside an image, by name.
+    """Find WHT, FLG and CAT beside an image (IMG), by name; None for each missing file.
 
     The kind may be in upper or lower case, and each file may have any of the three extensions: one exposure may be
     compressed in part. If several files match, the one with the name most like the image's is taken. Where the image
     is a link, as in a staging area, files that are not beside the link are looked for beside its target.
-
-    Parameters
-    ----------
-    image : Path
-        The IMG file.
-
-    Returns
-    -------
-    ExposureFiles
-        None for each missing file.
     """
     places = _linked(image)
     found = {

@@ -96,8 +96,7 @@ class ExposurePixels:
     Attributes
     ----------
     moved_zeros : int
-        Pixels of the windows read so far with a weight above 0 that is taken for 0: quantisation of WHT has moved
-        it.
+        Pixels of the windows read so far with a weight above 0 that is taken for 0: quantisation of WHT has moved it.
     unresolved : int
         Pixels of these windows that are so bright that their weight is less than a step of the quantisation:
         usable where FLG has no flag, unusable where there is no FLG.
@@ -133,17 +132,7 @@ class ExposurePixels:
         self._stack.close()
 
     def window(self, y0: int, y1: int, x0: int, x1: int) -> PixelWindow:
-        """Read the pixels [y0:y1, x0:x1].
-
-        Parameters
-        ----------
-        y0, y1, x0, x1 : int
-            Half-open range of rows and columns, 0-based, on the detector and not empty.
-
-        Returns
-        -------
-        PixelWindow
-            In native byte order, owned by the caller.
+        """Read the pixels [y0:y1, x0:x1], a 0-based range; in native byte order, owned by the caller.
 
         Raises
         ------
@@ -210,15 +199,6 @@ class ExposurePixels:
 
 def check_exposure(header: ExposureHeader) -> ExposureCheck:
     """Read every byte of an exposure once, and refuse an exposure that is damaged or empty.
-
-    Parameters
-    ----------
-    header : ExposureHeader
-        The exposure.
-
-    Returns
-    -------
-    ExposureCheck
 
     Raises
     ------

@@ -26,7 +26,6 @@ class PreparedExposure:
 
     Attributes
     ----------
-    header : ExposureHeader
     work_dir : Path
         Folder that holds the exposure's prepared files.
     n_rows, n_usable : int

@@ -13,12 +13,7 @@ from sgclassify.stages.prior import Prior
 
 
 def read_prior(path: Path) -> Prior:
-    """Read a table of the prior by magnitude.
-
-    Parameters
-    ----------
-    path : Path
-        CSV (with a header) or Parquet file with the columns ``magnitude`` and ``star_fraction``.
+    """Read a prior by magnitude: CSV (with a header) or Parquet with the columns ``magnitude`` and ``star_fraction``.
 
     Raises
     ------

@@ -68,8 +68,6 @@ def wcs_cards(values: Mapping[str, Value], path: Path) -> str:
     ----------
     values : mapping of str to header values
         Keyword -> value of the HDU with the WCS. A keyword without a value counts as absent.
-    path : Path
-        File that errors name.
 
     Returns
     -------
@@ -194,12 +192,7 @@ class _Values:
             return product
         angle = math.radians(self.number("CROTA2", 0.0))
         cos, sin = math.cos(angle), math.sin(angle)
-        return {
-            "CD1_1": delta[1] * cos,
-            "CD1_2": -delta[2] * sin,
-            "CD2_1": delta[1] * sin,
-            "CD2_2": delta[2] * cos,
-        }
+        return {"CD1_1": delta[1] * cos, "CD1_2": -delta[2] * sin, "CD2_1": delta[1] * sin, "CD2_2": delta[2] * cos}
 
     def pv(self) -> dict[tuple[int, int], float]:
         """PVi_m by (i, m)."""
@@ -296,25 +289,12 @@ def transform(wcs: WCS, a: npt.ArrayLike, b: npt.ArrayLike, forward: bool) -> tu
 
 
 def check_wcs(cards: str, shape: tuple[int, int], path: Path) -> float:
-    """Refuse a WCS that wcslib rejects, has an impossible pixel scale, or cannot be inverted over the image.
-
-    Parameters
-    ----------
-    cards : str
-        From `wcs_cards`.
-    shape : (int, int)
-        Rows and columns of the image.
-    path : Path
-        File that errors name.
-
-    Returns
-    -------
-    float
-        Pixel scale at the centre of the image, arcsec.
+    """Check a WCS over an image of ``shape`` (ny, nx); return the pixel scale at the centre of the image, arcsec.
 
     Raises
     ------
     UnusableInputError
+        If wcslib rejects the cards (of `wcs_cards`), a pixel scale is impossible, or the WCS cannot be inverted.
     """
     try:
         wcs = build_wcs(cards)

@@ -20,15 +20,8 @@ ROW_GROUP_ROWS: Final = 131_072
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path that takes its final name when the block ends well, and vanishes when it does not.
 
-    Parameters
-    ----------
-    path : Path
-        Final name; its folder is made if need be. A file of that name is replaced.
-
-    Yields
-    ------
-    Path
-        Hidden name in the same folder, ending on ``.part``.
+    It is a hidden name in the same folder, ending on ``.part``. The folder is made if need be; a file of the final
+    name is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -44,27 +37,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all.
-
-    Parameters
-    ----------
-    data : bytes
-    path : Path
-        Final name.
-    """
+    """Write a file whole or not at all."""
     with atomic_path(path) as part:
         part.write_bytes(data)
 
 
 def write_atomic_text(text: str, path: Path) -> None:
-    """Write a UTF-8 text file whole or not at all.
-
-    Parameters
-    ----------
-    text : str
-    path : Path
-        Final name.
-    """
+    """Write a UTF-8 text file whole or not at all."""
     write_atomic_bytes(text.encode("utf-8"), path)
 
 
@@ -76,8 +55,6 @@ def write_atomic(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> No
     table : pyarrow.Table
         Written as it is, in its order, but for dictionary columns: they are stored as plain columns with
         Parquet's own dictionary encoding, since astropy cannot read Arrow's.
-    path : Path
-        Final name.
     metadata : mapping of str to str
         Key-value metadata of the file, added to those of the table's schema.
 
@@ -113,10 +90,7 @@ def storable(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
             field, values = field.with_type(field.type.value_type), values.cast(field.type.value_type)
         fields.append(field)
         arrays.append(values)
-    everything = {
-        **{k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()},
-        **metadata,
-    }
+    everything = {**{k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}, **metadata}
     schema = pa.schema(fields, metadata={key: everything[key] for key in sorted(everything)})
     return pa.table(arrays, schema=schema).combine_chunks()
 

@@ -21,16 +21,7 @@ _DPI: Final = 110
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and its description in words.
-
-    Attributes
-    ----------
-    png : bytes
-    width, height : int
-        Pixels.
-    alt : str
-        Text for readers who cannot see the picture.
-    """
+    """A PNG picture, its size in pixels, and ``alt``, the text for readers who cannot see it."""
 
     png: bytes
     width: int
@@ -52,7 +43,7 @@ class Picture:
 
 
 def render(package: str, template: str, **values: object) -> str:
-    """Fill in a template of a page.
+    """Fill in a template of an HTML page.
 
     Parameters
     ----------
@@ -62,11 +53,6 @@ def render(package: str, template: str, **values: object) -> str:
         Name of the file.
     **values : object
         Names in the template and their values, which are escaped.
-
-    Returns
-    -------
-    str
-        HTML.
     """
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("sgclassify.stages.write")])
     environment = Environment(

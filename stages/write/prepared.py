@@ -13,16 +13,7 @@ from sgclassify.stages.write.atomic import write_atomic, write_atomic_bytes
 
 
 def write_prepared(prepared: PreparedExposure, detections: pa.Table, catalog: pa.Table, sky: SkyMesh) -> None:
-    """Write each file whole or not at all.
-
-    Parameters
-    ----------
-    prepared : PreparedExposure
-        Says where the files lie.
-    detections, catalog : pyarrow.Table
-        One row for every row of the catalogue.
-    sky : SkyMesh
-    """
+    """Write each file whole or not at all; both tables have one row for every row of the catalogue."""
     write_atomic(detections, prepared.detections_path, {})
     write_atomic(catalog, prepared.catalog_path, {})
     buffer = io.BytesIO()

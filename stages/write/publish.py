@@ -20,14 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sgclassify.stages.columns import (
-    DETECTION_COLUMNS,
-    NO_OBJECT,
-    OBJECT_COLUMNS,
-    Column,
-    describe,
-    nullable,
-)
+from sgclassify.stages.columns import DETECTION_COLUMNS, NO_OBJECT, OBJECT_COLUMNS, Column, describe, nullable
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import INDEX_ORDER, index29, tile_of_index
 from sgclassify.stages.write.atomic import storable, sync, write_atomic
@@ -77,19 +70,7 @@ def publish_objects(order: int, pixel: int, table: pa.Table, root: Path, metadat
 
 
 def partition_path(root: Path, order: int, pixel: int) -> Path:
-    """Where HATS wants the partition of a tile.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of the catalogue.
-    order, pixel : int
-        The tile.
-
-    Returns
-    -------
-    Path
-    """
+    """Where HATS wants the partition of a tile, below the folder of the catalogue."""
     # Every worker asks for it, and importing hats takes seconds. A test compares with hats.io.paths.
     directory = pixel // PARTITIONS_PER_FOLDER * PARTITIONS_PER_FOLDER
     return root / "dataset" / f"Norder={order}" / f"Dir={directory}" / f"Npix={pixel}.parquet"
@@ -239,16 +220,7 @@ def publish_detections(
 
 
 def catalog_texts(table: pa.Table) -> list[str]:
-    """Names of the columns that hold texts, or fixed-size lists of them.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-
-    Returns
-    -------
-    list of str
-    """
+    """Names of the columns that hold texts, or fixed-size lists of them."""
     return [field.name for field in table.schema if _is_text(field.type)]
 
 
@@ -294,17 +266,12 @@ def _empty_objects() -> pa.Schema:
 
 
 def indexed(table: pa.Table) -> pa.Table:
-    """The columns of the object catalogue in their order, with the spatial index.
+    """The columns of the object catalogue in their order, with the spatial index, sorted by it, then by ``object_id``.
 
     Parameters
     ----------
     table : pyarrow.Table
         `OBJECT_COLUMNS`, in any order; ``_healpix_29`` is computed here.
-
-    Returns
-    -------
-    pyarrow.Table
-        Sorted by ``_healpix_29``, then ``object_id``.
 
     Raises
     ------
@@ -319,8 +286,7 @@ def indexed(table: pa.Table) -> pa.Table:
         table = table.drop_columns(["_healpix_29"])
     table = table.append_column("_healpix_29", pa.array(index)).take(pa.array(np.lexsort((ids, index))))
     return pa.table(
-        [_typed(table[c.name], c.type) for c in OBJECT_COLUMNS],
-        schema=pa.schema([c.field for c in OBJECT_COLUMNS]),
+        [_typed(table[c.name], c.type) for c in OBJECT_COLUMNS], schema=pa.schema([c.field for c in OBJECT_COLUMNS])
     )
 
 
