@@ -31,10 +31,7 @@ class _Reading:
 
 
 def read_headers(
-    files: Sequence[ExposureFiles],
-    read: Callable[[ExposureFiles], ExposureHeader],
-    threads: int,
-    timeout_s: float,
+    files: Sequence[ExposureFiles], read: Callable[[ExposureFiles], ExposureHeader], threads: int, timeout_s: float
 ) -> Iterator[Found]:
     """Read headers in threads; yields one outcome for each exposure, in the order given.
 

@@ -13,14 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger(__name__)
 
@@ -143,11 +136,7 @@ class Steps:
     """Counts the steps of one phase."""
 
     def __init__(
-        self,
-        name: str,
-        total: int,
-        tell: Callable[[Steps], None],
-        advance: Callable[[], None] | None = None,
+        self, name: str, total: int, tell: Callable[[Steps], None], advance: Callable[[], None] | None = None
     ) -> None:
         self.name = name
         self.total = total

@@ -116,12 +116,7 @@ class _Driver:
     """The steps of a run, in order; each fills its part of the record."""
 
     def __init__(
-        self,
-        request: Request,
-        contract: ModelContract,
-        folder: OutputFolder,
-        reporter: Reporter,
-        record: RunRecord,
+        self, request: Request, contract: ModelContract, folder: OutputFolder, reporter: Reporter, record: RunRecord
     ) -> None:
         self.request, self.contract = request, contract
         self.folder, self.reporter, self.record = folder, reporter, record

@@ -258,12 +258,7 @@ def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> Sco
 
 @bordered
 def publish(
-    tile: Tile,
-    key: str,
-    scored: ScoredTile,
-    places: Places,
-    metadata: Mapping[str, str],
-    sample_level: int,
+    tile: Tile, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str], sample_level: int
 ) -> TileReceipt:
     """Write the objects of a tile, then what the exposures need of them together with the tile's receipt.
 

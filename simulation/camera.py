@@ -64,8 +64,7 @@ class Pointing:
     ra, dec : float
         Sky position of the middle of the detector, degrees.
     roll_deg : float
-        Rotation of the detector, degrees: angle from north to the y axis through east for an image of usual
-        parity.
+        Rotation of the detector, degrees: angle from north to the y axis through east for an image of usual parity.
     mirrored : bool
         Whether the image has the other parity (east to the right when north is up).
     distortion : float

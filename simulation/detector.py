@@ -195,10 +195,7 @@ def _gain_rows(gains: F32, shape: tuple[int, ...], rows: slice) -> F32:
 
 
 def _add_hot_pixels(electrons: F32, flags: U16, model: DetectorModel, rng: np.random.Generator) -> None:
-    kinds = (
-        (model.hot_share, InputFlag.HOT, (1.0, 100.0)),
-        (model.warm_share, InputFlag.WARM, (0.1, 1.0)),
-    )
+    kinds = ((model.hot_share, InputFlag.HOT, (1.0, 100.0)), (model.warm_share, InputFlag.WARM, (0.1, 1.0)))
     for share, flag, rates in kinds:
         n = rng.poisson(share * electrons.size)
         where = rng.integers(0, electrons.size, n)

@@ -121,8 +121,7 @@ def igm_dimming(redshift: F64, wavelength_a: F64) -> F64:
     Returns
     -------
     ndarray, float64, shape (n, m)
-        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441,
-        18).
+        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441, 18).
     """
     blueward = wavelength_a < 1215.67 * (1 + redshift)
     return np.where(blueward, 1.086 * 0.0036 * (wavelength_a / 1215.67) ** 3.46, 0.0)

@@ -62,12 +62,7 @@ def available() -> bool:
 
 
 def extract(
-    data: Level1,
-    wcs: fits.Header,
-    calibration: Calibration,
-    saturate: float,
-    threshold: float,
-    with_psf: bool,
+    data: Level1, wcs: fits.Header, calibration: Calibration, saturate: float, threshold: float, with_psf: bool
 ) -> pa.Table:
     """Run SExtractor, and on request PSFEx and SExtractor again, on an exposure.
 
@@ -130,16 +125,7 @@ def extract(
 
 def _psf(program: str, folder: Path, settings: dict[str, Any]) -> Path | None:
     """PSF model of the exposure; None where it has too few stars for one."""
-    names = [
-        "X_IMAGE",
-        "Y_IMAGE",
-        "FLUX_RADIUS",
-        "FLUX_APER(1)",
-        "FLUXERR_APER(1)",
-        "ELONGATION",
-        "FLAGS",
-        "SNR_WIN",
-    ]
+    names = ["X_IMAGE", "Y_IMAGE", "FLUX_RADIUS", "FLUX_APER(1)", "FLUXERR_APER(1)", "ELONGATION", "FLAGS", "SNR_WIN"]
     names.append(f"VIGNET({VIGNET},{VIGNET})")
     own = settings | {"PHOT_APERTURES": 12, "PHOT_FLUXFRAC": 0.5}
     _sextractor(program, folder, own, names, "stars.fits", "FITS_LDAC")

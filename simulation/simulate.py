@@ -111,10 +111,7 @@ def replay(config: SimulationConfig, field_index: int) -> tuple[SkyModel, Source
 
 
 def simulate(
-    config: SimulationConfig,
-    out_dir: Path,
-    processes: int = 1,
-    progress: Callable[[FieldResult], None] | None = None,
+    config: SimulationConfig, out_dir: Path, processes: int = 1, progress: Callable[[FieldResult], None] | None = None
 ) -> list[FieldResult]:
     """Simulate all fields and write ``exposures.txt``, the list that ``sgclassify run`` reads.
 

@@ -118,13 +118,7 @@ def _image_hdu(array: Any, cards: fits.Header, kind: str, compressed: bool) -> A
         return fits.ImageHDU(array, cards, name=kind)
     # SUBTRACTIVE_DITHER_2 keeps zeros exact, which WHT needs. The seed is fixed, so the bytes are the same every time.
     return fits.CompImageHDU(
-        array,
-        cards,
-        name=kind,
-        compression_type="RICE_1",
-        quantize_level=16.0,
-        quantize_method=2,
-        dither_seed=1,
+        array, cards, name=kind, compression_type="RICE_1", quantize_level=16.0, quantize_method=2, dither_seed=1
     )
 
 

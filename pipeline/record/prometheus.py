@@ -79,9 +79,6 @@ class MetricsFile:
         add(
             "peak_memory_bytes",
             "Largest resident memory of a process.",
-            [
-                ('{process="driver"}', peak_mib() * 2**20),
-                ('{process="worker"}', max(peaks, default=0.0) * 2**20),
-            ],
+            [('{process="driver"}', peak_mib() * 2**20), ('{process="worker"}', max(peaks, default=0.0) * 2**20)],
         )
         return "\n".join(lines) + "\n"

@@ -249,10 +249,7 @@ ENTRIES: Final[Mapping[str, tuple[str, Callable[[RunRecord], Any]]]] = {
         lambda r: [_trimmed(asdict(t)) for t in sorted(r.tiles, key=lambda t: (t.order, t.pixel))],
     ),
     "peak_mib": ("largest memory of the driver, MiB", lambda r: r.peak_mib),
-    "timings": (
-        "seconds of each phase",
-        lambda r: {name: round(seconds, 3) for name, seconds in r.timings.items()},
-    ),
+    "timings": ("seconds of each phase", lambda r: {name: round(seconds, 3) for name, seconds in r.timings.items()}),
 }
 """Keys of run.json: meaning, and how it is made."""
 

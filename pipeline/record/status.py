@@ -111,10 +111,7 @@ def read_status(folder: Path) -> dict[str, Any]:
             "finished": record.get("finished"),
             "counts": record.get("counts", {}),
             "set_aside": [
-                {
-                    "id": item.get("id", f"tile {item.get('order')}/{item.get('pixel')}"),
-                    "fault": item["fault"],
-                }
+                {"id": item.get("id", f"tile {item.get('order')}/{item.get('pixel')}"), "fault": item["fault"]}
                 for item in [*record.get("inputs", []), *record.get("tiles", [])]
                 if item.get("outcome") == SET_ASIDE
             ],
