@@ -31,10 +31,7 @@ config_version = {CONFIG_VERSION}
 class RunConfig:
     """Everything that a run can be told beside its inputs; ``docs/reference.md`` lists the settings.
 
-    Attributes
-    ----------
-    stage : StageConfig
-        Configuration of the stages; all other attributes are settings.
+    `stage` configures the stages; all other attributes are settings.
     """
 
     tile_order: int = setting(
@@ -135,16 +132,7 @@ def default_text() -> str:
 
 
 def load_config(path: Path | None) -> RunConfig:
-    """Read a configuration file.
-
-    Parameters
-    ----------
-    path : Path or None
-        A TOML file; None for the defaults.
-
-    Returns
-    -------
-    RunConfig
+    """Read a TOML configuration file; None for the defaults.
 
     Raises
     ------

@@ -58,10 +58,7 @@ class _ConsoleHandler(logging.Handler):
 def reporting(log_format: str) -> Iterator[Reporter]:
     """Set up the log of a run on standard error; undone on leaving.
 
-    Parameters
-    ----------
-    log_format : str
-        ``"text"`` (with a progress bar where standard error is a terminal) or ``"json"``.
+    `log_format` is ``"text"`` (with a progress bar where standard error is a terminal) or ``"json"``.
     """
     console = Console(stderr=True)
     live = log_format == "text" and console.is_terminal
@@ -86,13 +83,7 @@ def reporting(log_format: str) -> Iterator[Reporter]:
 
 
 class Reporter:
-    """Tells the progress of a run, phase by phase.
-
-    Parameters
-    ----------
-    console : rich.console.Console or None
-        Terminal for a progress bar; None for log lines.
-    """
+    """Tells the progress of a run, phase by phase: in a bar on the `console`, or in log lines where that is None."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console

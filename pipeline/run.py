@@ -76,13 +76,7 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
 
 
 def plan(request: Request, reporter: Reporter) -> str:
-    """What `run` would do, as a text; nothing is written.
-
-    Raises
-    ------
-    UsageError, NothingToDoError, ModelError
-        As the run would.
-    """
+    """What `run` would do, as a text; nothing is written. Raises what the run would raise."""
     contract = _checked_model(request)
     folder = request.folder()
     folder.inspect()

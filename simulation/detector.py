@@ -119,13 +119,7 @@ def expose(rate: F32, sky: float, model: DetectorModel, rng: np.random.Generator
     sky : float
         Sky background, e-/s per pixel.
     model : DetectorModel
-        The detector.
     rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Level1
     """
     shape = rate.shape
     time = model.exposure_time

@@ -67,20 +67,7 @@ EXTINCTION: Final[npt.NDArray[np.float64]] = np.array([6.2, 4.9, 3.7, 2.6, 1.95,
 
 
 def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Wavelength and throughput of a band.
-
-    Parameters
-    ----------
-    band : str
-        One of ``BANDS``.
-
-    Returns
-    -------
-    wavelength : ndarray, float64, shape (n,)
-        Wavelength, angstrom.
-    response : ndarray, float64, shape (n,)
-        Throughput; 0 at both ends.
-    """
+    """Wavelength in angstrom, and throughput of a band, 0 at both ends; ndarrays, float64, shape (n,)."""
     spec = FILTERS[band]
     low, high = spec.half_peak_a
     wavelength = np.linspace(low - 5 * EDGE_WIDTH_A, high + 5 * EDGE_WIDTH_A, 200)
@@ -93,10 +80,7 @@ def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 def register_speclite() -> list[str]:
     """Make the filters known to speclite, which skypy uses for its photometry.
 
-    Returns
-    -------
-    list of str
-        Names, in the order of ``BANDS``, under which ``speclite.filters.load_filter`` finds them in this process.
+    Returns the names, in the order of ``BANDS``, for ``speclite.filters.load_filter`` in this process.
     """
     from speclite.filters import FilterResponse
 

@@ -54,7 +54,7 @@ class PsfModel:
     family : str
         One of ``ALL_PSF_FAMILIES``.
     band : str
-        Band; sets the wavelength.
+        Sets the wavelength.
     jitter_arcsec : float
         Standard deviation of the pointing jitter and charge diffusion, arcsec.
     moffat_fwhm_arcsec, moffat_beta : float
@@ -83,15 +83,8 @@ class PsfModel:
     def strained(self, factor: float) -> PsfModel:
         """The PSF of the same exposure, if the telescope were out of adjustment.
 
-        Parameters
-        ----------
-        factor : float
-            Factor on aberrations, shears and their changes over the detector, at least 1. The Moffat part widens and
-            the jitter is elongated with it.
-
-        Returns
-        -------
-        PsfModel
+        `factor`, at least 1, multiplies aberrations, shears and their changes over the detector. The Moffat part widens
+        and the jitter is elongated with it.
         """
         return replace(
             self,
@@ -103,25 +96,10 @@ class PsfModel:
 
 
 def draw_psf(band: str, families: tuple[str, ...], quality: float, nodes: int, rng: np.random.Generator) -> PsfModel:
-    """Draw the PSF of one exposure.
+    """Draw the PSF of one exposure, of one of the families, with `nodes` along each axis of the detector.
 
-    Parameters
-    ----------
-    band : str
-        Band.
-    families : tuple of str
-        Families to choose from.
-    quality : float
-        0 for the sharpest to 1 for the widest PSF of the simulation. The exposures of a field share it, and scatter
-        about it.
-    nodes : int
-        Nodes along each axis.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    PsfModel
+    `quality` goes from 0 for the sharpest to 1 for the widest PSF of the simulation. The exposures of a field share it,
+    and scatter about it.
     """
     quality = float(np.clip(quality + rng.normal(0.0, 0.12), 0.0, 1.0))
     aberrations = np.zeros((12, 3))
@@ -143,15 +121,7 @@ def draw_psf(band: str, families: tuple[str, ...], quality: float, nodes: int, r
 
 
 class PsfField:
-    """A :class:`PsfModel` spread over one detector.
-
-    Parameters
-    ----------
-    model : PsfModel
-        PSF of the exposure.
-    shape : tuple of int
-        (ny, nx) of the detector, pixels.
-    """
+    """A :class:`PsfModel` spread over one detector of `shape` (ny, nx), pixels."""
 
     def __init__(self, model: PsfModel, shape: tuple[int, int]) -> None:
         self.model = model
@@ -211,12 +181,7 @@ class PsfField:
     def fourier(self, node: int, size: int) -> npt.NDArray[np.complex64]:
         """Fourier transform of a node's PSF on the half plane of ``scipy.fft.rfft2``.
 
-        Parameters
-        ----------
-        node : int
-            Number of the node.
-        size : int
-            Side of the stamp, pixels; the transform has ``OVERSAMPLING`` samples per pixel.
+        The stamp has `size` pixels a side, and the transform ``OVERSAMPLING`` samples per pixel.
 
         Returns
         -------
@@ -253,17 +218,9 @@ class PsfField:
 
 
 def fwhm_px(profile: Any) -> float:
-    """Full width at half maximum of a profile: the diameter of the circle that has the area above half of the peak.
+    """Full width at half maximum, pixels: the diameter of the circle that has the area above half of the peak.
 
-    Parameters
-    ----------
-    profile : galsim.GSObject
-        Profile in arcsec that includes the pixel response.
-
-    Returns
-    -------
-    float
-        Pixels.
+    The profile, a galsim.GSObject in arcsec, includes the pixel response.
     """
     fine = 10
     image = profile.drawImage(nx=128, ny=128, scale=PIXEL_SCALE / fine, method="no_pixel").array

@@ -78,25 +78,18 @@ class Scene:
 
 
 def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobian: F64) -> Scene:
-    """Put the sources of a field on a detector.
+    """All sources of a field, in their order, on a detector.
 
     Parameters
     ----------
     sources : Sources
-        Sources of the field.
     band : str
-        Band of the detector.
     x, y : ndarray, float64, shape (n,)
         0-based pixel positions of the sources.
     zero_point : float
         AB magnitude of 1 e-/s.
     jacobian : ndarray, float64, shape (2, 2)
         Pixels (x, y) per arcsec (east, north).
-
-    Returns
-    -------
-    Scene
-        All sources, in their order.
     """
     k = BAND_INDEX[band]
     flux = 10 ** (-0.4 * (sources.mags[:, k] - zero_point))
@@ -116,23 +109,9 @@ def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobi
 
 
 def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> npt.NDArray[np.float32]:
-    """Draw a scene.
+    """Draw a scene on a detector of `shape` (ny, nx), e-/s, without sky and noise.
 
-    Parameters
-    ----------
-    sky : Scene
-        Sources on the detector.
-    psf : PsfField
-        PSF of the exposure.
-    shape : tuple of int
-        (ny, nx) of the detector, pixels.
-    noise : float
-        Standard deviation of the noise of an empty pixel, e-/s; light far below it is not drawn.
-
-    Returns
-    -------
-    ndarray, float32, shape (ny, nx)
-        Electrons per second, without sky and noise.
+    `noise` is the standard deviation of the noise of an empty pixel, e-/s; light far below it is not drawn.
     """
     image = np.zeros(shape, dtype=np.float32)
     half = _half_sizes(sky, noise)
@@ -161,9 +140,8 @@ def draw_stamp(
     Parameters
     ----------
     sky : Scene
-        Sources on the detector.
     index : int
-        Which of them.
+        Number of the source in the scene.
     transform : ndarray, complex64
         Of the PSF, as `PsfField.fourier` gives it for this size.
     size : int
@@ -231,12 +209,7 @@ def _galaxy_transform(size: int, shape: F64, sersic_n: float, bulge: float) -> n
 
 
 def clumps(texture: int) -> tuple[F64, F64, F64]:
-    """Places, sizes and shares of the clumps of a galaxy.
-
-    Parameters
-    ----------
-    texture : int
-        Seed.
+    """Places, sizes and shares of the clumps of a galaxy, drawn from the seed `texture`.
 
     Returns
     -------

@@ -41,20 +41,9 @@ def histogram(counts: npt.NDArray[np.int64]) -> Picture:
 
 
 def draw_sky(points: Sample, every: int) -> tuple[Figure, str]:
-    """Draw objects on the sky, areas in proportion.
+    """Draw at least one object on the sky, areas in proportion; returns the figure, and the same in words.
 
-    Parameters
-    ----------
-    points : ndarray of `SAMPLE`, shape (n,)
-        At least one.
-    every : int
-        The objects are one of every so many.
-
-    Returns
-    -------
-    figure : matplotlib.figure.Figure
-    alt : str
-        The same in words.
+    The points are one of `every` so many objects.
     """
     from astropy import units
 
@@ -127,18 +116,9 @@ def _label_pole(axes: Any, wcs: WCS, dec: float) -> None:
 
 
 def draw_histogram(counts: npt.NDArray[np.int64]) -> tuple[Figure, str]:
-    """Draw how many objects have which p_star.
+    """Draw how many objects have which p_star; returns the figure, and the same in words.
 
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (20,)
-        Objects in the bins of `HISTOGRAM_EDGES`.
-
-    Returns
-    -------
-    figure : matplotlib.figure.Figure
-    alt : str
-        The same in words.
+    `counts`, shape (20,), are the objects in the bins of `HISTOGRAM_EDGES`.
     """
     edges = np.asarray(HISTOGRAM_EDGES)
     figure = _figure((8.0, 3.0))
@@ -185,13 +165,7 @@ def _figure(size: tuple[float, float]) -> Figure:
 def _projection(ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]) -> tuple[WCS, tuple[float, float], float]:
     """A projection of equal areas around the middle of some objects, in pixels of an arcsecond.
 
-    Returns
-    -------
-    wcs : astropy.wcs.WCS
-    centre : tuple of float
-        Right ascension and declination of the middle, degrees.
-    radius : float
-        Largest distance from it, degrees.
+    Returns it, then in degrees the right ascension and declination of the middle and the largest distance from it.
     """
     from astropy.wcs import WCS
 

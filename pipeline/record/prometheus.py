@@ -16,14 +16,7 @@ _PREFIX: Final = "sgclassify_run"
 
 
 class MetricsFile:
-    """Writes the metrics of a run into a file, which is complete at any time.
-
-    Parameters
-    ----------
-    path : Path
-        Prometheus reads names that end in ``.prom``.
-    record : RunRecord
-    """
+    """Writes the metrics of a run into a file, complete at any time. Prometheus reads names that end in ``.prom``."""
 
     def __init__(self, path: Path, record: RunRecord) -> None:
         self._path = path.absolute()

@@ -215,14 +215,9 @@ def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: s
 
 
 class Receipts:
-    """The receipts of an output folder.
+    """The receipts of an output folder, in its subfolder ``.receipts``.
 
-    Parameters
-    ----------
-    folder : Path
-        ``.receipts`` of the output folder.
-    prepared : Path or None
-        Folder of the prepared exposures, which live as long as the run is not complete; None if none are of use.
+    The folder `prepared` holds the prepared exposures until the run is complete; None if none are of use.
     """
 
     def __init__(self, folder: Path, prepared: Path | None) -> None:

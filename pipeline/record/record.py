@@ -257,10 +257,7 @@ ENTRIES: Final[Mapping[str, tuple[str, Callable[[RunRecord], Any]]]] = {
 def pending(counts: Mapping[str, int]) -> str:
     """What a run did not reach, such as ``2 exposures and 1 tile``; empty where there is nothing.
 
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Of a record; those of earlier versions have nothing pending.
+    Records of earlier versions count nothing as pending.
     """
     numbers = [(counts.get(f"{kind}s_pending", 0), kind) for kind in ("exposure", "tile")]
     return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for n, kind in numbers if n)

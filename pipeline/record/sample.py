@@ -47,16 +47,7 @@ class Sampled(Protocol):
 
 
 def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Highest level of each object; half of all objects reach level 1, a quarter level 2, and so on.
-
-    Parameters
-    ----------
-    object_id : ndarray of int64, shape (n,)
-
-    Returns
-    -------
-    ndarray of uint8, shape (n,)
-    """
+    """Highest level of each object; half of all objects reach level 1, a quarter level 2, and so on."""
     whole = np.asarray(object_id, dtype="<i8").tobytes()
     hashes = b"".join(blake2b(whole[k : k + 8], digest_size=8).digest() for k in range(0, len(whole), 8))
     # zeros at the lower end of the hash; one bit is set so that there is an end
@@ -74,18 +65,7 @@ def draw(
 ) -> Sample:
     """The objects of a tile that belong to a level: one of every ``2**level``.
 
-    Parameters
-    ----------
-    object_id : ndarray of int64, shape (n,)
-    ra, dec : ndarray of float64, shape (n,)
-        Degrees.
-    p_star : ndarray of float32, shape (n,)
-        nan where not scored.
-    level : int
-
-    Returns
-    -------
-    ndarray of `SAMPLE`, shape (k,)
+    Positions are in degrees; `p_star` is NaN where an object is not scored.
     """
     rank = ranks(object_id)
     chosen = rank >= level
@@ -99,13 +79,7 @@ def draw(
 
 
 def level_for(n_rows: int) -> int:
-    """Level at which the tiles of a run keep their samples.
-
-    Parameters
-    ----------
-    n_rows : int
-        Catalogue rows of the run, which has no more objects than that.
-    """
+    """Level at which the tiles of a run keep their samples; a run has no more objects than catalogue rows, `n_rows`."""
     level = 0
     while n_rows > MAX_SAMPLED << level:
         level += 1

@@ -23,14 +23,7 @@ SECONDS_BETWEEN_WRITES: Final = 2.0
 
 
 class ProgressFile:
-    """Keeps the progress of a run in a file.
-
-    Parameters
-    ----------
-    path : Path
-    record : RunRecord
-        Of the run; its failures so far are written too.
-    """
+    """Keeps the progress of a run in a file, together with the failures that its record has so far."""
 
     def __init__(self, path: Path, record: RunRecord) -> None:
         self._path = path
@@ -64,10 +57,6 @@ class ProgressFile:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The state of the run in an output folder.
-
-    Parameters
-    ----------
-    folder : Path
 
     Returns
     -------
