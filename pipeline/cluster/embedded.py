@@ -60,7 +60,7 @@ _PROBE: Final = "import distributed.nanny, sgclassify.pipeline.cluster.worker"
 def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     """A cluster of processes on this machine that listens on the loopback interface only.
 
-    Its workers are for CPU tasks, or have a GPU each; their files go into `scratch`. `ClusterError` if it does not start.
+    Its workers do CPU tasks or have a GPU each; their files go into `scratch`. `ClusterError` if it does not start.
     """
     _check_loopback()
     _check_temporary()
