@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
-from sgclassify.stages.arrays import F32, U16
+from sgclassify.stages.arrays import F32, F64, U16
 from sgclassify.stages.flags import InputFlag
 
 PIXEL_CM: Final = 1e-3
@@ -228,7 +227,7 @@ def _add_cosmic_rays(electrons: F32, flags: U16, model: DetectorModel, rng: np.r
     return int(known.sum())
 
 
-def _diffuse(track: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _diffuse(track: F64) -> F64:
     # Charge spreads into the four neighbours: 3 % into each.
     spread = 0.88 * track
     spread[1:] += 0.03 * track[:-1]

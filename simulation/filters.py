@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS
 
 
@@ -62,11 +62,11 @@ ALL_PSF_FAMILIES: Final = (*PSF_FAMILIES, SHIFTED_PSF_FAMILY)
 EDGE_WIDTH_A: Final = 60.0
 """Width of the smooth edges, angstrom."""
 
-EXTINCTION: Final[npt.NDArray[np.float64]] = np.array([6.2, 4.9, 3.7, 2.6, 1.95, 1.5, 1.36])
+EXTINCTION: Final[F64] = np.array([6.2, 4.9, 3.7, 2.6, 1.95, 1.5, 1.36])
 """A(band) / E(B-V) in the order of ``BANDS``: the Milky Way curve with R_V = 3.1 at the pivot wavelengths."""
 
 
-def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def throughput(band: str) -> tuple[F64, F64]:
     """Wavelength in angstrom, and throughput of a band, 0 at both ends; ndarrays, float64, shape (n,)."""
     spec = FILTERS[band]
     low, high = spec.half_peak_a

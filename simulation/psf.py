@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from sgclassify.simulation.filters import FILTERS, SHIFTED_PSF_FAMILY
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F32, F64, I64
 from sgclassify.stages.bands import PIXEL_SCALE
 
 MOFFAT_BETAS: Final = (2.5, 3.5)
@@ -130,7 +130,7 @@ class PsfField:
         self._centroids: dict[int, tuple[float, float]] = {}
         self._fourier: dict[tuple[int, int], npt.NDArray[np.complex64]] = {}
 
-    def node_at(self, x: F64, y: F64) -> npt.NDArray[np.int64]:
+    def node_at(self, x: F64, y: F64) -> I64:
         """Number of the nearest node to each position (0-based pixels; positions outside take a node at the border)."""
         n = self.model.nodes
         column = np.clip(np.nan_to_num((x + 0.5) * n / self.shape[1]), 0, n - 1).astype(np.int64)
@@ -229,7 +229,7 @@ def fwhm_px(profile: Any) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def waves(size: int) -> tuple[F32, F32]:
     """Angular frequencies of the half plane of a stamp, radians per pixel.
 
     Parameters
@@ -258,7 +258,7 @@ def _half_plane(profile: Any, size: int) -> npt.NDArray[np.complex64]:
     return half
 
 
-def _windowed_centroid(image: npt.NDArray[np.float32]) -> tuple[float, float]:
+def _windowed_centroid(image: F32) -> tuple[float, float]:
     # Offset of the light from the middle, pixels, under a Gaussian window that follows it.
     side = image.shape[0]
     axis = (np.arange(side) - side / 2) / OVERSAMPLING

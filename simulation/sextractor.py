@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from astropy.io import fits
 
 from sgclassify.simulation.detector import Level1
+from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import PIXEL_SCALE, nanomaggies_per_count
 from sgclassify.stages.detect import Calibration
 from sgclassify.stages.photometry import APERTURE_RADII
@@ -169,7 +169,7 @@ def _table(found: Any, with_psf: bool, nanomaggies: float) -> pa.Table:
         values = values.astype(np.float64 if name in ("X", "Y", "RA", "DEC") else np.float32)
         if name.startswith("Flux"):
             values = values * np.float32(nanomaggies)
-        missing: npt.NDArray[np.bool_] = ~np.isfinite(values)
+        missing: Bool = ~np.isfinite(values)
         if name.startswith("Mag"):
             missing |= values >= NO_MAGNITUDE
         return pa.array(values, mask=missing)

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from sgclassify.simulation.filters import EXTINCTION
 from sgclassify.simulation.galaxy_pool import N_QUASARS, galaxy_pool, quasar_pool
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.healpix import chord, unit_vectors
 
@@ -154,8 +154,8 @@ class Sources:
     position_angle: F64
     bulge_fraction: F64
     clumpiness: F64
-    texture: npt.NDArray[np.int64]
-    system: npt.NDArray[np.int64]
+    texture: I64
+    system: I64
     separation: F64
 
     def __len__(self) -> int:
@@ -308,7 +308,7 @@ def _offset(ra0: float, dec0: float, east: F64, north: F64) -> tuple[F64, F64]:
     return np.mod(ra, 360.0), dec
 
 
-def blended(sources: Sources) -> npt.NDArray[np.bool_]:
+def blended(sources: Sources) -> Bool:
     """Whether another source, at most ``BLEND_MAG`` fainter in i, lies within ``BLEND_RADIUS_ARCSEC``."""
     result = np.zeros(len(sources), dtype=bool)
     if len(sources) == 0:

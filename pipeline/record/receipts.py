@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from sgclassify.pipeline.record.sample import SAMPLE, Sample
+from sgclassify.stages.arrays import I64
 from sgclassify.stages.read.checksum import sha256_of
 from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.write.atomic import write_atomic_text
@@ -134,7 +134,7 @@ class TileReceipt:
     n_galaxies: int
     n_not_scored: int
     seconds: float
-    histogram: npt.NDArray[np.int64]
+    histogram: I64
     sample: Sample
     sample_level: int
     worker: str = ""

@@ -13,6 +13,8 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.stages.arrays import F32, F64, I64
+
 MAX_POINTS: Final = 20_000
 """Objects on the sky map, at most."""
 
@@ -39,14 +41,14 @@ class Sampled(Protocol):
     @property
     def n_objects(self) -> int: ...
     @property
-    def histogram(self) -> npt.NDArray[np.int64]: ...
+    def histogram(self) -> I64: ...
     @property
     def sample(self) -> Sample: ...
     @property
     def sample_level(self) -> int: ...
 
 
-def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def ranks(object_id: I64) -> npt.NDArray[np.uint8]:
     """Highest level of each object; half of all objects reach level 1, a quarter level 2, and so on."""
     whole = np.asarray(object_id, dtype="<i8").tobytes()
     hashes = b"".join(blake2b(whole[k : k + 8], digest_size=8).digest() for k in range(0, len(whole), 8))
@@ -56,13 +58,7 @@ def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     return (np.frexp(lowest.astype(np.float64))[1] - 1).astype(np.uint8)
 
 
-def draw(
-    object_id: npt.NDArray[np.int64],
-    ra: npt.NDArray[np.float64],
-    dec: npt.NDArray[np.float64],
-    p_star: npt.NDArray[np.float32],
-    level: int,
-) -> Sample:
+def draw(object_id: I64, ra: F64, dec: F64, p_star: F32, level: int) -> Sample:
     """The objects of a tile that belong to a level: one of every ``2**level``.
 
     Positions are in degrees; `p_star` is NaN where an object is not scored.
