@@ -114,10 +114,7 @@ def main() -> None:
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the products.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model archive. [default: the shipped one]")
-@click.option(
-    "--scheduler",
-    help="Address of a Dask scheduler, tcp:// or tls://. [default: a cluster on this machine]",
-)
+@click.option("--scheduler", help="Address of a Dask scheduler, tcp:// or tls://. [default: a cluster on this machine]")
 @click.option(
     "--scheduler-file",
     type=click.Path(path_type=Path),

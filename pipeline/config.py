@@ -31,10 +31,7 @@ config_version = {CONFIG_VERSION}
 class RunConfig:
     """Everything that a run can be told beside its inputs; ``docs/reference.md`` lists the settings.
 
-    Attributes
-    ----------
-    stage : StageConfig
-        Configuration of the stages; all other attributes are settings.
+    `stage` configures the stages; all other attributes are settings.
     """
 
     tile_order: int = setting(
@@ -45,11 +42,7 @@ class RunConfig:
         high=14,
     )
     window: int = setting(
-        2,
-        "Tiles in flight per worker.",
-        "More keep workers busier and hold more stamps in memory.",
-        low=1,
-        high=1000,
+        2, "Tiles in flight per worker.", "More keep workers busier and hold more stamps in memory.", low=1, high=1000
     )
     batch_size: int = setting(
         64,
@@ -76,11 +69,7 @@ class RunConfig:
         60.0, "Longest wait at the start for workers that can do the work.", unit="s", low=0.1, high=86400
     )
     lost_workers_timeout_s: float = setting(
-        300.0,
-        "Longest wait for workers once the run has lost all that can do the work.",
-        unit="s",
-        low=0.1,
-        high=86400,
+        300.0, "Longest wait for workers once the run has lost all that can do the work.", unit="s", low=0.1, high=86400
     )
     task_timeout_s: float = setting(
         1800.0,
@@ -103,9 +92,7 @@ class RunConfig:
         high=2**31 - 1,
     )
     prior_star_fraction: float = setting(
-        0.0,
-        "Share of stars that the probabilities assume; 0: that of the model's training sample.",
-        high=0.999999,
+        0.0, "Share of stars that the probabilities assume; 0: that of the model's training sample.", high=0.999999
     )
     prior_table: str = setting(
         "",
@@ -145,16 +132,7 @@ def default_text() -> str:
 
 
 def load_config(path: Path | None) -> RunConfig:
-    """Read a configuration file.
-
-    Parameters
-    ----------
-    path : Path or None
-        A TOML file; None for the defaults.
-
-    Returns
-    -------
-    RunConfig
+    """Read a TOML configuration file; None for the defaults.
 
     Raises
     ------

@@ -8,10 +8,7 @@ from sgclassify.stages.errors import ExitCode, SgClassifyError
 class TaskKilledError(SgClassifyError):
     """The worker process ended while it computed a task, every time that the scheduler tried.
 
-    Parameters
-    ----------
-    known : str
-        What is known of the worker and its death.
+    `known` is what is known of the worker and its death.
     """
 
     exit_code = ExitCode.SET_ASIDE
@@ -29,15 +26,7 @@ class TaskKilledError(SgClassifyError):
 
 
 class TaskTimeoutError(SgClassifyError):
-    """A task took so long that the worker ended itself; see `sgclassify.pipeline.process.time_limit`.
-
-    Parameters
-    ----------
-    what : str
-        The job.
-    seconds : float
-        Longest time that it may take.
-    """
+    """A task took longer than `seconds`, so the worker ended itself; see `sgclassify.pipeline.process.time_limit`."""
 
     exit_code = ExitCode.SET_ASIDE
     path = ""
@@ -59,12 +48,7 @@ class TaskError(Exception):
     """An unexpected error of a task, in a form that can be sent from any process to any other.
 
     The error itself may hold what cannot be unpickled elsewhere, or a traceback that is too deep for it. The driver
-    would then never hear of the task again.
-
-    Parameters
-    ----------
-    name, text, trace : str
-        Name of the error's class, its message, and its traceback.
+    would then never hear of the task again. `name` is that of the error's class.
     """
 
     def __init__(self, name: str, text: str, trace: str) -> None:

@@ -31,22 +31,12 @@ class _Reading:
 
 
 def read_headers(
-    files: Sequence[ExposureFiles],
-    read: Callable[[ExposureFiles], ExposureHeader],
-    threads: int,
-    timeout_s: float,
+    files: Sequence[ExposureFiles], read: Callable[[ExposureFiles], ExposureHeader], threads: int, timeout_s: float
 ) -> Iterator[Found]:
     """Read headers in threads; yields one outcome for each exposure, in the order given.
 
-    Parameters
-    ----------
-    files : sequence of ExposureFiles
-    read : callable
-        Reads the headers of one exposure.
-    threads : int
-    timeout_s : float
-        Longest time for one exposure. A thread that is stuck in a read cannot be ended: another one takes its
-        place, and the program can end without it.
+    `timeout_s` is the longest time for one exposure. A thread that is stuck in a read cannot be ended: another one
+    takes its place, and the program can end without it.
     """
     jobs: queue.SimpleQueue[_Reading | None] = queue.SimpleQueue()
 

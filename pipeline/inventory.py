@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sgclassify.pipeline.headers import read_headers
 from sgclassify.pipeline.progress import Reporter
@@ -25,6 +24,7 @@ from sgclassify.pipeline.record.receipts import (
 )
 from sgclassify.pipeline.record.record import DONE, SET_ASIDE, SKIPPED, ExposureRecord, Failure, RunRecord
 from sgclassify.pipeline.request import Request
+from sgclassify.stages.arrays import I64
 from sgclassify.stages.errors import NothingToDoError, SlitlessExposureError
 from sgclassify.stages.read.header import ExposureHeader, read_header
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
@@ -188,7 +188,7 @@ class Inventory:
             random.Random(self.config.tile_shuffle_seed).shuffle(order)
         return order
 
-    def _footprint(self, header: ExposureHeader) -> NDArray[np.int64]:
+    def _footprint(self, header: ExposureHeader) -> I64:
         """Pixels of the tiles that an exposure touches."""
         if (receipt := self.good.get(header.exposure_id)) is not None:
             return np.asarray(receipt.tiles, dtype=np.int64)

@@ -124,13 +124,7 @@ class Preparation(Phase[ExposureHeader, ExposureReceipt]):
 class TileBook:
     """What became of the planned tiles: for the record, the report, and the join.
 
-    Attributes
-    ----------
-    records : dict of Tile to TileRecord
-    sample : SkySample
-        Objects of the published tiles.
-    published : dict of str to dict of int to str
-        Pixel and key of the published tiles of every good exposure.
+    `sample` has objects of the published tiles; `published` has, by good exposure, their keys by pixel.
     """
 
     def __init__(self, plan: Plan, inventory: Inventory) -> None:

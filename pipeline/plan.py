@@ -41,13 +41,7 @@ class Plan:
 
 
 def make_plan(inventory: Inventory) -> Plan:
-    """Plan the run of an inventory that was read.
-
-    Raises
-    ------
-    NothingToDoError
-        If none of its exposures can be used.
-    """
+    """Plan the run of an inventory that was read; `NothingToDoError` if none of its exposures can be used."""
     tiles = {tile: inventory.published(tile) for tile in inventory.tiles()}
     touched = {name for tile, receipt in tiles.items() if receipt is None for name in tile.exposures}
     expected: dict[str, dict[int, str]] = {name: {} for name in inventory.headers}

@@ -35,14 +35,8 @@ def peak_mib() -> float:
 def time_limit(seconds: float, what: str, note: Path) -> Iterator[None]:
     """End this process if the block takes too long: nothing else ends a thread that is stuck in a read.
 
-    Parameters
-    ----------
-    seconds : float
-        Longest time; 0 or less for no limit.
-    what : str
-        What is done, for the note.
-    note : Path
-        File written before the process ends, JSON: ``what``, ``seconds``, ``pid``, ``time``.
+    The limit is off at 0 or less. Before the process ends it writes the file `note`, JSON: ``what`` is done,
+    ``seconds``, ``pid``, ``time``.
     """
     if seconds <= 0:
         yield

@@ -13,14 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +58,7 @@ class _ConsoleHandler(logging.Handler):
 def reporting(log_format: str) -> Iterator[Reporter]:
     """Set up the log of a run on standard error; undone on leaving.
 
-    Parameters
-    ----------
-    log_format : str
-        ``"text"`` (with a progress bar where standard error is a terminal) or ``"json"``.
+    `log_format` is ``"text"`` (with a progress bar where standard error is a terminal) or ``"json"``.
     """
     console = Console(stderr=True)
     live = log_format == "text" and console.is_terminal
@@ -93,13 +83,7 @@ def reporting(log_format: str) -> Iterator[Reporter]:
 
 
 class Reporter:
-    """Tells the progress of a run, phase by phase.
-
-    Parameters
-    ----------
-    console : rich.console.Console or None
-        Terminal for a progress bar; None for log lines.
-    """
+    """Tells the progress of a run, phase by phase: in a bar on the `console`, or in log lines where that is None."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
@@ -143,11 +127,7 @@ class Steps:
     """Counts the steps of one phase."""
 
     def __init__(
-        self,
-        name: str,
-        total: int,
-        tell: Callable[[Steps], None],
-        advance: Callable[[], None] | None = None,
+        self, name: str, total: int, tell: Callable[[Steps], None], advance: Callable[[], None] | None = None
     ) -> None:
         self.name = name
         self.total = total

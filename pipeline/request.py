@@ -78,15 +78,7 @@ class Request:
 def check(options: Options, *, dry: bool = False) -> Request:
     """Read configuration, prior and list, and check model archive and output folder; nothing is written.
 
-    Parameters
-    ----------
-    options : Options
-    dry : bool
-        Whether nothing will be written: another run may then be at work in the output folder.
-
-    Returns
-    -------
-    Request
+    In a `dry` run nothing will be written later either: another run may then be at work in the output folder.
 
     Raises
     ------

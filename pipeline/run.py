@@ -76,13 +76,7 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
 
 
 def plan(request: Request, reporter: Reporter) -> str:
-    """What `run` would do, as a text; nothing is written.
-
-    Raises
-    ------
-    UsageError, NothingToDoError, ModelError
-        As the run would.
-    """
+    """What `run` would do, as a text; nothing is written. Raises what the run would raise."""
     contract = _checked_model(request)
     folder = request.folder()
     folder.inspect()
@@ -116,12 +110,7 @@ class _Driver:
     """The steps of a run, in order; each fills its part of the record."""
 
     def __init__(
-        self,
-        request: Request,
-        contract: ModelContract,
-        folder: OutputFolder,
-        reporter: Reporter,
-        record: RunRecord,
+        self, request: Request, contract: ModelContract, folder: OutputFolder, reporter: Reporter, record: RunRecord
     ) -> None:
         self.request, self.contract = request, contract
         self.folder, self.reporter, self.record = folder, reporter, record

@@ -33,13 +33,7 @@ def drop_working_folder() -> None:
 
 
 def import_dask() -> None:
-    """Import Dask, which then reads the user's configuration.
-
-    Raises
-    ------
-    UsageError
-        If that configuration is malformed. The message names the file.
-    """
+    """Import Dask, which then reads the user's configuration; `UsageError` names the file if that is malformed."""
     try:
         import distributed  # noqa: F401
     except ImportError:

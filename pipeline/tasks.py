@@ -103,11 +103,8 @@ class Places:
     def limited(self, what: str) -> AbstractContextManager[None]:
         """Context that ends the process after `limit_s`; see `time_limit`.
 
-        Raises
-        ------
-        TaskTimeoutError
-            If ``what`` has ended another worker in this try. A scheduler may give it to the next worker by itself, and
-            would lose them all, each after the whole time.
+        `TaskTimeoutError` if ``what`` has ended another worker in this try. A scheduler may give it to the next worker
+        by itself, and would lose them all, each after the whole time.
         """
         note = self.note(what)
         if note.exists():
@@ -128,13 +125,7 @@ class Places:
 class Stamps:
     """The stamps of one tile on their way to the model.
 
-    Attributes
-    ----------
-    stamps : TileStamps
-    seconds : float
-        Time spent so far.
-    peak_mib : float
-        Largest memory of the process that cut them, MiB.
+    `seconds` were spent so far; `peak_mib` is the largest memory of the process that cut them, MiB.
     """
 
     stamps: TileStamps
@@ -258,12 +249,7 @@ def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> Sco
 
 @bordered
 def publish(
-    tile: Tile,
-    key: str,
-    scored: ScoredTile,
-    places: Places,
-    metadata: Mapping[str, str],
-    sample_level: int,
+    tile: Tile, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str], sample_level: int
 ) -> TileReceipt:
     """Write the objects of a tile, then what the exposures need of them together with the tile's receipt.
 
@@ -334,10 +320,6 @@ def join(
     places : Places
     metadata : mapping of str to str
         For the key-value metadata of the file.
-
-    Returns
-    -------
-    ExposureReceipt
     """
     with places.limited(str(receipt)):
         prepared = load_prepared(receipt.exposure_id, places)

@@ -23,22 +23,9 @@ CHIPS_OF_BAND: Final[dict[str, tuple[int, ...]]] = {
 
 
 def chip_center(chip: int) -> tuple[float, float]:
-    """Centre of a detector from the tangent point of the focal plane, pixels (x, y) (FORMATS, section 1).
+    """Centre of detector 1 to 30 from the tangent point of the focal plane, pixels (x, y) (FORMATS, section 1).
 
-    Parameters
-    ----------
-    chip : int
-        Detector number, 1 to 30.
-
-    Returns
-    -------
-    tuple of float
-        Offset along x and y.
-
-    Raises
-    ------
-    ValueError
-        If there is no such detector.
+    Raises ``ValueError`` if there is no such detector.
     """
     if chip not in DETECTOR_FILTER:
         raise ValueError(f"no detector {chip}")
@@ -64,8 +51,7 @@ class Pointing:
     ra, dec : float
         Sky position of the middle of the detector, degrees.
     roll_deg : float
-        Rotation of the detector, degrees: angle from north to the y axis through east for an image of usual
-        parity.
+        Rotation of the detector, degrees: angle from north to the y axis through east for an image of usual parity.
     mirrored : bool
         Whether the image has the other parity (east to the right when north is up).
     distortion : float
@@ -82,18 +68,9 @@ class Pointing:
 
 
 def wcs_header(pointing: Pointing) -> fits.Header:
-    """World coordinates of a pointing, as header cards.
+    """World coordinates of a pointing: CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards.
 
-    Parameters
-    ----------
-    pointing : Pointing
-        Where the detector looks.
-
-    Returns
-    -------
-    astropy.io.fits.Header
-        CTYPE, CRVAL, CRPIX, CD and, with a distortion, PV cards. The tangent point is that of the focal plane, so it
-        may lie far outside the detector.
+    The tangent point is that of the focal plane, so it may lie far outside the detector.
     """
     x_chip, y_chip = chip_center(pointing.chip)
     ny, nx = pointing.shape
@@ -127,19 +104,7 @@ def wcs_header(pointing: Pointing) -> fits.Header:
 
 
 def shifted(header: fits.Header, east_arcsec: float, north_arcsec: float) -> fits.Header:
-    """Copy a WCS header and move its reference position: an error of astrometric calibration.
-
-    Parameters
-    ----------
-    header : astropy.io.fits.Header
-        Header from :func:`wcs_header`.
-    east_arcsec, north_arcsec : float
-        Shift on the sky.
-
-    Returns
-    -------
-    astropy.io.fits.Header
-    """
+    """Copy of a WCS header, its reference position shifted on the sky: an error of astrometric calibration."""
     moved = header.copy()
     moved["CRVAL1"] += east_arcsec / 3600.0 / np.cos(np.radians(header["CRVAL2"]))
     moved["CRVAL2"] += north_arcsec / 3600.0
@@ -147,14 +112,7 @@ def shifted(header: fits.Header, east_arcsec: float, north_arcsec: float) -> fit
 
 
 def jacobian(wcs: WCS, shape: tuple[int, int]) -> F64:
-    """Pixels per arcsec at the middle of a detector.
-
-    Parameters
-    ----------
-    wcs : astropy.wcs.WCS
-        Celestial coordinates of the detector.
-    shape : tuple of int
-        (ny, nx).
+    """Pixels per arcsec at the middle of a detector of `shape` (ny, nx).
 
     Returns
     -------

@@ -18,19 +18,7 @@ NO_VALUE = -9999
 def make_catalog(data: Level1, calibration: Calibration, config: StageConfig) -> pa.Table:
     """Detect and measure the sources of an exposure, as the stage does where a CAT is missing.
 
-    Parameters
-    ----------
-    data : Level1
-        Level-1 arrays.
-    calibration : Calibration
-        What the header will claim.
-    config : StageConfig
-        Configuration of the stages.
-
-    Returns
-    -------
-    pyarrow.Table
-        One row per detection, under the official names.
+    `calibration` is what the header will claim. The table has one row per detection, under the official names.
     """
     shape = (data.image.shape[0], data.image.shape[1])
     valid = data.weight > 0
@@ -44,24 +32,7 @@ def make_catalog(data: Level1, calibration: Calibration, config: StageConfig) ->
 
 
 def catalog_hdu(catalog: pa.Table, obsid: str, chip: int, band: str) -> fits.BinTableHDU:
-    """A catalogue as the table of a CAT file.
-
-    Parameters
-    ----------
-    catalog : pyarrow.Table
-        Table from :func:`make_catalog`.
-    obsid : str
-        Observation number.
-    chip : int
-        Detector number.
-    band : str
-        Filter.
-
-    Returns
-    -------
-    astropy.io.fits.BinTableHDU
-        With the columns OBSID, CCDNO and Filter added, and ``NO_VALUE`` for nulls.
-    """
+    """A table of `make_catalog` as that of a CAT file: OBSID, CCDNO and Filter added, ``NO_VALUE`` for nulls."""
     n = catalog.num_rows
     columns = [
         fits.Column("OBSID", f"{len(obsid)}A", array=np.full(n, obsid)),

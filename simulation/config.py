@@ -79,8 +79,7 @@ class SimulationConfig:
         Share of the exposures with, in this order: a distorted (TPV) WCS, an image of the other parity,
         tile-compressed images, the older names and keywords, a satellite trail.
     detection_sigma : pair of float
-        Detection threshold of the CAT files, in standard deviations of the smoothed image; drawn for each
-        exposure.
+        Detection threshold of the CAT files, in standard deviations of the smoothed image; drawn for each exposure.
     catalogs : bool
         Whether CAT files are written.
     catalog_program : str

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
-from sgclassify.stages.arrays import F32, U16
+from sgclassify.stages.arrays import F32, F64, U16
 from sgclassify.stages.flags import InputFlag
 
 PIXEL_CM: Final = 1e-3
@@ -119,13 +118,7 @@ def expose(rate: F32, sky: float, model: DetectorModel, rng: np.random.Generator
     sky : float
         Sky background, e-/s per pixel.
     model : DetectorModel
-        The detector.
     rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Level1
     """
     shape = rate.shape
     time = model.exposure_time
@@ -195,10 +188,7 @@ def _gain_rows(gains: F32, shape: tuple[int, ...], rows: slice) -> F32:
 
 
 def _add_hot_pixels(electrons: F32, flags: U16, model: DetectorModel, rng: np.random.Generator) -> None:
-    kinds = (
-        (model.hot_share, InputFlag.HOT, (1.0, 100.0)),
-        (model.warm_share, InputFlag.WARM, (0.1, 1.0)),
-    )
+    kinds = ((model.hot_share, InputFlag.HOT, (1.0, 100.0)), (model.warm_share, InputFlag.WARM, (0.1, 1.0)))
     for share, flag, rates in kinds:
         n = rng.poisson(share * electrons.size)
         where = rng.integers(0, electrons.size, n)
@@ -237,7 +227,7 @@ def _add_cosmic_rays(electrons: F32, flags: U16, model: DetectorModel, rng: np.r
     return int(known.sum())
 
 
-def _diffuse(track: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _diffuse(track: F64) -> F64:
     # Charge spreads into the four neighbours: 3 % into each.
     spread = 0.88 * track
     spread[1:] += 0.03 * track[:-1]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import BANDS
 
 
@@ -62,25 +62,12 @@ ALL_PSF_FAMILIES: Final = (*PSF_FAMILIES, SHIFTED_PSF_FAMILY)
 EDGE_WIDTH_A: Final = 60.0
 """Width of the smooth edges, angstrom."""
 
-EXTINCTION: Final[npt.NDArray[np.float64]] = np.array([6.2, 4.9, 3.7, 2.6, 1.95, 1.5, 1.36])
+EXTINCTION: Final[F64] = np.array([6.2, 4.9, 3.7, 2.6, 1.95, 1.5, 1.36])
 """A(band) / E(B-V) in the order of ``BANDS``: the Milky Way curve with R_V = 3.1 at the pivot wavelengths."""
 
 
-def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Wavelength and throughput of a band.
-
-    Parameters
-    ----------
-    band : str
-        One of ``BANDS``.
-
-    Returns
-    -------
-    wavelength : ndarray, float64, shape (n,)
-        Wavelength, angstrom.
-    response : ndarray, float64, shape (n,)
-        Throughput; 0 at both ends.
-    """
+def throughput(band: str) -> tuple[F64, F64]:
+    """Wavelength in angstrom, and throughput of a band, 0 at both ends; ndarrays, float64, shape (n,)."""
     spec = FILTERS[band]
     low, high = spec.half_peak_a
     wavelength = np.linspace(low - 5 * EDGE_WIDTH_A, high + 5 * EDGE_WIDTH_A, 200)
@@ -93,10 +80,7 @@ def throughput(band: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 def register_speclite() -> list[str]:
     """Make the filters known to speclite, which skypy uses for its photometry.
 
-    Returns
-    -------
-    list of str
-        Names, in the order of ``BANDS``, under which ``speclite.filters.load_filter`` finds them in this process.
+    Returns the names, in the order of ``BANDS``, for ``speclite.filters.load_filter`` in this process.
     """
     from speclite.filters import FilterResponse
 

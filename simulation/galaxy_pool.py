@@ -75,7 +75,6 @@ class Pool:
     Attributes
     ----------
     redshift : ndarray, float64, shape (n,)
-        Redshift.
     mags : ndarray, float64, shape (n, 7)
         AB magnitudes in the order of ``BANDS``; rows sorted by the i band.
     """
@@ -91,14 +90,12 @@ class Pool:
         mag_i : ndarray, float64, shape (n,)
             Wanted AB magnitudes in i.
         rng : numpy.random.Generator
-            Source of randomness.
         window : int, optional
             How many ranks up or down, in order of i magnitude, an entry may be taken from.
 
         Returns
         -------
         redshift : ndarray, float64, shape (n,)
-            Redshifts.
         mags : ndarray, float64, shape (n, 7)
             AB magnitudes in the order of ``BANDS``; the i column equals `mag_i`.
         """
@@ -114,15 +111,13 @@ def igm_dimming(redshift: F64, wavelength_a: F64) -> F64:
     Parameters
     ----------
     redshift : ndarray, float64, shape (n, 1)
-        Redshift of the source.
     wavelength_a : ndarray, float64, shape (m,)
         Observed wavelength, angstrom.
 
     Returns
     -------
     ndarray, float64, shape (n, m)
-        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441,
-        18).
+        Dimming in magnitudes, from the mean optical depth of the Lyman-alpha line of Madau 1995 (ApJ 441, 18).
     """
     blueward = wavelength_a < 1215.67 * (1 + redshift)
     return np.where(blueward, 1.086 * 0.0036 * (wavelength_a / 1215.67) ** 3.46, 0.0)
@@ -153,17 +148,9 @@ def _import_skypy() -> tuple[Any, Any, Any]:
 
 @functools.lru_cache(maxsize=1)
 def galaxy_pool() -> Pool:
-    """The galaxies, made at the first call (some seconds).
+    """Some 20,000 galaxies to i of about 28, made at the first call (some seconds).
 
-    Returns
-    -------
-    Pool
-        Some 20,000 galaxies to i of about 28.
-
-    Raises
-    ------
-    ImportError
-        If skypy or speclite is not installed (``pip install sgclassify[simulate]``).
+    Raises ``ImportError`` if skypy or speclite is not installed (``pip install sgclassify[simulate]``).
     """
     from astropy import units
     from astropy.cosmology import FlatLambdaCDM
@@ -209,12 +196,9 @@ def _sorted_pool(redshift: F64, mags: F64) -> Pool:
 
 @functools.lru_cache(maxsize=1)
 def quasar_pool() -> Pool:
-    """Quasars: a power law with broad emission lines, all at i = 20.
+    """`N_QUASARS` quasars: a power law with broad emission lines.
 
-    Returns
-    -------
-    Pool
-        `N_QUASARS` redshifts and magnitudes. All have the same i magnitude, so draw with a `window` of that number.
+    All have the same i magnitude, 20, so draw with a `window` of `N_QUASARS`.
     """
     from astropy import units
 

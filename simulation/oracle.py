@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from astropy.wcs import WCS
 from scipy.special import logsumexp
 
@@ -21,7 +20,7 @@ from sgclassify.simulation.exposure import Conditions
 from sgclassify.simulation.render import Scene, draw_stamp, scene
 from sgclassify.simulation.simulate import replay
 from sgclassify.simulation.sky import SkyModel, Sources, galaxy_shapes
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BANDS
 
 SIZE: Final = 32
@@ -33,7 +32,7 @@ COMPACT: Final = 96
 most."""
 
 
-def log_ratios(config: SimulationConfig, field_index: int, mag_i: F64, used: npt.NDArray[np.bool_]) -> F64:
+def log_ratios(config: SimulationConfig, field_index: int, mag_i: F64, used: Bool) -> F64:
     """Logarithm of the likelihood ratio of star and galaxy, for some sources of a field.
 
     The flux in each band is free under either hypothesis, with a flat prior.

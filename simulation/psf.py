@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from sgclassify.simulation.filters import FILTERS, SHIFTED_PSF_FAMILY
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F32, F64, I64
 from sgclassify.stages.bands import PIXEL_SCALE
 
 MOFFAT_BETAS: Final = (2.5, 3.5)
@@ -54,7 +54,7 @@ class PsfModel:
     family : str
         One of ``ALL_PSF_FAMILIES``.
     band : str
-        Band; sets the wavelength.
+        Sets the wavelength.
     jitter_arcsec : float
         Standard deviation of the pointing jitter and charge diffusion, arcsec.
     moffat_fwhm_arcsec, moffat_beta : float
@@ -83,15 +83,8 @@ class PsfModel:
     def strained(self, factor: float) -> PsfModel:
         """The PSF of the same exposure, if the telescope were out of adjustment.
 
-        Parameters
-        ----------
-        factor : float
-            Factor on aberrations, shears and their changes over the detector, at least 1. The Moffat part widens and
-            the jitter is elongated with it.
-
-        Returns
-        -------
-        PsfModel
+        `factor`, at least 1, multiplies aberrations, shears and their changes over the detector. The Moffat part widens
+        and the jitter is elongated with it.
         """
         return replace(
             self,
@@ -103,25 +96,10 @@ class PsfModel:
 
 
 def draw_psf(band: str, families: tuple[str, ...], quality: float, nodes: int, rng: np.random.Generator) -> PsfModel:
-    """Draw the PSF of one exposure.
+    """Draw the PSF of one exposure, of one of the families, with `nodes` along each axis of the detector.
 
-    Parameters
-    ----------
-    band : str
-        Band.
-    families : tuple of str
-        Families to choose from.
-    quality : float
-        0 for the sharpest to 1 for the widest PSF of the simulation. The exposures of a field share it, and scatter
-        about it.
-    nodes : int
-        Nodes along each axis.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    PsfModel
+    `quality` goes from 0 for the sharpest to 1 for the widest PSF of the simulation. The exposures of a field share it,
+    and scatter about it.
     """
     quality = float(np.clip(quality + rng.normal(0.0, 0.12), 0.0, 1.0))
     aberrations = np.zeros((12, 3))
@@ -143,15 +121,7 @@ def draw_psf(band: str, families: tuple[str, ...], quality: float, nodes: int, r
 
 
 class PsfField:
-    """A :class:`PsfModel` spread over one detector.
-
-    Parameters
-    ----------
-    model : PsfModel
-        PSF of the exposure.
-    shape : tuple of int
-        (ny, nx) of the detector, pixels.
-    """
+    """A :class:`PsfModel` spread over one detector of `shape` (ny, nx), pixels."""
 
     def __init__(self, model: PsfModel, shape: tuple[int, int]) -> None:
         self.model = model
@@ -160,7 +130,7 @@ class PsfField:
         self._centroids: dict[int, tuple[float, float]] = {}
         self._fourier: dict[tuple[int, int], npt.NDArray[np.complex64]] = {}
 
-    def node_at(self, x: F64, y: F64) -> npt.NDArray[np.int64]:
+    def node_at(self, x: F64, y: F64) -> I64:
         """Number of the nearest node to each position (0-based pixels; positions outside take a node at the border)."""
         n = self.model.nodes
         column = np.clip(np.nan_to_num((x + 0.5) * n / self.shape[1]), 0, n - 1).astype(np.int64)
@@ -211,12 +181,7 @@ class PsfField:
     def fourier(self, node: int, size: int) -> npt.NDArray[np.complex64]:
         """Fourier transform of a node's PSF on the half plane of ``scipy.fft.rfft2``.
 
-        Parameters
-        ----------
-        node : int
-            Number of the node.
-        size : int
-            Side of the stamp, pixels; the transform has ``OVERSAMPLING`` samples per pixel.
+        The stamp has `size` pixels a side, and the transform ``OVERSAMPLING`` samples per pixel.
 
         Returns
         -------
@@ -253,17 +218,9 @@ class PsfField:
 
 
 def fwhm_px(profile: Any) -> float:
-    """Full width at half maximum of a profile: the diameter of the circle that has the area above half of the peak.
+    """Full width at half maximum, pixels: the diameter of the circle that has the area above half of the peak.
 
-    Parameters
-    ----------
-    profile : galsim.GSObject
-        Profile in arcsec that includes the pixel response.
-
-    Returns
-    -------
-    float
-        Pixels.
+    The profile, a galsim.GSObject in arcsec, includes the pixel response.
     """
     fine = 10
     image = profile.drawImage(nx=128, ny=128, scale=PIXEL_SCALE / fine, method="no_pixel").array
@@ -272,7 +229,7 @@ def fwhm_px(profile: Any) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def waves(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def waves(size: int) -> tuple[F32, F32]:
     """Angular frequencies of the half plane of a stamp, radians per pixel.
 
     Parameters
@@ -301,7 +258,7 @@ def _half_plane(profile: Any, size: int) -> npt.NDArray[np.complex64]:
     return half
 
 
-def _windowed_centroid(image: npt.NDArray[np.float32]) -> tuple[float, float]:
+def _windowed_centroid(image: F32) -> tuple[float, float]:
     # Offset of the light from the middle, pixels, under a Gaussian window that follows it.
     side = image.shape[0]
     axis = (np.arange(side) - side / 2) / OVERSAMPLING

@@ -22,7 +22,7 @@ from scipy.special import gamma, gammaincinv
 
 from sgclassify.simulation.psf import OVERSAMPLING, PsfField, waves
 from sgclassify.simulation.sky import I_BAND, SERSIC_GRID, Sources
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F32, F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX
 
 SIZES: Final = (16, 32, 64, 128, 256, 512)
@@ -69,34 +69,27 @@ class Scene:
     x: F64
     y: F64
     flux: F64
-    point: npt.NDArray[np.bool_]
+    point: Bool
     sersic_n: F64
     bulge_fraction: F64
     shape: F64
     clumpiness: F64
-    texture: npt.NDArray[np.int64]
+    texture: I64
 
 
 def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobian: F64) -> Scene:
-    """Put the sources of a field on a detector.
+    """All sources of a field, in their order, on a detector.
 
     Parameters
     ----------
     sources : Sources
-        Sources of the field.
     band : str
-        Band of the detector.
     x, y : ndarray, float64, shape (n,)
         0-based pixel positions of the sources.
     zero_point : float
         AB magnitude of 1 e-/s.
     jacobian : ndarray, float64, shape (2, 2)
         Pixels (x, y) per arcsec (east, north).
-
-    Returns
-    -------
-    Scene
-        All sources, in their order.
     """
     k = BAND_INDEX[band]
     flux = 10 ** (-0.4 * (sources.mags[:, k] - zero_point))
@@ -115,24 +108,10 @@ def scene(sources: Sources, band: str, x: F64, y: F64, zero_point: float, jacobi
     )  # fmt: skip
 
 
-def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> npt.NDArray[np.float32]:
-    """Draw a scene.
+def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> F32:
+    """Draw a scene on a detector of `shape` (ny, nx), e-/s, without sky and noise.
 
-    Parameters
-    ----------
-    sky : Scene
-        Sources on the detector.
-    psf : PsfField
-        PSF of the exposure.
-    shape : tuple of int
-        (ny, nx) of the detector, pixels.
-    noise : float
-        Standard deviation of the noise of an empty pixel, e-/s; light far below it is not drawn.
-
-    Returns
-    -------
-    ndarray, float32, shape (ny, nx)
-        Electrons per second, without sky and noise.
+    `noise` is the standard deviation of the noise of an empty pixel, e-/s; light far below it is not drawn.
     """
     image = np.zeros(shape, dtype=np.float32)
     half = _half_sizes(sky, noise)
@@ -153,17 +132,14 @@ def render(sky: Scene, psf: PsfField, shape: tuple[int, int], noise: float) -> n
     return image
 
 
-def draw_stamp(
-    sky: Scene, index: int, transform: npt.NDArray[np.complex64], size: int, noise: float
-) -> npt.NDArray[np.float32]:
+def draw_stamp(sky: Scene, index: int, transform: npt.NDArray[np.complex64], size: int, noise: float) -> F32:
     """Draw one source.
 
     Parameters
     ----------
     sky : Scene
-        Sources on the detector.
     index : int
-        Which of them.
+        Number of the source in the scene.
     transform : ndarray, complex64
         Of the PSF, as `PsfField.fourier` gives it for this size.
     size : int
@@ -213,7 +189,7 @@ def _phase(size: int, x: float, y: float) -> npt.NDArray[np.complex64]:
     return np.asarray(np.exp(-1j * np.float32(y) * rows) * np.exp(-1j * np.float32(x) * columns))
 
 
-def _galaxy_transform(size: int, shape: F64, sersic_n: float, bulge: float) -> npt.NDArray[np.float32]:
+def _galaxy_transform(size: int, shape: F64, sersic_n: float, bulge: float) -> F32:
     rows, columns = waves(size)
     (a, b), (c, d) = shape.astype(np.float32)
     # |shape^T k|^2 for k = (columns, rows).
@@ -231,12 +207,7 @@ def _galaxy_transform(size: int, shape: F64, sersic_n: float, bulge: float) -> n
 
 
 def clumps(texture: int) -> tuple[F64, F64, F64]:
-    """Places, sizes and shares of the clumps of a galaxy.
-
-    Parameters
-    ----------
-    texture : int
-        Seed.
+    """Places, sizes and shares of the clumps of a galaxy, drawn from the seed `texture`.
 
     Returns
     -------
@@ -281,7 +252,7 @@ _TABLE_TOP: Final = 14.0
 
 
 @functools.lru_cache(maxsize=len(SERSIC_GRID))
-def _sersic_table(index: int) -> npt.NDArray[np.float32]:
+def _sersic_table(index: int) -> F32:
     profile = galsim.Sersic(n=float(SERSIC_GRID[index]), half_light_radius=1.0)
     k = np.sqrt(np.expm1(np.linspace(0.0, _TABLE_TOP, _TABLE_SIZE)))
     coarse = np.concatenate([np.linspace(0.0, 1.0, 40)[:-1], np.geomspace(1.0, k[-1], 300)])
@@ -289,7 +260,7 @@ def _sersic_table(index: int) -> npt.NDArray[np.float32]:
     return np.asarray(np.interp(k, coarse, values), dtype=np.float32)
 
 
-def _sersic_transform(square: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
+def _sersic_transform(square: F32, index: int) -> F32:
     table = _sersic_table(index)
     place = np.log1p(square)
     place *= np.float32((_TABLE_SIZE - 1) / _TABLE_TOP)

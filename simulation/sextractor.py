@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from astropy.io import fits
 
 from sgclassify.simulation.detector import Level1
+from sgclassify.stages.arrays import Bool
 from sgclassify.stages.bands import PIXEL_SCALE, nanomaggies_per_count
 from sgclassify.stages.detect import Calibration
 from sgclassify.stages.photometry import APERTURE_RADII
@@ -62,12 +62,7 @@ def available() -> bool:
 
 
 def extract(
-    data: Level1,
-    wcs: fits.Header,
-    calibration: Calibration,
-    saturate: float,
-    threshold: float,
-    with_psf: bool,
+    data: Level1, wcs: fits.Header, calibration: Calibration, saturate: float, threshold: float, with_psf: bool
 ) -> pa.Table:
     """Run SExtractor, and on request PSFEx and SExtractor again, on an exposure.
 
@@ -130,16 +125,7 @@ def extract(
 
 def _psf(program: str, folder: Path, settings: dict[str, Any]) -> Path | None:
     """PSF model of the exposure; None where it has too few stars for one."""
-    names = [
-        "X_IMAGE",
-        "Y_IMAGE",
-        "FLUX_RADIUS",
-        "FLUX_APER(1)",
-        "FLUXERR_APER(1)",
-        "ELONGATION",
-        "FLAGS",
-        "SNR_WIN",
-    ]
+    names = ["X_IMAGE", "Y_IMAGE", "FLUX_RADIUS", "FLUX_APER(1)", "FLUXERR_APER(1)", "ELONGATION", "FLAGS", "SNR_WIN"]
     names.append(f"VIGNET({VIGNET},{VIGNET})")
     own = settings | {"PHOT_APERTURES": 12, "PHOT_FLUXFRAC": 0.5}
     _sextractor(program, folder, own, names, "stars.fits", "FITS_LDAC")
@@ -183,7 +169,7 @@ def _table(found: Any, with_psf: bool, nanomaggies: float) -> pa.Table:
         values = values.astype(np.float64 if name in ("X", "Y", "RA", "DEC") else np.float32)
         if name.startswith("Flux"):
             values = values * np.float32(nanomaggies)
-        missing: npt.NDArray[np.bool_] = ~np.isfinite(values)
+        missing: Bool = ~np.isfinite(values)
         if name.startswith("Mag"):
             missing |= values >= NO_MAGNITUDE
         return pa.array(values, mask=missing)

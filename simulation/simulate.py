@@ -28,18 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FieldResult:
-    """One simulated field.
+    """One simulated field: its number, folder, IMG files and truth table.
 
     Attributes
     ----------
-    index : int
-        Number of the field.
-    folder : Path
-        Its folder.
-    images : tuple of Path
-        IMG files.
-    truth : Path
-        Truth table.
     n_sources : int
         Rows of the truth table.
     made : bool
@@ -55,21 +47,7 @@ class FieldResult:
 
 
 def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) -> FieldResult:
-    """Simulate one field, unless it is there already.
-
-    Parameters
-    ----------
-    config : SimulationConfig
-        What to simulate.
-    field_index : int
-        Number of the field, from 0.
-    out_dir : Path
-        Folder in which the field gets its own folder ``field_<number>``.
-
-    Returns
-    -------
-    FieldResult
-    """
+    """Simulate one field, numbered from 0, in its own folder ``field_<number>``, unless it is there already."""
     folder = Path(out_dir) / f"field_{field_index:05d}"
     done = _finished(folder, config, field_index)
     if done is not None:
@@ -91,13 +69,6 @@ def simulate_field(config: SimulationConfig, field_index: int, out_dir: Path) ->
 def replay(config: SimulationConfig, field_index: int) -> tuple[SkyModel, Sources, list[Conditions]]:
     """Draw again what one field was made of, without exposing anything: for comparison with the truth.
 
-    Parameters
-    ----------
-    config : SimulationConfig
-        What was simulated.
-    field_index : int
-        Number of the field, from 0.
-
     Returns
     -------
     model : SkyModel
@@ -111,28 +82,12 @@ def replay(config: SimulationConfig, field_index: int) -> tuple[SkyModel, Source
 
 
 def simulate(
-    config: SimulationConfig,
-    out_dir: Path,
-    processes: int = 1,
-    progress: Callable[[FieldResult], None] | None = None,
+    config: SimulationConfig, out_dir: Path, processes: int = 1, progress: Callable[[FieldResult], None] | None = None
 ) -> list[FieldResult]:
     """Simulate all fields and write ``exposures.txt``, the list that ``sgclassify run`` reads.
 
-    Parameters
-    ----------
-    config : SimulationConfig
-        What to simulate.
-    out_dir : Path
-        Folder of the fields; fields that are there already, made with the same configuration, are kept.
-    processes : int, optional
-        Processes that work at the same time.
-    progress : callable, optional
-        Called in this process after each field.
-
-    Returns
-    -------
-    list of FieldResult
-        In order of the field's number.
+    Fields that are there already, made with the same configuration, are kept. `progress` is called in this process
+    after each field. The results are in order of the field's number.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from sgclassify.simulation.filters import EXTINCTION
 from sgclassify.simulation.galaxy_pool import N_QUASARS, galaxy_pool, quasar_pool
-from sgclassify.stages.arrays import F64
+from sgclassify.stages.arrays import F64, I64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
 from sgclassify.stages.healpix import chord, unit_vectors
 
@@ -154,8 +154,8 @@ class Sources:
     position_angle: F64
     bulge_fraction: F64
     clumpiness: F64
-    texture: npt.NDArray[np.int64]
-    system: npt.NDArray[np.int64]
+    texture: I64
+    system: I64
     separation: F64
 
     def __len__(self) -> int:
@@ -169,19 +169,9 @@ def galaxy_density(mag_i: float) -> float:
 
 
 def draw_sources(model: SkyModel, rng: np.random.Generator) -> Sources:
-    """Draw the sources of one field.
+    """Draw the sources of one field: galaxies first, then stars (primaries, then companions), then quasars.
 
-    Parameters
-    ----------
-    model : SkyModel
-        What the field holds.
-    rng : numpy.random.Generator
-        The same state gives the same field.
-
-    Returns
-    -------
-    Sources
-        Galaxies first, then stars (primaries, then companions), then quasars.
+    The same state of `rng` gives the same field.
     """
     area = np.pi * (model.radius_arcsec / 60.0) ** 2 * model.density
     classified_galaxies = galaxy_density(CLASSIFIED_I) * area
@@ -286,19 +276,9 @@ def _companions(primary_mags: F64, rng: np.random.Generator) -> tuple[F64, F64]:
 
 
 def galaxy_shapes(mag_i: F64, compact_share: tuple[float, float], rng: np.random.Generator) -> tuple[F64, ...]:
-    """Shapes of galaxies by their magnitude.
+    """Shapes of galaxies by their magnitude: ``r50`` to ``bulge_fraction`` of `Sources`, each of shape (n,).
 
-    Parameters
-    ----------
-    mag_i : ndarray, float64, shape (n,)
-    compact_share : pair of float
-        Range of the share with a half-light radius below 0.08 arcsec.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    tuple of ndarray, float64, shape (n,)
-        ``r50`` to ``bulge_fraction`` of `Sources`.
+    `compact_share` is the range of the share with a half-light radius below 0.08 arcsec.
     """
     n = len(mag_i)
     a, b, pivot, scatter = SIZE_RELATION
@@ -328,18 +308,8 @@ def _offset(ra0: float, dec0: float, east: F64, north: F64) -> tuple[F64, F64]:
     return np.mod(ra, 360.0), dec
 
 
-def blended(sources: Sources) -> npt.NDArray[np.bool_]:
-    """Whether another source, at most ``BLEND_MAG`` fainter in i, lies within ``BLEND_RADIUS_ARCSEC``.
-
-    Parameters
-    ----------
-    sources : Sources
-        Sources of one field.
-
-    Returns
-    -------
-    ndarray, bool, shape (n,)
-    """
+def blended(sources: Sources) -> Bool:
+    """Whether another source, at most ``BLEND_MAG`` fainter in i, lies within ``BLEND_RADIUS_ARCSEC``."""
     result = np.zeros(len(sources), dtype=bool)
     if len(sources) == 0:
         return result
@@ -354,12 +324,7 @@ def blended(sources: Sources) -> npt.NDArray[np.bool_]:
 def truth_table(sources: Sources, field_index: int) -> pa.Table:
     """Truth of one field (FORMATS, section 6), with extra columns for evaluation.
 
-    Parameters
-    ----------
-    sources : Sources
-        Sources of the field.
-    field_index : int
-        Number of the field; the high part of ``object_id``.
+    The number of the field is the high part of ``object_id``.
 
     Returns
     -------

@@ -23,23 +23,12 @@ SIDES = (512, 768, 1024, 1280)
 
 
 def field_config(part: str, seed: int, field: int) -> SimulationConfig:
-    """Configuration of one field of a data set.
+    """Configuration of one field of a data set; it depends on these three arguments alone.
 
     Some training fields have worse PSFs than the fields for judging. The shifted test has what training never sees:
-    another family of PSFs, a brighter sky, another density, twice the share of compact galaxies.
-
-    Parameters
-    ----------
-    part : str
-        Folder that the field belongs to; ``"training"`` and ``"shifted"`` differ from the others.
-    seed : int
-        Seed of the data set; the fields of the shifted test are drawn from a seed of their own.
-    field : int
-        Number of the field; the configuration depends on these three alone.
-
-    Returns
-    -------
-    SimulationConfig
+    another family of PSFs, a brighter sky, another density, twice the share of compact galaxies. Its fields are drawn
+    from a seed of their own. `part` is the folder that the field belongs to: ``"training"`` and ``"shifted"`` differ
+    from the others.
     """
     config = _usual_config(seed, field)
     if part == "training":

@@ -76,27 +76,10 @@ def write_exposure(
     folder: Path, labels: ExposureLabels, data: Level1, catalog: pa.Table | None, wcs: fits.Header,
     detector: DetectorModel,
 ) -> Path:  # fmt: skip
-    """Write IMG, WHT, FLG and, if given, CAT. IMG is written last: an exposure that has its image is complete.
+    """Write IMG, WHT, FLG and, if given, CAT into a folder, which is made if missing; returns the IMG file.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder for the files; made if it is not there.
-    labels : ExposureLabels
-        Names and numbers.
-    data : Level1
-        Level-1 arrays.
-    catalog : pyarrow.Table or None
-        Detections.
-    wcs : astropy.io.fits.Header
-        WCS cards.
-    detector : DetectorModel
-        The detector; goes into the headers.
-
-    Returns
-    -------
-    Path
-        The IMG file.
+    IMG is written last: an exposure that has its image is complete. The headers get the WCS cards and the detector's
+    properties.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cards = _image_cards(labels, wcs, detector, data.cosmic_rays)
@@ -118,13 +101,7 @@ def _image_hdu(array: Any, cards: fits.Header, kind: str, compressed: bool) -> A
         return fits.ImageHDU(array, cards, name=kind)
     # SUBTRACTIVE_DITHER_2 keeps zeros exact, which WHT needs. The seed is fixed, so the bytes are the same every time.
     return fits.CompImageHDU(
-        array,
-        cards,
-        name=kind,
-        compression_type="RICE_1",
-        quantize_level=16.0,
-        quantize_method=2,
-        dither_seed=1,
+        array, cards, name=kind, compression_type="RICE_1", quantize_level=16.0, quantize_method=2, dither_seed=1
     )
 
 

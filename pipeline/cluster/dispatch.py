@@ -37,16 +37,7 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Job]):
-    """What became of a job.
-
-    Attributes
-    ----------
-    job : Job
-    result : object
-        The receipt, or the `Failure` that the job is set aside for.
-    attempts : int
-        Times that it was tried.
-    """
+    """What became of a job: the receipt, or the `Failure` that it is set aside for, and how often it was tried."""
 
     job: Job
     result: Any
@@ -56,16 +47,7 @@ class Outcome(Generic[Job]):
 def dispatch(
     cluster: Waiting, jobs: Iterable[Job], submit: Callable[[Job], Any], in_flight: int
 ) -> Iterator[Outcome[Job]]:
-    """Run jobs with at most ``in_flight`` of them on the cluster.
-
-    Parameters
-    ----------
-    cluster : Cluster
-    jobs : iterable
-    submit : callable
-        Submits a job; returns the future of its receipt.
-    in_flight : int
-        Jobs on the cluster at a time.
+    """Run jobs with at most ``in_flight`` of them on the cluster; ``submit`` returns the future of a job's receipt.
 
     Yields
     ------

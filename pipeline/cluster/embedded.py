@@ -60,17 +60,7 @@ _PROBE: Final = "import distributed.nanny, sgclassify.pipeline.cluster.worker"
 def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     """A cluster of processes on this machine that listens on the loopback interface only.
 
-    Parameters
-    ----------
-    n_cpu, n_gpu : int
-        Workers for CPU tasks, and workers that each have a GPU.
-    scratch : Path
-        Folder for the files of the workers.
-
-    Raises
-    ------
-    ClusterError
-        If it does not start, with the reason.
+    Its workers do CPU tasks or have a GPU each; their files go into `scratch`. `ClusterError` if it does not start.
     """
     _check_loopback()
     _check_temporary()

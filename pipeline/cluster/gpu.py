@@ -23,15 +23,8 @@ _held: Final[dict[str, int]] = {}
 def claim_gpu() -> str:
     """Claim the GPU of this process for as long as the process lives; calling it again does no harm.
 
-    Returns
-    -------
-    str
-        Its UUID; empty where torch sees no GPU, with a warning: the model then runs on the CPU.
-
-    Raises
-    ------
-    ClusterError
-        If another process of this machine has claimed it.
+    Returns its UUID; empty where torch sees no GPU, with a warning: the model then runs on the CPU. `ClusterError` if
+    another process of this machine has claimed it.
     """
     import torch
 
@@ -52,14 +45,9 @@ def claim_gpu() -> str:
 
 
 def claim(uuid: str) -> None:
-    """Take the lock of a GPU, unless this process has it.
+    """Take the lock of a GPU, unless this process has it; `ClusterError` if another process of this machine holds it.
 
     It is a lock of the kernel on a file in the temporary folder, which ends with its process.
-
-    Raises
-    ------
-    ClusterError
-        If another process of this machine holds it.
     """
     if uuid in _held:
         return

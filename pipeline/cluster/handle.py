@@ -66,13 +66,7 @@ class Cluster:
     seen: Seen = field(default_factory=Seen)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Submit a task as `distributed.Client.submit` does, each time anew; returns its future.
-
-        Raises
-        ------
-        ClusterError
-            If the scheduler is lost.
-        """
+        """Submit a task anew, as `distributed.Client.submit` does; `ClusterError` if the scheduler is lost."""
         try:
             return self.client.submit(function, *arguments, pure=False, **options)
         except (ClosedClientError, OSError) as error:
@@ -81,10 +75,7 @@ class Cluster:
     def wait_any(self, futures: set[Any]) -> set[Any]:
         """Wait until at least one future is done; return those that are.
 
-        Raises
-        ------
-        ClusterError
-            If the scheduler is lost, or no worker was there for `timeout_s`.
+        `ClusterError` if the scheduler is lost, or no worker was there for `timeout_s`.
         """
         watch = self._watch()
         if time.monotonic() - self.seen.at > POLL_S:
@@ -101,10 +92,7 @@ class Cluster:
     def outcome(self, future: Any) -> tuple[Any, BaseException | None, str]:
         """Result, error and traceback text of a future that is done.
 
-        Raises
-        ------
-        ClusterError
-            If the scheduler is lost, or found no worker for the task.
+        `ClusterError` if the scheduler is lost, or found no worker for the task.
         """
         watch = self._watch()
         while True:

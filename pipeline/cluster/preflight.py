@@ -24,13 +24,7 @@ _GPU_S: Final = 5.0
 
 
 class Notices:
-    """What the driver learns of single workers.
-
-    Parameters
-    ----------
-    on_notice : callable or None
-        Gets every notice, once.
-    """
+    """What the driver learns of single workers; `on_notice` gets every notice, once."""
 
     def __init__(self, on_notice: Callable[[str], None] | None) -> None:
         self._on_notice = on_notice
@@ -79,20 +73,8 @@ class Notices:
 def readied(client: Client, address: str, plugin: Readiness, notices: Notices, *, ours: bool) -> Iterator[None]:
     """Have every worker made ready by the plugin, those that come later too, while the context is open.
 
-    Parameters
-    ----------
-    client : distributed.Client
-    address : str
-        Address of the scheduler.
-    plugin : Readiness
-    notices : Notices
-    ours : bool
-        Whether the cluster is of this machine: its workers surely run this software and see its files.
-
-    Raises
-    ------
-    ClusterError, ModelError
-        If a worker is not fit.
+    `ours` says whether the cluster is of this machine: its workers surely run this software and see its files. Raises
+    `ClusterError` or `ModelError` if a worker is not fit.
     """
     plugin.token.write_text(str(os.getpid()))
     try:
@@ -167,10 +149,7 @@ def wait_for_workers(
 ) -> Workers:
     """Workers that are ready, once there are `count` with a GPU among them if wanted, or when the time is over.
 
-    Raises
-    ------
-    ClusterError, ModelError
-        If none comes in time, none offers a GPU though one is wanted, or one is refused.
+    Raises `ClusterError` or `ModelError`: none in time, none offers a GPU though one is wanted, or one is refused.
     """
     deadline = time.monotonic() + config.worker_timeout_s
     gpu_deadline: float | None = None

@@ -38,12 +38,11 @@ MOST_NAMED: Final = 10
 
 
 class OutputFolder:
-    """The output folder of one run, locked while the context is open.
+    """The output folder of one run, locked while the context is open; made if it is missing.
 
     Parameters
     ----------
     path : Path
-        The folder; made if it is missing.
     settings : dict of str to (str, float, int, bool or None)
         What decides about the products beside the inputs: model and configuration, by name.
     overwrite : bool
@@ -126,12 +125,7 @@ class OutputFolder:
         return any((self.path / name).exists() for name in ("objects", "detections", RECEIPTS))
 
     def inspect(self) -> None:
-        """Check the folder as on entering, without writing anything; another run may be at work in it.
-
-        Raises
-        ------
-        UsageError
-        """
+        """Raise what entering would raise, without writing anything; another run may be at work in the folder."""
         self._check_owner()
         place = next(one for one in (self.path, *self.path.parents) if os.path.lexists(one))
         if not place.is_dir():
@@ -142,12 +136,7 @@ class OutputFolder:
             self._check_settings()
 
     def check_free(self) -> None:
-        """Check that no other run is at work in the folder, without writing anything.
-
-        Raises
-        ------
-        UsageError
-        """
+        """Raise `UsageError` if another run is at work in the folder, without writing anything."""
         try:
             descriptor = os.open(self.path / LOCK, os.O_RDWR)
         except OSError:
@@ -160,14 +149,7 @@ class OutputFolder:
     def refuse(self, differences: Sequence[str]) -> None:
         """Refuse inputs that are not those of the products, or treat the folder as fresh if these may be replaced.
 
-        Parameters
-        ----------
-        differences : sequence of str
-            What differs, for the message.
-
-        Raises
-        ------
-        UsageError
+        The `UsageError` names the differences.
         """
         if self.has_products and not self._overwrite:
             raise UsageError(

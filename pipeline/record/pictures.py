@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sgclassify.pipeline.record.sample import GALAXY, HISTOGRAM_EDGES, NOT_SCORED, STAR, Sample
+from sgclassify.stages.arrays import F64, I64
 from sgclassify.stages.write.page import Picture
 
 if TYPE_CHECKING:
@@ -35,26 +35,15 @@ def sky_map(points: Sample, every: int) -> Picture:
     return Picture.of(*draw_sky(points, every))
 
 
-def histogram(counts: npt.NDArray[np.int64]) -> Picture:
+def histogram(counts: I64) -> Picture:
     """How many objects have which p_star; see `draw_histogram`."""
     return Picture.of(*draw_histogram(counts))
 
 
 def draw_sky(points: Sample, every: int) -> tuple[Figure, str]:
-    """Draw objects on the sky, areas in proportion.
+    """Draw at least one object on the sky, areas in proportion; returns the figure, and the same in words.
 
-    Parameters
-    ----------
-    points : ndarray of `SAMPLE`, shape (n,)
-        At least one.
-    every : int
-        The objects are one of every so many.
-
-    Returns
-    -------
-    figure : matplotlib.figure.Figure
-    alt : str
-        The same in words.
+    The points are one of `every` so many objects.
     """
     from astropy import units
 
@@ -93,7 +82,7 @@ def draw_sky(points: Sample, every: int) -> tuple[Figure, str]:
     return figure, f"Sky map of {share} within {_angle(radius)} of {place}: {kinds}."
 
 
-def _frame(axes: Any, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], radius: float) -> None:
+def _frame(axes: Any, x: F64, y: F64, radius: float) -> None:
     """Limits around all objects, on the sky."""
     margin = max(0.04 * max(np.ptp(x), np.ptp(y)), 1.0)
     # half the circle, and the height of the equator unrolled: nothing lies beyond
@@ -126,19 +115,10 @@ def _label_pole(axes: Any, wcs: WCS, dec: float) -> None:
         axes.text(*place, label, ha="center", va="center", fontsize=9, bbox=box)
 
 
-def draw_histogram(counts: npt.NDArray[np.int64]) -> tuple[Figure, str]:
-    """Draw how many objects have which p_star.
+def draw_histogram(counts: I64) -> tuple[Figure, str]:
+    """Draw how many objects have which p_star; returns the figure, and the same in words.
 
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (20,)
-        Objects in the bins of `HISTOGRAM_EDGES`.
-
-    Returns
-    -------
-    figure : matplotlib.figure.Figure
-    alt : str
-        The same in words.
+    `counts`, shape (20,), are the objects in the bins of `HISTOGRAM_EDGES`.
     """
     edges = np.asarray(HISTOGRAM_EDGES)
     figure = _figure((8.0, 3.0))
@@ -182,16 +162,10 @@ def _figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _projection(ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]) -> tuple[WCS, tuple[float, float], float]:
+def _projection(ra: F64, dec: F64) -> tuple[WCS, tuple[float, float], float]:
     """A projection of equal areas around the middle of some objects, in pixels of an arcsecond.
 
-    Returns
-    -------
-    wcs : astropy.wcs.WCS
-    centre : tuple of float
-        Right ascension and declination of the middle, degrees.
-    radius : float
-        Largest distance from it, degrees.
+    Returns it, then in degrees the right ascension and declination of the middle and the largest distance from it.
     """
     from astropy.wcs import WCS
 

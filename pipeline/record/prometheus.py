@@ -16,14 +16,7 @@ _PREFIX: Final = "sgclassify_run"
 
 
 class MetricsFile:
-    """Writes the metrics of a run into a file, which is complete at any time.
-
-    Parameters
-    ----------
-    path : Path
-        Prometheus reads names that end in ``.prom``.
-    record : RunRecord
-    """
+    """Writes the metrics of a run into a file, complete at any time. Prometheus reads names that end in ``.prom``."""
 
     def __init__(self, path: Path, record: RunRecord) -> None:
         self._path = path.absolute()
@@ -79,9 +72,6 @@ class MetricsFile:
         add(
             "peak_memory_bytes",
             "Largest resident memory of a process.",
-            [
-                ('{process="driver"}', peak_mib() * 2**20),
-                ('{process="worker"}', max(peaks, default=0.0) * 2**20),
-            ],
+            [('{process="driver"}', peak_mib() * 2**20), ('{process="worker"}', max(peaks, default=0.0) * 2**20)],
         )
         return "\n".join(lines) + "\n"

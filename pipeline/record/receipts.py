@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from sgclassify.pipeline.record.sample import SAMPLE, Sample
+from sgclassify.stages.arrays import I64
 from sgclassify.stages.read.checksum import sha256_of
 from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.write.atomic import write_atomic_text
@@ -134,7 +134,7 @@ class TileReceipt:
     n_galaxies: int
     n_not_scored: int
     seconds: float
-    histogram: npt.NDArray[np.int64]
+    histogram: I64
     sample: Sample
     sample_level: int
     worker: str = ""
@@ -215,14 +215,9 @@ def is_unchanged(receipt: ExposureReceipt, files: ExposureFiles, catalog_stem: s
 
 
 class Receipts:
-    """The receipts of an output folder.
+    """The receipts of an output folder, in its subfolder ``.receipts``.
 
-    Parameters
-    ----------
-    folder : Path
-        ``.receipts`` of the output folder.
-    prepared : Path or None
-        Folder of the prepared exposures, which live as long as the run is not complete; None if none are of use.
+    The folder `prepared` holds the prepared exposures until the run is complete; None if none are of use.
     """
 
     def __init__(self, folder: Path, prepared: Path | None) -> None:

@@ -249,10 +249,7 @@ ENTRIES: Final[Mapping[str, tuple[str, Callable[[RunRecord], Any]]]] = {
         lambda r: [_trimmed(asdict(t)) for t in sorted(r.tiles, key=lambda t: (t.order, t.pixel))],
     ),
     "peak_mib": ("largest memory of the driver, MiB", lambda r: r.peak_mib),
-    "timings": (
-        "seconds of each phase",
-        lambda r: {name: round(seconds, 3) for name, seconds in r.timings.items()},
-    ),
+    "timings": ("seconds of each phase", lambda r: {name: round(seconds, 3) for name, seconds in r.timings.items()}),
 }
 """Keys of run.json: meaning, and how it is made."""
 
@@ -260,10 +257,7 @@ ENTRIES: Final[Mapping[str, tuple[str, Callable[[RunRecord], Any]]]] = {
 def pending(counts: Mapping[str, int]) -> str:
     """What a run did not reach, such as ``2 exposures and 1 tile``; empty where there is nothing.
 
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Of a record; those of earlier versions have nothing pending.
+    Records of earlier versions count nothing as pending.
     """
     numbers = [(counts.get(f"{kind}s_pending", 0), kind) for kind in ("exposure", "tile")]
     return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for n, kind in numbers if n)

@@ -25,15 +25,9 @@ _ORDER: Final = (SET_ASIDE, PENDING, SKIPPED, DONE)
 
 
 def write_report(record: RunRecord, sample: SkySample, path: Path) -> None:
-    """Write the report of a run.
+    """Write the report of a run, an HTML file that is complete under its name or not there.
 
-    Parameters
-    ----------
-    record : RunRecord
-    sample : SkySample
-        Objects of the published tiles.
-    path : Path
-        The HTML file; it is complete under its name or not there.
+    `sample` has objects of the published tiles.
     """
     write_text(path, render(record, sample))
 

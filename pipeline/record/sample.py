@@ -13,6 +13,8 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sgclassify.stages.arrays import F32, F64, I64
+
 MAX_POINTS: Final = 20_000
 """Objects on the sky map, at most."""
 
@@ -39,24 +41,15 @@ class Sampled(Protocol):
     @property
     def n_objects(self) -> int: ...
     @property
-    def histogram(self) -> npt.NDArray[np.int64]: ...
+    def histogram(self) -> I64: ...
     @property
     def sample(self) -> Sample: ...
     @property
     def sample_level(self) -> int: ...
 
 
-def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Highest level of each object; half of all objects reach level 1, a quarter level 2, and so on.
-
-    Parameters
-    ----------
-    object_id : ndarray of int64, shape (n,)
-
-    Returns
-    -------
-    ndarray of uint8, shape (n,)
-    """
+def ranks(object_id: I64) -> npt.NDArray[np.uint8]:
+    """Highest level of each object; half of all objects reach level 1, a quarter level 2, and so on."""
     whole = np.asarray(object_id, dtype="<i8").tobytes()
     hashes = b"".join(blake2b(whole[k : k + 8], digest_size=8).digest() for k in range(0, len(whole), 8))
     # zeros at the lower end of the hash; one bit is set so that there is an end
@@ -65,27 +58,10 @@ def ranks(object_id: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     return (np.frexp(lowest.astype(np.float64))[1] - 1).astype(np.uint8)
 
 
-def draw(
-    object_id: npt.NDArray[np.int64],
-    ra: npt.NDArray[np.float64],
-    dec: npt.NDArray[np.float64],
-    p_star: npt.NDArray[np.float32],
-    level: int,
-) -> Sample:
+def draw(object_id: I64, ra: F64, dec: F64, p_star: F32, level: int) -> Sample:
     """The objects of a tile that belong to a level: one of every ``2**level``.
 
-    Parameters
-    ----------
-    object_id : ndarray of int64, shape (n,)
-    ra, dec : ndarray of float64, shape (n,)
-        Degrees.
-    p_star : ndarray of float32, shape (n,)
-        nan where not scored.
-    level : int
-
-    Returns
-    -------
-    ndarray of `SAMPLE`, shape (k,)
+    Positions are in degrees; `p_star` is NaN where an object is not scored.
     """
     rank = ranks(object_id)
     chosen = rank >= level
@@ -99,13 +75,7 @@ def draw(
 
 
 def level_for(n_rows: int) -> int:
-    """Level at which the tiles of a run keep their samples.
-
-    Parameters
-    ----------
-    n_rows : int
-        Catalogue rows of the run, which has no more objects than that.
-    """
+    """Level at which the tiles of a run keep their samples; a run has no more objects than catalogue rows, `n_rows`."""
     level = 0
     while n_rows > MAX_SAMPLED << level:
         level += 1

@@ -23,14 +23,7 @@ SECONDS_BETWEEN_WRITES: Final = 2.0
 
 
 class ProgressFile:
-    """Keeps the progress of a run in a file.
-
-    Parameters
-    ----------
-    path : Path
-    record : RunRecord
-        Of the run; its failures so far are written too.
-    """
+    """Keeps the progress of a run in a file, together with the failures that its record has so far."""
 
     def __init__(self, path: Path, record: RunRecord) -> None:
         self._path = path
@@ -64,10 +57,6 @@ class ProgressFile:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The state of the run in an output folder.
-
-    Parameters
-    ----------
-    folder : Path
 
     Returns
     -------
@@ -111,10 +100,7 @@ def read_status(folder: Path) -> dict[str, Any]:
             "finished": record.get("finished"),
             "counts": record.get("counts", {}),
             "set_aside": [
-                {
-                    "id": item.get("id", f"tile {item.get('order')}/{item.get('pixel')}"),
-                    "fault": item["fault"],
-                }
+                {"id": item.get("id", f"tile {item.get('order')}/{item.get('pixel')}"), "fault": item["fault"]}
                 for item in [*record.get("inputs", []), *record.get("tiles", [])]
                 if item.get("outcome") == SET_ASIDE
             ],
