@@ -22,9 +22,9 @@ from foreign_photographs import Photograph, as_photographed
 from foreign_psf import ExposurePsf, PsfTraits
 from foreign_sky import Array, Rng, Sky, Source, draw_sources
 
-from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE, chip_center
+from sgclassify.simulation.camera import CHIPS_OF_BAND, chip_center
 from sgclassify.simulation.filters import FILTERS
-from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.bands import BANDS, PIXEL_SCALE, REAL_SHAPE
 
 MARGIN_PX: Final = 100  # beyond the edges of a field, where sources are drawn too
 

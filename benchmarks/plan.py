@@ -16,8 +16,8 @@ from pathlib import Path
 
 from astropy.io import fits
 
-from sgclassify.simulation.camera import CHIPS_OF_BAND, REAL_SHAPE
-from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.simulation.camera import CHIPS_OF_BAND
+from sgclassify.stages.bands import BANDS, PIXEL_SCALE, REAL_SHAPE
 
 NY, NX = REAL_SHAPE
 SCALE = PIXEL_SCALE / 3600

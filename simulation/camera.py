@@ -12,9 +12,6 @@ from astropy.wcs import WCS
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.bands import DETECTOR_FILTER, PIXEL_SCALE
 
-REAL_SHAPE: Final = (9232, 9216)
-"""(ny, nx) of a detector of the camera (FORMATS, section 1)."""
-
 CHIPS_OF_BAND: Final[dict[str, tuple[int, ...]]] = {
     band: tuple(chip for chip, name in sorted(DETECTOR_FILTER.items()) if name == band)
     for band in dict.fromkeys(DETECTOR_FILTER.values())

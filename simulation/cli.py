@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sgclassify.simulation.camera import REAL_SHAPE
 from sgclassify.simulation.config import SimulationConfig
 from sgclassify.simulation.filters import PSF_FAMILIES
+from sgclassify.stages.bands import REAL_SHAPE
 
 log = logging.getLogger(__name__)
 

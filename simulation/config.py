@@ -6,13 +6,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-from sgclassify.simulation.camera import REAL_SHAPE
 from sgclassify.simulation.detector import DetectorModel
 from sgclassify.simulation.filters import ALL_PSF_FAMILIES, FILTERS, PSF_FAMILIES
-from sgclassify.simulation.sky import COMPACT_SHARE
-from sgclassify.stages.bands import BANDS
+from sgclassify.stages.bands import BANDS, REAL_SHAPE
 
 Span = tuple[float, float]
+
+COMPACT_SHARE: Span = (0.01, 0.03)
+"""Share of galaxies with a half-light radius below 0.08 arcsec, drawn for each field."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.ndimage import binary_dilation
 
 from sgclassify.stages.arrays import F32, F64, U16
 from sgclassify.stages.flags import InputFlag
@@ -275,6 +274,9 @@ def _bleed(electrons: F32, full_well: float) -> None:
 
 
 def _flag_saturated(electrons: F32, flags: U16, level: float) -> None:
+    # Here, since the command line imports this module for its defaults, and scipy takes half a second.
+    from scipy.ndimage import binary_dilation
+
     full = electrons >= np.float32(level)
     if full.any():
         # The neighbours of a full pixel are flagged too.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.spatial import cKDTree
 
+from sgclassify.simulation.config import COMPACT_SHARE
 from sgclassify.simulation.filters import EXTINCTION
 from sgclassify.simulation.galaxy_pool import N_QUASARS, galaxy_pool, quasar_pool
 from sgclassify.stages.arrays import F64, I64, Bool
@@ -29,9 +30,6 @@ GALAXY_BRIGHTEST_I: Final = 17.0
 
 SIZE_RELATION: Final = (-0.53, -0.125, 23.0, 0.18)
 """log10 of the half-light radius in arcsec = a + b * (i - c), with scatter d in dex, (a, b, c, d)."""
-
-COMPACT_SHARE: Final = (0.01, 0.03)
-"""Share of galaxies with a half-light radius below 0.08 arcsec, drawn for each field."""
 
 SERSIC_QUANTILES: Final = ((0.0, 0.16, 0.5, 0.84, 1.0), (0.4, 0.73, 1.42, 4.4, 5.8))
 SERSIC_GRID: Final = np.array([0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 4.8, 5.8])

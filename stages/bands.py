@@ -19,6 +19,9 @@ SLITLESS: Final[frozenset[str]] = frozenset({"GU", "GV", "GI"})
 PIXEL_SCALE: Final = 0.074
 """Nominal pixel scale, arcsec per pixel."""
 
+REAL_SHAPE: Final = (9232, 9216)
+"""(ny, nx) of a detector of the camera."""
+
 NOMINAL_FWHM_PX: Final = 2.2
 """FWHM of the PSF, pixels, where a header has none: 0.16 arcsec, between those of the seven bands."""
 

@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from hypothesis import settings
 
 from sgclassify.stages.bands import DETECTOR_FILTER
 from sgclassify.stages.read.names import ExposureFiles, find_siblings
+
+# Under nohup, SIGHUP is ignored, here and in what the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Time limits of examples say how busy the machine is.
 settings.register_profile("sgclassify", deadline=None)
