@@ -172,6 +172,10 @@ class Inventory:
             extra={"exposure": exposure.id, "outcome": outcome, "file": failure.file, "fault": failure.fault},
         )
 
+    def new(self) -> list[str]:
+        """The usable exposures that neither this run nor an earlier one has prepared."""
+        return sorted(self.headers.keys() - self.good.keys())
+
     def tiles(self) -> list[Tile]:
         """The tiles of the exposures, in the order in which they are computed."""
         footprints = {}

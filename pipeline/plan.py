@@ -52,7 +52,7 @@ def make_plan(inventory: Inventory) -> Plan:
             expected[name][tile.pixel] = computed if receipt is None else receipt.key
     joined = {name for name in inventory.good if inventory.is_joined(name, expected[name])}
     complete = joined - touched
-    new = inventory.headers.keys() - inventory.good.keys()
+    new = set(inventory.new())
     # an exposure whose product is missing is joined again even if no tile of it is computed
     again = {
         name

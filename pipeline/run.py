@@ -126,13 +126,13 @@ class _Driver:
             inventory.read(self.reporter)
             if self.folder.is_fresh:
                 self.folder.start_afresh()
-            plan = make_plan(inventory)
         with self._cluster() as cluster:
             work = Work(cluster, self._places(), inventory, self.reporter, self._metadata())
             with self._timed("prepare"):
-                if plan.new:
-                    self._prepare(work, plan.new)
-                    plan = make_plan(inventory)
+                # before the plan: receipts then say which tiles these touch, and each is read once
+                if new := inventory.new():
+                    self._prepare(work, new)
+                plan = make_plan(inventory)
             self.folder.open_products()
             self._opened = True
             with self._timed("tiles"):
