@@ -8,13 +8,14 @@ near a round PSF of the known width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from sgclassify.stages.arrays import F32, F64, Bool, Columns
-from sgclassify.stages.stamps import squared_radius
+from sgclassify.stages.stamps import squared_radius, stamp_origin
 
 ORDER: Final = 6
 """Highest order p + q of the Gauss-Hermite functions."""
@@ -24,6 +25,19 @@ WIDE: Final = (2.0, 4.0)
 
 TERMS: Final = tuple((p, total - p) for total in range(ORDER + 1) for p in range(total + 1))
 N_BASIS: Final = len(TERMS) + len(WIDE)
+
+# Each function of the basis is a product of one of these of x and one of y: the Gauss-Hermite functions, then the wide
+# Gaussians.
+_N_LINES: Final = ORDER + 1 + len(WIDE)
+_TERM_X, _TERM_Y = np.array([*TERMS, *((ORDER + 1 + k,) * 2 for k in range(len(WIDE)))]).T
+# Pairs of these, and the number of the pair that two of them make.
+_PAIR_A, _PAIR_B = np.triu_indices(_N_LINES)
+_PAIR = np.zeros((_N_LINES, _N_LINES), dtype=np.int64)
+_PAIR[_PAIR_A, _PAIR_B] = _PAIR[_PAIR_B, _PAIR_A] = np.arange(_PAIR_A.size)
+# Elements of a symmetric matrix over the basis, and where each element of the whole matrix is among them.
+_UPPER = np.triu_indices(N_BASIS)
+_SYMMETRIC = np.zeros((N_BASIS, N_BASIS), dtype=np.int64)
+_SYMMETRIC[_UPPER] = _SYMMETRIC[_UPPER[::-1]] = np.arange(_UPPER[0].size)
 
 FIT_RADIUS: Final = 9.0
 """Radius (pixels) within which the stars are fitted."""
@@ -199,41 +213,79 @@ def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
         Gaussian width of the PSF (pixels): the scale of the basis.
     """
     stars = stars.take(np.argsort(-stars.flux / stars.sigma, kind="stable")[:MAX_STARS])
-    n, sigma, flux = len(stars.flux), stars.sigma, stars.flux
-    n_place = 3 if n >= MIN_STARS_VARIATION else 1
+    sigma, flux = stars.sigma[:, None, None], stars.flux[:, None, None]
+    n_place = 3 if len(stars.flux) >= MIN_STARS_VARIATION else 1
     place = _place(stars.detector_x, stars.detector_y, shape)[:, :n_place]
     mean, precision = _prior(n_place, width)
-    basis, r2 = _basis(stars.x, stars.y, stars.image.shape[-1], width)
+    pixels, window, x, y = _boxes(stars)
+    lines_x, lines_y = (np.dstack((h, *wide)) for h, wide in (_axes(c, pixels.shape[-1], width) for c in (x, y)))
+    pairs_x, pairs_y = (lines[:, :, _PAIR_A] * lines[:, :, _PAIR_B] for lines in (lines_x, lines_y))
     # the unit of brightness is unknown: bring every star to the flux of the prior's profile
-    profile = basis @ mean[0]
-    window = stars.valid.reshape(n, -1) & (r2 < FIT_RADIUS**2)
+    profile = _profiles(np.broadcast_to(mean[0], (len(place), N_BASIS)), lines_x, lines_y)
+    r2 = squared_radius(x, y, pixels.shape[-1])
+    window &= r2 < FIT_RADIUS**2
     inner = window & (r2 < CORE_RADIUS**2)
-    pixels = stars.image.reshape(n, -1).astype(np.float64)
+    n_inner = np.maximum(inner.sum(axis=(1, 2)), 1)
     for error in FIT_ERRORS:
-        weight = window / (sigma[:, None] ** 2 + (error * flux[:, None] * profile) ** 2)
-        norm = (weight * profile**2).sum(axis=1)
-        flux = np.maximum((weight * profile * pixels).sum(axis=1) / np.maximum(norm, 1e-30), 3.0 * sigma)
-        variance = (sigma / flux)[:, None] ** 2 + (error * profile) ** 2
-        data = pixels / flux[:, None]
-        misfit = (inner * (data - profile) ** 2 / variance).sum(axis=1) / np.maximum(inner.sum(axis=1), 1)
+        weight = window / (sigma**2 + (error * flux * profile) ** 2)
+        weight *= profile
+        norm = (weight * profile).sum(axis=(1, 2), keepdims=True)
+        light = (weight * pixels).sum(axis=(1, 2), keepdims=True)
+        flux = np.maximum(light / np.maximum(norm, 1e-30), 3.0 * sigma)
+        weight = window / ((sigma / flux) ** 2 + (error * profile) ** 2)
+        data = pixels / flux
+        misfit = (inner * weight * (data - profile) ** 2).sum(axis=(1, 2)) / n_inner
         # what is unlike the present profile is not a star, or has a neighbour
         keep = misfit <= (CLIP if error == FIT_ERRORS[0] else CLIP * max(float(np.median(misfit)), 1.0))
-        normal, right = precision.copy(), precision @ mean.ravel()
-        for k in np.flatnonzero(keep):
-            w = window[k] / variance[k]
-            square = (basis[k] * w[:, None]).T @ basis[k]
-            column = basis[k].T @ (w * data[k])
-            normal += np.kron(np.outer(place[k], place[k]), square)
-            right += np.kron(place[k], column)
+        weight, right = weight[keep], precision @ mean.ravel()
+        square = _squares(weight, pairs_x[keep], pairs_y[keep])
+        column = (lines_y[keep].transpose(0, 2, 1) @ (weight * data[keep]) @ lines_x[keep])[:, _TERM_Y, _TERM_X]
+        # einsum, not BLAS: the sum over the stars must not depend on the number of threads
+        right += np.einsum("ki,kb->ib", place[keep], column).ravel()
+        normal = np.einsum("ki,kj,kb->ijb", place[keep], place[keep], square)[:, :, _SYMMETRIC]
+        normal = normal.transpose(0, 2, 1, 3).reshape(precision.shape) + precision
         solution = np.linalg.solve(normal, right).reshape(n_place, N_BASIS)
         coefficients = np.asarray(solution / (solution[0] @ _integrals(width)), dtype=np.float64)
-        profile = np.einsum("nkb,nb->nk", basis, place @ coefficients)
+        profile = _profiles(place @ coefficients, lines_x, lines_y)
     return PsfModel(
         sigma=float(width),
         coefficients=tuple(tuple(float(v) for v in row) for row in coefficients),
         shape=shape,
         n_stars=int(keep.sum()),
     )
+
+
+def _boxes(stars: Stars) -> tuple[F64, Bool, F64, F64]:
+    """The part of each stamp that a circle of `FIT_RADIUS` touches: pixels (0 where not valid), which are valid, x, y.
+
+    The places, x and y, are those of the sources in their boxes.
+    """
+    size = stars.image.shape[-1]
+    side = min(size, math.ceil(2 * FIT_RADIUS))
+    first_x, first_y = (np.clip(stamp_origin(c, side), 0, size - side) for c in (stars.x, stars.y))
+    step = np.arange(side)
+    box = (np.arange(len(stars.x))[:, None, None], (first_y[:, None] + step)[:, :, None])
+    box = (*box, (first_x[:, None] + step)[:, None, :])
+    valid = stars.valid[box]
+    return np.where(valid, stars.image[box], 0.0).astype(np.float64), valid, stars.x - first_x, stars.y - first_y
+
+
+def _profiles(weights: F64, lines_x: F64, lines_y: F64) -> F64:
+    """Sum of the basis with the weights (n, `N_BASIS`) of each star."""
+    matrix = np.zeros((len(weights), _N_LINES, _N_LINES))
+    matrix[:, _TERM_Y, _TERM_X] = weights
+    return np.asarray(lines_y @ matrix @ lines_x.transpose(0, 2, 1))
+
+
+def _squares(weight: F64, pairs_x: F64, pairs_y: F64) -> F64:
+    """Weighted sums, over each star's pixels, of the products of two basis functions; last axis as `_UPPER`.
+
+    A product of two functions of the basis is one of x times one of y, so the sums along x come first. There are only
+    45 different products of each, and no more than 465 sums are needed.
+    """
+    sums = pairs_y.transpose(0, 2, 1) @ (weight @ pairs_x)
+    i, j = _UPPER
+    return np.asarray(sums[:, _PAIR[_TERM_Y[i], _TERM_Y[j]], _PAIR[_TERM_X[i], _TERM_X[j]]])
 
 
 def _prior(n_place: int, width: float) -> tuple[F64, F64]:
@@ -245,12 +297,3 @@ def _prior(n_place: int, width: float) -> tuple[F64, F64]:
     scale[:, len(TERMS) :] = np.array(PRIOR_WINGS)
     scale[1:] = PRIOR_VARIATION * np.where(np.arange(N_BASIS) < len(TERMS), 1.0, PRIOR_WINGS[0])
     return mean, np.diag(1.0 / (scale * mean[0, 0]).ravel() ** 2)
-
-
-def _basis(x: F64, y: F64, size: int, sigma: float) -> tuple[F64, F64]:
-    """Basis functions of each star, shape (n, size * size, `N_BASIS`), and squared distances (n, size * size)."""
-    (hx, wide_x), (hy, wide_y) = _axes(x, size, sigma), _axes(y, size, sigma)
-    parts = [hy[:, :, None, q] * hx[:, None, :, p] for p, q in TERMS]
-    parts += [wy[:, :, None] * wx[:, None, :] for wx, wy in zip(wide_x, wide_y, strict=True)]
-    n = len(x)
-    return np.stack([p.reshape(n, -1) for p in parts], axis=2), squared_radius(x, y, size).reshape(n, -1)

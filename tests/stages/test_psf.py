@@ -9,7 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages.psf import N_BASIS, PsfModel, Stars, _integrals, fit_psf, round_psf
+from sgclassify.stages.psf import (
+    CLIP,
+    CORE_RADIUS,
+    FIT_ERRORS,
+    FIT_RADIUS,
+    MAX_STARS,
+    MIN_STARS_VARIATION,
+    N_BASIS,
+    TERMS,
+    WIDE,
+    PsfModel,
+    Stars,
+    _axes,
+    _integrals,
+    _place,
+    _prior,
+    fit_psf,
+    round_psf,
+)
 
 SIZE = 32
 SHAPE = (1000, 1200)
@@ -107,3 +125,86 @@ def test_without_stars_it_is_round_and_of_the_given_width():
     axis = np.arange(SIZE) - 16.0
     core = got * (axis[:, None] ** 2 + axis[None, :] ** 2 < 2.0**2)
     assert (core.sum(axis=0) * axis**2).sum() / core.sum() == pytest.approx(0.95**2, rel=0.45)
+
+
+def plain_fit(found, shape, width):
+    """The fit as it is meant: each star's design matrix over all pixels of its stamp, one star after the other."""
+    found = found.take(np.argsort(-found.flux / found.sigma, kind="stable")[:MAX_STARS])
+    n, sigma, flux = len(found.flux), found.sigma, found.flux
+    n_place = 3 if n >= MIN_STARS_VARIATION else 1
+    place = _place(found.detector_x, found.detector_y, shape)[:, :n_place]
+    mean, precision = _prior(n_place, width)
+    (hx, wide_x), (hy, wide_y) = _axes(found.x, SIZE, width), _axes(found.y, SIZE, width)
+    parts = [hy[:, :, None, q] * hx[:, None, :, p] for p, q in TERMS]
+    parts += [wide_y[k][:, :, None] * wide_x[k][:, None, :] for k in range(len(WIDE))]
+    basis = np.stack([part.reshape(n, -1) for part in parts], axis=2)
+    axis = np.arange(SIZE)
+    r2 = (axis[None, None, :] - found.x[:, None, None]) ** 2 + (axis[None, :, None] - found.y[:, None, None]) ** 2
+    window = found.valid.reshape(n, -1) & (r2.reshape(n, -1) < FIT_RADIUS**2)
+    inner = window & (r2.reshape(n, -1) < CORE_RADIUS**2)
+    pixels = np.where(found.valid, found.image, 0).reshape(n, -1).astype(np.float64)
+    profile = basis @ mean[0]
+    for error in FIT_ERRORS:
+        weight = window / (sigma[:, None] ** 2 + (error * flux[:, None] * profile) ** 2)
+        norm = (weight * profile**2).sum(axis=1)
+        flux = np.maximum((weight * profile * pixels).sum(axis=1) / np.maximum(norm, 1e-30), 3.0 * sigma)
+        variance = (sigma / flux)[:, None] ** 2 + (error * profile) ** 2
+        data = pixels / flux[:, None]
+        misfit = (inner * (data - profile) ** 2 / variance).sum(axis=1) / np.maximum(inner.sum(axis=1), 1)
+        keep = misfit <= (CLIP if error == FIT_ERRORS[0] else CLIP * max(float(np.median(misfit)), 1.0))
+        normal, right = precision.copy(), precision @ mean.ravel()
+        for k in np.flatnonzero(keep):
+            w = window[k] / variance[k]
+            normal += np.kron(np.outer(place[k], place[k]), (basis[k] * w[:, None]).T @ basis[k])
+            right += np.kron(place[k], basis[k].T @ (w * data[k]))
+        solution = np.linalg.solve(normal, right).reshape(n_place, N_BASIS)
+        coefficients = solution / (solution[0] @ _integrals(width))
+        profile = np.einsum("nkb,nb->nk", basis, place @ coefficients)
+    return coefficients, int(keep.sum())
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.sampled_from([1, 2, 7, MIN_STARS_VARIATION - 1, MIN_STARS_VARIATION, 60, MAX_STARS + 9]),
+    width=st.floats(0.6, 2.5),
+    e=st.floats(-0.2, 0.2),
+    slope=st.floats(-0.1, 0.1),
+    masked=st.sampled_from([0.0, 0.02, 0.4, 1.0]),
+    off=st.sampled_from([0.0, 3.0, 14.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_it_is_the_fit_over_whole_stamps_one_star_after_the_other(seed, n, width, e, slope, masked, off):
+    rng = np.random.default_rng(seed)
+    found = stars(n, seed, e=e, slope=slope)
+    # a galaxy, to be left out; and stars near or on the edge of their stamps
+    if n > 2:
+        found.image[0] = found.flux[0] * moffat(found.x[:1], found.y[:1], fwhm=5.0)[0]
+    found = dataclasses.replace(
+        found,
+        valid=rng.random(found.image.shape) >= masked,
+        x=found.x + rng.choice([-off, 0.0, off], n),
+        y=np.round(found.y + rng.choice([-off, 0.0, off], n)),
+    )
+    got = fit_psf(found, SHAPE, width)
+    expected, n_stars = plain_fit(found, SHAPE, width)
+    assert got.n_stars == n_stars
+    np.testing.assert_allclose(got.coefficients, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("place", [(slice(14, 18), slice(14, 18)), (slice(0, 2), slice(0, 2))])
+def test_pixels_without_a_value_cost_no_star(place):
+    found = stars(12, 4)
+    found.image[:4, *place] = np.nan
+    found.valid[:4, *place] = False
+    model = fit_psf(found, SHAPE, 1.0)
+    assert model.n_stars >= 8
+    found.image[:4, *place] = 0
+    assert fit_psf(found, SHAPE, 1.0) == model
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 60))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_stars_does_not_matter(seed, n):
+    found = stars(n, seed)
+    shuffled = found.take(np.random.default_rng(seed).permutation(n))
+    assert fit_psf(shuffled, SHAPE, 1.0) == fit_psf(found, SHAPE, 1.0)
