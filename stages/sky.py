@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -139,14 +140,9 @@ def measure_sky_rows(read: ReadRows, shape: tuple[int, int], box: int) -> SkyMes
     sigma = np.empty_like(level)
     for k, (y0, y1) in enumerate(itertools.pairwise(edges_y)):
         image, valid = read(int(y0), int(y1))
-        # All boxes of the band but the last are equally wide, and are measured together.
-        last = int(edges_x[-2])
-        parts = [(0, last, edges_x.size - 2)] if last else []
-        for x0, x1, n_boxes in [*parts, (last, int(edges_x[-1]), 1)]:
-            pixels = np.where(valid[:, x0:x1], image[:, x0:x1], np.nan).astype(np.float32, copy=False)
-            samples = pixels.reshape(pixels.shape[0], n_boxes, -1).swapaxes(0, 1).reshape(n_boxes, -1)
-            first = 0 if x0 == 0 else edges_x.size - 2
-            level[k, first : first + n_boxes], sigma[k, first : first + n_boxes] = _box_statistics(samples)
+        for m, (x0, x1) in enumerate(itertools.pairwise(edges_x)):
+            box_valid = valid[:, x0:x1]
+            level[k, m], sigma[k, m] = _box_statistics(image[:, x0:x1][box_valid], box_valid.size)
     level, sigma = _fill(level), _fill(sigma)
     return SkyMesh(_median_3x3(level), _median_3x3(sigma), box, (int(shape[0]), int(shape[1])))
 
@@ -171,66 +167,65 @@ def _weights(
     return low, high, ((position - centres[low]) / span).astype(np.float32)
 
 
-def _box_statistics(samples: F32) -> tuple[F32, F32]:
-    """Sky level and noise of boxes, NaN where too few samples are valid.
+def _box_statistics(samples: F32, n_pixels: int) -> tuple[float, float]:
+    """Sky level and noise of a box of ``n_pixels``, of which ``samples`` are valid; NaN where these are too few.
 
-    Each row of ``samples`` (n_boxes, n_pixels) is a box, NaN where masked. A row is sorted once. Each round of clipping
-    then leaves a range of it, whose median and quantiles are single elements.
+    The samples are sorted once. Each round of clipping then leaves a range of them, whose median and quantiles are
+    single elements.
     """
-    n_boxes, n_pixels = samples.shape
-    ordered = np.sort(samples, axis=1)  # NaN goes to the end
-    n_valid = n_pixels - np.isnan(ordered).sum(axis=1)
-    usable = n_valid >= max(_MIN_SAMPLES, _MIN_VALID_SHARE * n_pixels)
-    level = np.full(n_boxes, np.nan, dtype=np.float32)
-    noise = np.full(n_boxes, np.nan, dtype=np.float32)
-    if not usable.any():
-        return level, noise
-    ordered, n_valid = ordered[usable], n_valid[usable]
-    box = np.arange(ordered.shape[0])
-
-    def quantile(q: float) -> npt.NDArray[np.float64]:
-        place = first + q * (end - first - 1)
-        low = place.astype(np.int64)
-        high = np.minimum(low + 1, end - 1)
-        a, b = ordered[box, low].astype(np.float64), ordered[box, high].astype(np.float64)
-        result: npt.NDArray[np.float64] = a + (b - a) * (place - low)
-        return result
-
-    first, end = np.zeros_like(n_valid), n_valid
+    ordered = np.sort(samples.astype(np.float32, copy=False))
+    ordered = ordered[: ordered.searchsorted(np.float32(np.nan))]
+    if ordered.size < max(_MIN_SAMPLES, _MIN_VALID_SHARE * n_pixels):
+        return math.nan, math.nan
+    first, end = 0, ordered.size
     for _ in range(_CLIP_ROUNDS):
-        median = quantile(0.5)
+        median = _quantile(ordered, first, end, 0.5)
         # Sources only add light, so the width comes from the lower half of the histogram.
-        sigma = (median - quantile(_LOWER_QUANTILE)) * _CLIP_CORRECTION
+        sigma = (median - _quantile(ordered, first, end, _LOWER_QUANTILE)) * _CLIP_CORRECTION
         # If pixels are quantised coarsely, both quantiles can lie in one step: then nothing is clipped.
-        sigma = np.where(sigma > 0, sigma, np.inf)
-        new_first = (ordered < (median - _CLIP_SIGMA * sigma)[:, None]).sum(axis=1)
-        new_end = (ordered <= (median + _CLIP_SIGMA * sigma)[:, None]).sum(axis=1)
+        sigma = sigma if sigma > 0 else math.inf
+        low, high = _between(ordered, median - _CLIP_SIGMA * sigma, median + _CLIP_SIGMA * sigma)
         # Clipping never widens the range, so it always ends.
-        new_first, new_end = np.maximum(new_first, first), np.minimum(new_end, end)
-        if np.array_equal(new_first, first) and np.array_equal(new_end, end):
+        low, high = max(low, first), min(high, end)
+        if (low, high) == (first, end):
             break
-        first, end = new_first, new_end
+        first, end = low, high
     # Relative to the median: no digits are lost to rounding where the sky is high.
-    origin = quantile(0.5)
-    place = np.arange(ordered.shape[1])
-    kept = (place >= first[:, None]) & (place < end[:, None])
-    relative = np.where(kept, ordered - origin[:, None].astype(np.float32), np.float32(0)).astype(np.float64)
+    origin = _quantile(ordered, first, end, 0.5)
+    relative = (ordered[first:end] - np.float32(origin)).astype(np.float64)
     count = end - first
-    mean = relative.sum(axis=1) / count
+    mean = float(relative.mean())
     # Pixels come in steps (a fifth of the noise in NUV), so a single order statistic is off by up to half a step. The
     # mean of the middle of the histogram and the spread of its lower half are not.
-    low, high = first + (0.3 * count).astype(np.int64), end - (0.3 * count).astype(np.int64)
-    middle = (place >= low[:, None]) & (place < high[:, None])
-    centre = np.where(middle, relative, 0.0).sum(axis=1) / np.maximum(high - low, 1)
-    below = kept & (relative < centre[:, None])
-    square = np.where(below, relative - centre[:, None], 0.0) ** 2
-    sigma = np.sqrt(square.sum(axis=1) / np.maximum(below.sum(axis=1), 1)) * _TRUNCATION_CORRECTION
-    spread = np.sqrt(np.maximum((relative**2).sum(axis=1) / count - mean**2, 0.0))
-    sigma = np.where(sigma > 0, sigma, spread)
+    margin = int(0.3 * count)
+    centre = float(relative[margin : count - margin].mean())
+    below = relative[: relative.searchsorted(centre)]
+    sigma = math.sqrt(float(np.square(below - centre).sum()) / max(below.size, 1)) * _TRUNCATION_CORRECTION
+    if not sigma > 0:
+        sigma = float(relative.std())
     excess = mean - centre
-    mode = origin + centre - np.where(np.abs(excess) < _CROWDED * sigma, 1.5 * excess, 0.0)
-    level[usable], noise[usable] = mode, sigma
-    return level, noise
+    mode = origin + centre - (1.5 * excess if abs(excess) < _CROWDED * sigma else 0.0)
+    return mode, sigma
+
+
+def _quantile(ordered: F32, first: int, end: int, q: float) -> float:
+    """Quantile of the elements ``first`` to ``end - 1`` of sorted samples."""
+    place = first + q * (end - first - 1)
+    low = int(place)
+    a, b = float(ordered[low]), float(ordered[min(low + 1, end - 1)])
+    return a + (b - a) * (place - low)
+
+
+def _between(ordered: F32, low: float, high: float) -> tuple[int, int]:
+    """First and end of the elements of sorted samples that are not below ``low`` nor above ``high``."""
+    # The nearest float32 within the limits: searching for a float64 would copy the samples.
+    with np.errstate(over="ignore"):
+        inner_low, inner_high = np.float32(low), np.float32(high)
+    if float(inner_low) < low:
+        inner_low = np.nextafter(inner_low, np.float32(np.inf))
+    if float(inner_high) > high:
+        inner_high = np.nextafter(inner_high, np.float32(-np.inf))
+    return int(ordered.searchsorted(inner_low)), int(ordered.searchsorted(inner_high, side="right"))
 
 
 def _neighbourhood(mesh: F32) -> F32:

@@ -175,3 +175,65 @@ def test_refuses_what_has_no_sky(shape: tuple[int, int], box: int) -> None:
         measure_sky(np.zeros(shape, np.float32), np.zeros(shape, bool), box)
     with pytest.raises(ValueError, match="differ"):
         measure_sky(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool), 8)
+
+
+def plain_box(samples: np.ndarray, n_pixels: int) -> tuple[float, float]:
+    """Level and noise of a box as they are meant: the samples are clipped by masks, round after round."""
+    kept = np.sort(samples[~np.isnan(samples)])
+    if kept.size < max(9, 0.1 * n_pixels):
+        return np.nan, np.nan
+
+    def quantile(q: float) -> float:
+        place = q * (kept.size - 1)
+        low, high = np.floor([place, min(place + 1, kept.size - 1)]).astype(int)
+        return kept[low] + (kept[high].astype(np.float64) - kept[low]) * (place - low)
+
+    for _ in range(12):
+        median = quantile(0.5)
+        sigma = (median - quantile(0.15865525)) * 1.00382
+        near = np.abs(kept.astype(np.float64) - median) <= 3 * sigma if sigma > 0 else np.ones(kept.size, bool)
+        if near.all():
+            break
+        kept = kept[near]
+    relative = (kept - np.float32(quantile(0.5))).astype(np.float64)
+    centre = relative[int(0.3 * kept.size) : kept.size - int(0.3 * kept.size)].mean()
+    below = relative[relative < centre] - centre
+    sigma = np.sqrt((below**2).sum() / max(below.size, 1)) * 1.01361
+    sigma = sigma if sigma > 0 else relative.std()
+    excess = relative.mean() - centre
+    return quantile(0.5) + centre - (1.5 * excess if abs(excess) < 0.3 * sigma else 0.0), sigma
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    st.sampled_from([0.0, 0.02, 0.3]),
+    st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    st.sampled_from([0.0, SIGMA / 5, 3 * SIGMA]),
+    st.sampled_from([LEVEL, 0.0, -1e4, 1e30]),
+)
+def test_a_box_is_clipped_round_after_round(
+    seed: int, side: int, crowd: float, masked: float, step: float, level: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(level, SIGMA * max(abs(level), 1.0), (side, side))
+    image += (rng.random(image.shape) < crowd) * SIGMA * rng.pareto(1.0, image.shape) * max(abs(level), 1.0)
+    image = (np.round(image / step) * step if step else image).astype(np.float32)
+    valid = rng.random(image.shape) >= masked
+    # a value that is missing from a pixel said to be valid does not count either
+    image[rng.random(image.shape) < 0.05] = np.nan
+    sky = measure_sky(image, valid, side)
+    assert sky.level.shape == (1, 1)
+    expected_level, expected_sigma = plain_box(image[valid], image.size)
+    tolerance = 1e-6 * (expected_sigma + 0.1 * abs(expected_level))
+    np.testing.assert_allclose(sky.level[0, 0], expected_level, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(sky.sigma[0, 0], expected_sigma, rtol=1e-6)
+
+
+def test_a_box_does_not_depend_on_the_others() -> None:
+    image, valid = noise((256, 320)), np.random.default_rng(4).random((256, 320)) > 0.02
+    add_stars(image, 80, 0.5)
+    mesh = [measure_sky(image, valid, 64), measure_sky(image[::-1, ::-1], valid[::-1, ::-1], 64)]
+    assert np.array_equal(mesh[0].level, mesh[1].level[::-1, ::-1])
+    assert np.array_equal(mesh[0].sigma, mesh[1].sigma[::-1, ::-1])
