@@ -6,7 +6,6 @@ object.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,15 @@ from sgclassify.stages.arrays import F32, U16, Bool
 from sgclassify.stages.bands import NOMINAL_FWHM_PX, PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
-from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.locus import (
-    FEW_STARS,
-    GAUSSIAN_FWHM,
-    MIN_SNR,
-    PointSources,
-    fwhm_ratio,
-    gaussian_width,
-    point_source_members,
-    point_sources,
-)
-from sgclassify.stages.measure import Measured, measure_stamps
-from sgclassify.stages.psf import PsfModel, Stars, fit_psf, round_psf
+from sgclassify.stages.flags import SgFlag
+from sgclassify.stages.locus import FEW_STARS, PointSources, fwhm_ratio
+from sgclassify.stages.point_sources import PSF_STAMP, measure_point_sources
 from sgclassify.stages.read.catalog import Detections, column_notes, read_detections, read_table
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.rolling import RollingStamps
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
-from sgclassify.stages.stamps import cut_sources
 from sgclassify.stages.tangent import offsets
 from sgclassify.stages.write.prepared import write_prepared
 
@@ -48,8 +37,9 @@ FWHM_STARS = 10
 MAX_MISSED = 10
 """Most sources that the stage may detect where the catalogue has no rows. SExtractor's thresholds are higher."""
 
-PSF_STAMP = 32
-STRIP_ROWS = 1024
+STRIP_ROWS = 256
+"""Rows read at once for the stamps of a catalogue that the stage has made."""
+
 OFFSET_ARCSEC = 0.05
 """Median offset of a catalogue from the WCS that is worth a note: less than a pixel, more than a calibration error."""
 
@@ -75,11 +65,15 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
         if table is not None and header.files.catalog is not None
         else None
     )
+    stamps = _stamps(detections, header) if detections is not None else None
     with ExposurePixels(header) as pixels:
 
         def sky_rows(y0: int, y1: int) -> tuple[F32, Bool]:
             window = pixels.window(y0, y1, 0, header.shape[1])
-            return window.image, window.valid
+            valid = window.valid
+            if stamps is not None:
+                stamps.add(y0, window.image, valid, window.flags)
+            return window.image, valid
 
         sky = measure_sky_rows(sky_rows, header.shape, config.sky_box_px)
         made = table is None
@@ -96,7 +90,12 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
                 advice = "measure the catalogue again, or remove it to have sources detected"
                 raise UnusableInputError(header.files.catalog, fault, advice)
             notes.append("CAT has no rows")
-        psf, psf_model = _point_sources(pixels, sky, detections, header, config)
+        if stamps is None:
+            stamps = _stamps(detections, header)
+            for y0 in range(0, header.shape[0], STRIP_ROWS):
+                window = pixels.window(y0, min(y0 + STRIP_ROWS, header.shape[0]), 0, header.shape[1])
+                stamps.add(y0, window.image, window.valid, window.flags)
+    psf, psf_model = measure_point_sources(stamps, sky, _expected_fwhm(header), config)
     offset = _astrometric_offset(detections, header)
     prepared = PreparedExposure(
         header=header,
@@ -117,6 +116,13 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     )
     write_prepared(prepared, _detections_table(detections, made), table, sky)
     return prepared
+
+
+def _stamps(detections: Detections, header: ExposureHeader) -> RollingStamps:
+    """Stamps, not yet cut, for the point sources of an exposure."""
+    index = np.flatnonzero(detections.usable)
+    index = index[:: max(1, -(-index.size // MAX_PSF_DETECTIONS))]
+    return RollingStamps(detections.x[index], detections.y[index], PSF_STAMP, header.shape)
 
 
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
@@ -205,76 +211,8 @@ def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple
     return float(np.median(east)), float(np.median(north))
 
 
-def _point_sources(
-    pixels: ExposurePixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
-) -> tuple[PointSources, PsfModel]:
-    """Measure the detections on the pixels, strip by strip; find the locus of point sources and fit the PSF."""
-    index = np.flatnonzero(detections.usable)
-    if index.size > MAX_PSF_DETECTIONS:
-        index = index[:: -(-index.size // MAX_PSF_DETECTIONS)]
-    ny, nx = header.shape
-    parts: list[Measured] = []
-    # what is bright enough to be a star of the PSF; a few thousand at most
-    stars: list[Stars] = []
-    for y0 in range(0, ny, STRIP_ROWS):
-        y = detections.y[index]
-        # rows just outside the detector belong to the first and the last strip
-        here = index[(np.clip(y, 0, ny - 1) >= y0) & (np.clip(y, 0, ny - 1) < y0 + STRIP_ROWS)]
-        if not here.size:
-            continue
-        low, high = max(0, y0 - PSF_STAMP), min(ny, y0 + STRIP_ROWS + PSF_STAMP)
-        window = pixels.window(low, high, 0, nx)
-        level, noise = sky.at(low, high, 0, nx)
-        x, y = detections.x[here], detections.y[here]
-        cut = cut_sources(window, window.image - level, window.valid, noise, x, y, PSF_STAMP)
-        measured = measure_stamps(
-            cut.image,
-            cut.valid,
-            (cut.flags & int(InputFlag.SATURATED)) != 0,
-            cut.noise,
-            x - cut.first_x,
-            y - cut.first_y,
-            config.core_radius_px,
-        )
-        bright = np.flatnonzero(measured.snr >= MIN_SNR)
-        measured = measured.take(bright)
-        parts.append(measured)
-        stars.append(
-            Stars(
-                cut.image[bright],
-                cut.valid[bright],
-                cut.noise[bright],
-                measured.reference_flux,
-                measured.x,
-                measured.y,
-                cut.first_x[bright] + measured.x,
-                cut.first_y[bright] + measured.y,
-            )
-        )
-    fwhm = _expected_fwhm(header)
-    found = Measured.concatenate(parts) if parts else None
-    members = np.zeros(0, np.int64) if found is None else point_source_members(found, fwhm)
-    if found is None or not members.size:
-        model = round_psf(fwhm / GAUSSIAN_FWHM, header.shape)
-        return _expected_point_sources(model, config), model
-    psf = point_sources(found, members)
-    width = gaussian_width(psf.measures["size"])
-    return psf, fit_psf(Stars.concatenate(stars).take(members), header.shape, width)
-
-
 def _expected_fwhm(header: ExposureHeader) -> float:
     """FWHM (pixels) of the header; the camera's, at the pixel scale of the image, where it has none."""
     if np.isfinite(header.fwhm_px):
         return header.fwhm_px
     return NOMINAL_FWHM_PX * PIXEL_SCALE / header.pixel_scale
-
-
-def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSources:
-    """The locus that point sources of this PSF would have, for an exposure that shows none."""
-    middle, place = np.array([PSF_STAMP / 2.0]), np.array([0.0])
-    image = model.stamps(middle, middle, place, place, PSF_STAMP)
-    sigma = np.full(1, 1e-6, dtype=np.float32)
-    measured = measure_stamps(
-        image, np.ones(image.shape, bool), np.zeros(image.shape, bool), sigma, middle, middle, config.core_radius_px
-    )
-    return dataclasses.replace(point_sources(measured, np.zeros(1, np.int64)), n_stars=0)

@@ -264,8 +264,8 @@ def _boxes(stars: Stars) -> tuple[F64, Bool, F64, F64]:
     side = min(size, math.ceil(2 * FIT_RADIUS))
     first_x, first_y = (np.clip(stamp_origin(c, side), 0, size - side) for c in (stars.x, stars.y))
     step = np.arange(side)
-    box = (np.arange(len(stars.x))[:, None, None], (first_y[:, None] + step)[:, :, None])
-    box = (*box, (first_x[:, None] + step)[:, None, :])
+    star, row, column = np.ix_(np.arange(len(stars.x)), step, step)
+    box = (star, first_y[:, None, None] + row, first_x[:, None, None] + column)
     valid = stars.valid[box]
     return np.where(valid, stars.image[box], 0.0).astype(np.float64), valid, stars.x - first_x, stars.y - first_y
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
-from sgclassify.stages.arrays import F32, Bool
+from sgclassify.stages.arrays import F32, I64, Bool
 
 ReadRows = Callable[[int, int], tuple[F32, Bool]]
 
@@ -73,19 +74,55 @@ class SkyMesh:
         level, sigma : ndarray of float32, shape (y1 - y0, x1 - x0)
             e-/s, [y, x].
         """
-        low_y, high_y, part_y = _weights(y0, y1, _edges(self.shape[0], self.box))
-        low_x, high_x, part_x = _weights(x0, x1, _edges(self.shape[1], self.box))
-
-        rest_y, rest_x = np.float32(1) - part_y, np.float32(1) - part_x
+        low, high, part = _weights(y0, y1, _edges(self.shape[0], self.box))
+        rest = np.float32(1) - part
 
         def interpolate(mesh: F32) -> F32:
-            along_x = mesh[:, low_x] * rest_x + mesh[:, high_x] * part_x
-            pixels: F32 = along_x[low_y]
-            pixels *= rest_y[:, None]
-            pixels += along_x[high_y] * part_y[:, None]
+            along_x = self._along_x(mesh, x0, x1)
+            pixels: F32 = along_x[low]
+            pixels *= rest[:, None]
+            pixels += along_x[high] * part[:, None]
             return pixels
 
         return interpolate(self.level), interpolate(self.sigma)
+
+    def level_of_stamps(self, first_y: I64, first_x: I64, size: int) -> F32:
+        """Level of the pixels of stamps, the same to the last bit as from `at`.
+
+        Parameters
+        ----------
+        first_y, first_x : ndarray of int64, shape (n,)
+            First pixel of each stamp, 0-based.
+        size : int
+            Side of the stamps, pixels.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, size, size)
+            e-/s, [stamp, y, x].
+        """
+        if not first_y.size:
+            return np.zeros((0, size, size), dtype=np.float32)
+        y0, x0 = int(first_y.min()), int(first_x.min())
+        low, high, part = _weights(y0, int(first_y.max()) + size, _edges(self.shape[0], self.box))
+        lines = sliding_window_view(self._along_x(self.level, x0, int(first_x.max()) + size), size, axis=1)
+        row, column = (first_y - y0)[:, None] + np.arange(size), (first_x - x0)[:, None]
+        stamps: F32 = lines[low[row], column]
+        stamps *= (np.float32(1) - part)[row][:, :, None]
+        stamps += lines[high[row], column] * part[row][:, :, None]
+        return stamps
+
+    def noise_at(self, y: I64, x: I64) -> F32:
+        """Noise of some pixels of the detector (rows ``y``, columns ``x``), the same to the last bit as from `at`."""
+        low, high, part = _weights(0, self.shape[0], _edges(self.shape[0], self.box))
+        along_x, part = self._along_x(self.sigma, 0, self.shape[1]), part[y]
+        noise: F32 = along_x[low[y], x] * (np.float32(1) - part) + along_x[high[y], x] * part
+        return noise
+
+    def _along_x(self, mesh: F32, x0: int, x1: int) -> F32:
+        """Each row of boxes, interpolated to the columns ``x0`` to ``x1 - 1``."""
+        low, high, part = _weights(x0, x1, _edges(self.shape[1], self.box))
+        return np.asarray(mesh[:, low] * (np.float32(1) - part) + mesh[:, high] * part)
 
 
 def measure_sky(image: F32, valid: Bool, box: int) -> SkyMesh:

@@ -237,3 +237,15 @@ def test_a_box_does_not_depend_on_the_others() -> None:
     mesh = [measure_sky(image, valid, 64), measure_sky(image[::-1, ::-1], valid[::-1, ::-1], 64)]
     assert np.array_equal(mesh[0].level, mesh[1].level[::-1, ::-1])
     assert np.array_equal(mesh[0].sigma, mesh[1].sigma[::-1, ::-1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-20, 130), st.integers(-20, 90)), max_size=6), st.integers(1, 30))
+def test_stamps_and_places_have_the_values_of_the_window(places: list[tuple[int, int]], size: int) -> None:
+    y, x = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    level = MESH.level_of_stamps(y, x, size)
+    assert level.shape == (len(places), size, size)
+    for k in range(len(places)):
+        assert np.array_equal(level[k], WHOLE[0][y[k] + 20 :, x[k] + 20 :][:size, :size])
+    y, x = np.clip(y, 0, 139), np.clip(x, 0, 99)
+    assert np.array_equal(MESH.noise_at(y, x), WHOLE[1][y + 20, x + 20])
