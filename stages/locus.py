@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from sgclassify.stages.arrays import F64, I64
+from sgclassify.stages.arrays import F64, I64, Bool
 from sgclassify.stages.features import MOMENT_SIGMA, PSF_SIGMAS
 from sgclassify.stages.measure import Measured
 
@@ -17,6 +17,9 @@ GAUSSIAN_FWHM: Final = 2.3548
 
 MIN_SNR: Final = 20.0
 """Signal-to-noise ratio of the faintest detections that may be point sources."""
+
+MAX_CANDIDATES: Final = 2000
+"""Most detections among which the locus is sought: the brightest."""
 
 HINT_WIDTH: Final = 0.5
 """Standard deviation of the size of the point sources about the FWHM in the header, in the logarithm of the squared
@@ -66,6 +69,16 @@ def _expected_log_size(fwhm_px: float) -> float:
     return float(2.0 * np.log(fwhm_px / GAUSSIAN_FWHM / MOMENT_SIGMA) - np.log(2.0) + WINGS)
 
 
+def candidates(measured: Measured) -> Bool:
+    """Which detections may be point sources as far as each shows alone; the brightest `MAX_CANDIDATES` count."""
+    good = (measured.snr >= MIN_SNR) & (measured.valid_core > 0.97) & (measured.saturated_core == 0)
+    # a bright neighbour inside the stamp moves every measure
+    good &= np.abs(measured.annulus_flux) < 0.3 * np.abs(measured.total_flux)
+    # sharper than any PSF, or a streak: a cosmic ray or a hot pixel
+    good &= (measured.size > MIN_PSF_SIZE) & (measured.ellipticity < MAX_PSF_ELLIPTICITY)
+    return np.asarray(good)
+
+
 def point_source_members(measured: Measured, fwhm_px: float) -> I64:
     """Find the point sources among the detections of one exposure.
 
@@ -85,18 +98,13 @@ def point_source_members(measured: Measured, fwhm_px: float) -> I64:
         Indices into `measured`; empty where fewer than two detections qualify (fewer than one if the header has a
         FWHM).
     """
-    good = (measured.snr >= MIN_SNR) & (measured.valid_core > 0.97) & (measured.saturated_core == 0)
-    # a bright neighbour inside the stamp moves every measure
-    good &= np.abs(measured.annulus_flux) < 0.3 * np.abs(measured.total_flux)
-    # sharper than any PSF, or a streak: a cosmic ray or a hot pixel
-    good &= (measured.size > MIN_PSF_SIZE) & (measured.ellipticity < MAX_PSF_ELLIPTICITY)
-    index = np.flatnonzero(good)
+    index = np.flatnonzero(candidates(measured))
     none = np.zeros(0, dtype=np.int64)
     hinted = 1.0 < fwhm_px < 6.0
     if index.size < (1 if hinted else 2):
         return none
-    if index.size > 2000:
-        index = index[np.argsort(-measured.snr[index], kind="stable")[:2000]]
+    if index.size > MAX_CANDIDATES:
+        index = index[np.argsort(-measured.snr[index], kind="stable")[:MAX_CANDIDATES]]
     log_size = _log_size(measured.size[index])
     # width of the locus: noise of the size at the faint end, PSF variation over the field at the bright end
     width = 0.03 + 2.0 / measured.snr[index]

@@ -7,12 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I64
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.locus import (
     GAUSSIAN_FWHM,
+    MAX_CANDIDATES,
     MIN_SNR,
     PointSources,
+    candidates,
     gaussian_width,
     point_source_members,
     point_sources,
@@ -30,12 +32,15 @@ CHUNK: Final = 1024
 
 BOX_PX: Final = 6
 CORE_PX: Final = 3
-"""Half the sides (pixels) of the two boxes of `maybe_bright`."""
+"""Half the sides (pixels) of the two boxes of `snr_limit`."""
 
 REACH: Final = 1e-4
 """Most that the pixels outside the larger box count in the signal-to-noise ratio, per unit of the root of their sum of
 squares over the noise. They are at least 5.3 pixels from the source, as it moves by up to 0.7 pixels when it is centred
 again. The squares of the reference weights there are 7e-9 of all, and 98 % of all are in the smaller box."""
+
+ROUNDING: Final = 1.001
+"""Far more than the sums of `snr_limit`, in float32, lose by rounding."""
 
 
 def measure_point_sources(
@@ -53,19 +58,8 @@ def measure_point_sources(
     ny, nx = sky.shape
     row, column = (np.rint(place).astype(np.int64) for place in (stamps.y, stamps.x))
     noise = sky.noise_at(np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1))
-    possible = np.flatnonzero(maybe_bright(stamps, sky, noise))
-    parts: list[Measured] = []
-    for start in range(0, possible.size, CHUNK):
-        index = possible[start : start + CHUNK]
-        image, x, y = _without_sky(stamps, sky, index)
-        valid, saturated = stamps.valid[index], stamps.saturated[index]
-        parts.append(measure_stamps(image, valid, saturated, noise[index], x, y, config.core_radius_px))
-    members = np.zeros(0, np.int64)
-    if parts:
-        measured = Measured.concatenate(parts)
-        bright = np.flatnonzero(measured.snr >= MIN_SNR)
-        measured, index = measured.take(bright), possible[bright]
-        members = point_source_members(measured, fwhm_px)
+    measured, index = _brightest(stamps, sky, noise, config)
+    members = point_source_members(measured, fwhm_px) if index.size else np.zeros(0, np.int64)
     if not members.size:
         model = round_psf(fwhm_px / GAUSSIAN_FWHM, sky.shape)
         return _expected_point_sources(model, config), model
@@ -84,30 +78,58 @@ def measure_point_sources(
     return psf, fit_psf(stars, sky.shape, gaussian_width(psf.measures["size"]))
 
 
+def _brightest(stamps: RollingStamps, sky: SkyMesh, noise: F32, config: StageConfig) -> tuple[Measured, I64]:
+    """Measures of all detections that may be among the point sources, and their indices.
+
+    The detections go in the order of the most that their signal-to-noise ratio can be. So once as many are found as
+    the locus takes, the others need no measurement.
+    """
+    limit = snr_limit(stamps, sky, noise)
+    order = np.argsort(-limit, kind="stable")[: int(np.count_nonzero(limit >= MIN_SNR))]
+    parts = [_measure(stamps, sky, noise, order[:CHUNK], config)]
+    counted = parts[0].snr[candidates(parts[0])]
+    for start in range(CHUNK, order.size, CHUNK):
+        if np.count_nonzero(counted > limit[order[start]]) >= MAX_CANDIDATES:
+            break
+        parts.append(_measure(stamps, sky, noise, order[start : start + CHUNK], config))
+        counted = np.append(counted, parts[-1].snr[candidates(parts[-1])])
+    measured, index = Measured.concatenate(parts), order[: len(parts) * CHUNK]
+    # in the order of the catalogue
+    index, place = np.sort(index), np.argsort(index)
+    return measured.take(place), index
+
+
+def _measure(stamps: RollingStamps, sky: SkyMesh, noise: F32, index: I64, config: StageConfig) -> Measured:
+    image, x, y = _without_sky(stamps, sky, index)
+    valid, saturated = stamps.valid[index], stamps.saturated[index]
+    return measure_stamps(image, valid, saturated, noise[index], x, y, config.core_radius_px)
+
+
 def _without_sky(stamps: RollingStamps, sky: SkyMesh, index: I64) -> tuple[F32, F64, F64]:
     """Some of the stamps without the sky, and the places (x, y) in them."""
     x, y = stamps.first_x[index], stamps.first_y[index]
     return stamps.image[index] - sky.level_of_stamps(y, x, stamps.size), stamps.x[index] - x, stamps.y[index] - y
 
 
-def maybe_bright(stamps: RollingStamps, sky: SkyMesh, noise: F32) -> Bool:
-    """Whether a signal-to-noise ratio of `sgclassify.stages.locus.MIN_SNR` is possible; ``noise`` is of a sky pixel.
+def snr_limit(stamps: RollingStamps, sky: SkyMesh, noise: F32) -> F64:
+    """The most that the signal-to-noise ratio of each detection can be; ``noise`` is that of a sky pixel.
 
     A weighted sum over its own noise is at most the root of the sum of squares of the pixels (Cauchy-Schwarz). Where
-    all pixels of a small box around the source are data, those outside a larger one hardly count. Most detections are
-    fainter than any star of the PSF, and need no more than this.
+    all pixels of a small box around the source are data, those outside a larger one hardly count. Elsewhere it is
+    infinite. Most detections are fainter than any star of the PSF, and need no more than this.
     """
     box, core = (slice(stamps.size // 2 - half, stamps.size // 2 + half) for half in (BOX_PX, CORE_PX))
     level = sky.level_of_stamps(stamps.first_y + box.start, stamps.first_x + box.start, 2 * BOX_PX)
     near = np.where(stamps.valid[:, box, box], stamps.image[:, box, box] - level, np.float32(0))
-    highest = np.abs(sky.level).max(initial=0)
-    # a sum that overflows is not below the limit
-    with np.errstate(over="ignore"):
-        inner = np.sqrt(np.einsum("kij,kij->k", near, near))
+    highest = float(np.abs(sky.level).max(initial=0))
+    # a sum that overflows gives no limit, nor does a noise of 0
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        inner = np.sqrt(np.einsum("kij,kij->k", near, near).astype(np.float64))
         # the sky is not taken off here, which would take longer
-        outer = np.sqrt(np.einsum("kij,kij->k", stamps.image, stamps.image)) + stamps.size * highest
-        faint = inner + REACH * outer < 0.99 * MIN_SNR * noise
-    return np.asarray(~(faint & stamps.valid[:, core, core].all(axis=(1, 2))))
+        outer = np.sqrt(np.einsum("kij,kij->k", stamps.image, stamps.image).astype(np.float64))
+        limit = ROUNDING * (inner + REACH * (outer + stamps.size * highest)) / noise
+    known = np.isfinite(limit) & stamps.valid[:, core, core].all(axis=(1, 2))
+    return np.where(known, limit, np.inf)
 
 
 def _expected_point_sources(model: PsfModel, config: StageConfig) -> PointSources:

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgclassify.stages import locus
+from sgclassify.stages import point_sources as module_of_point_sources
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.flags import InputFlag
-from sgclassify.stages.locus import MIN_SNR, gaussian_width, point_source_members, point_sources
+from sgclassify.stages.locus import MIN_SNR, candidates, gaussian_width, point_source_members, point_sources
 from sgclassify.stages.measure import measure_stamps
-from sgclassify.stages.point_sources import CHUNK, PSF_STAMP, maybe_bright, measure_point_sources
+from sgclassify.stages.point_sources import CHUNK, PSF_STAMP, measure_point_sources, snr_limit
 from sgclassify.stages.psf import Stars, fit_psf
 from sgclassify.stages.rolling import RollingStamps
 from sgclassify.stages.sky import SkyMesh, measure_sky
@@ -77,6 +79,28 @@ def test_locus_and_psf_are_those_of_all_detections_measured_on_the_whole_image(b
     assert model == fit_psf(stars.take(members), image.shape, gaussian_width(expected.measures["size"]))
 
 
+def test_only_the_brightest_are_measured_where_they_are_many(monkeypatch):
+    for module in (locus, module_of_point_sources):
+        monkeypatch.setattr(module, "MAX_CANDIDATES", 30)
+    monkeypatch.setattr(module_of_point_sources, "CHUNK", 16)
+    seen = []
+    monkeypatch.setattr(
+        module_of_point_sources,
+        "measure_stamps",
+        lambda image, *rest: seen.append(len(image)) or measure_stamps(image, *rest),
+    )
+    image, valid, flags, x, y = field(4, 250, shape=(700, 660))
+    sky = measure_sky(image, valid, 128)
+    measured, stars, _ = plain(image, valid, flags, x, y, sky)
+    members = point_source_members(measured, 2.3)
+    assert 10 <= members.size <= 30 < np.count_nonzero(candidates(measured))
+    psf, model = measure_point_sources(rolled(image, valid, flags, x, y, 64), sky, 2.3, CONFIG)
+    assert psf == point_sources(measured, members)
+    assert model == fit_psf(stars.take(members), image.shape, gaussian_width(psf.measures["size"]))
+    assert max(seen) <= 16
+    assert sum(seen) < 0.7 * np.count_nonzero(measured.snr >= MIN_SNR)
+
+
 def test_chunks_do_not_show():
     image, valid, flags, x, y = field(3, 40)
     sky = measure_sky(image, valid, 128)
@@ -97,7 +121,7 @@ def test_chunks_do_not_show():
     shift=st.floats(-0.7, 0.7),
 )
 @settings(max_examples=40, deadline=None)
-def test_nothing_bright_is_passed_over(seed, level, neighbour, shift):
+def test_no_detection_exceeds_its_limit(seed, level, neighbour, shift):
     image, valid, flags, x, y = field(seed, 60, snr=(10.0, 40.0))
     image += np.float32(level)
     rng = np.random.default_rng(seed)
@@ -109,15 +133,15 @@ def test_nothing_bright_is_passed_over(seed, level, neighbour, shift):
     mesh = np.full((4, 3), LEVEL + level, np.float32)
     sky = SkyMesh(mesh, np.full((4, 3), SIGMA, np.float32), 128, image.shape)
     measured, _, noise = plain(image, valid, flags, x, y, sky)
-    possible = maybe_bright(rolled(image, valid, flags, x, y, 128), sky, noise)
-    assert not ((measured.snr >= MIN_SNR) & ~possible).any()
+    limit = snr_limit(rolled(image, valid, flags, x, y, 128), sky, noise)
+    assert (measured.snr <= limit).all()
 
 
 def test_most_faint_detections_need_no_measurement():
     image, valid, flags, x, y = field(5, 300, shape=(1200, 1000), snr=(3.0, 12.0))
     sky = measure_sky(image, valid, 128)
     measured, _, noise = plain(image, valid, flags, x, y, sky)
-    possible = maybe_bright(rolled(image, valid, flags, x, y, 128), sky, noise)
+    possible = snr_limit(rolled(image, valid, flags, x, y, 128), sky, noise) >= MIN_SNR
     assert (measured.snr < MIN_SNR).mean() > 0.9
     assert possible.mean() < 0.3
 
