@@ -225,6 +225,14 @@ def extract(tile: Tile, places: Places, stamp_size: int, config: StageConfig) ->
 
 
 @bordered
+def check(model: ModelRef) -> None:
+    """Load the model, which compares its answers with its reference; this process keeps it for its tiles."""
+    if model.device == "cuda":
+        claim_gpu()
+    classifier_of(model)
+
+
+@bordered
 def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
     """Score the stamps of one tile; without stamps, the model is not loaded."""
     stamps, device = extracted.stamps, model.device

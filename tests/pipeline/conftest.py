@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sgclassify.pipeline import run as run_module
+from sgclassify.pipeline.cluster import handle
 
 
 class Future:
@@ -61,5 +61,5 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> InlineCluster:
     def open_cluster(*_: Any, **__: Any) -> Iterator[InlineCluster]:
         yield inline
 
-    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
+    monkeypatch.setattr(handle, "open_cluster", open_cluster)
     return inline
