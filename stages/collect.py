@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sgclassify.stages.arrays import F32, F64, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I64, U16, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
-from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
+from sgclassify.stages.measure import CHUNK, Measured, StampLocus, Stamps, feature_table, measure_stamps
+from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.read.prepared import PreparedExposure
-from sgclassify.stages.stamps import cut_sources, squared_radius, stamp_origin
+from sgclassify.stages.sky import SkyMesh
+from sgclassify.stages.stamps import Boxes, cut_stamps, stamp_origin
 
 CORE_BITS = (
     (InputFlag.SATURATED, SgFlag.SATURATED),
     (InputFlag.COSMIC_RAY, SgFlag.COSMIC_RAY),
     (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
 )
+
+STRIP_ROWS: Final = 256
+"""Rows of an exposure whose stamps are cut together: few enough for their pixels to stay in the processor's cache."""
 
 
 @dataclass
@@ -81,48 +87,42 @@ class BandStamps:
         index = np.flatnonzero(on_detector)
         if not index.size:
             return
-        x, y = x[index], y[index]
-        first_x, first_y = stamp_origin(x, self.size), stamp_origin(y, self.size)
-        x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + self.size)
-        y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + self.size)
+        sky, first_y = prepared.sky(), stamp_origin(y, self.size)
         with ExposurePixels(prepared.header) as pixels:
-            window = pixels.window(y0, y1, x0, x1)
-        level, noise = prepared.sky().at(y0, y1, x0, x1)
-        scale = nanomaggies_per_count(prepared.header.zero_point)
-        data = (window.image - level) * np.float32(scale)
-        good = window.valid & np.isfinite(data) & (noise > 0)
+            for strip in _strips(index, first_y):
+                found = _cut(pixels, sky, prepared.header, x[strip], y[strip], self.size)
+                self._keep_better(found, strip, number, prepared.header, config)
 
-        cut = cut_sources(window, data, good, noise, x, y, self.size)
-        image, valid, bits = cut.image, cut.valid, cut.flags
-        sigma = np.where(cut.noise > 0, cut.noise * np.float32(scale), np.float32(1.0))
-
-        core = squared_radius(x - first_x, y - first_y, self.size) <= config.core_radius_px**2
-        share = (core & valid).sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)
-        weight = np.where(share >= config.min_valid_core, share / sigma.astype(np.float64) ** 2, 0.0)
-        band = BAND_INDEX[prepared.header.band]
+    def _keep_better(self, cut: _Cut, index: I64, number: int, header: ExposureHeader, config: StageConfig) -> None:
+        """Keep those stamps of one exposure, of the objects ``index``, that are better than theirs so far."""
+        box = Boxes(cut.x, cut.y, config.core_radius_px, self.size)
+        core = box.r2 <= config.core_radius_px**2
+        share = (core & box.cut(cut.valid)).sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)
+        weight = np.where(share >= config.min_valid_core, share / cut.sigma.astype(np.float64) ** 2, 0.0)
+        band = BAND_INDEX[header.band]
         better = weight > self._weight[index, band]
-        chosen = index[better]
 
+        bits = np.bitwise_or.reduce(np.where(core, box.cut(cut.bits), 0), axis=(1, 2))
         flags = np.zeros(index.size, dtype=np.int32)
-        flags[~cut.inside.all(axis=(1, 2))] |= int(SgFlag.EDGE)
+        flags[~cut.whole] |= int(SgFlag.EDGE)
         flags[share < 1.0] |= int(SgFlag.MASKED)
         for mask, flag in CORE_BITS:
-            flags[(core & ((bits & int(mask)) != 0)).any(axis=(1, 2))] |= int(flag)
-        if prepared.header.files.weight is None:
+            flags[(bits & int(mask)) != 0] |= int(flag)
+        if header.files.weight is None:
             flags |= int(SgFlag.NO_WEIGHT)
-        if prepared.header.files.flag is None:
+        if header.files.flag is None:
             flags |= int(SgFlag.NO_FLAG_IMAGE)
 
-        self.image[chosen, band] = np.where(valid[better], image[better], 0.0)
-        self.valid[chosen, band] = valid[better]
-        self._saturated[chosen, band] = (bits[better] & int(InputFlag.SATURATED)) != 0
-        self.sigma[chosen, band] = sigma[better]
-        self.exposure[chosen, band] = number
-        self._weight[chosen, band] = weight[better]
-        self._x[chosen, band] = (x - first_x)[better]
-        self._y[chosen, band] = (y - first_y)[better]
-        self._first[chosen, band] = np.stack([first_x, first_y], axis=1)[better]
-        self._flags[chosen, band] = flags[better]
+        place = index[better], band
+        self.image[place] = cut.image[better]
+        self.valid[place] = cut.valid[better]
+        self._saturated[place] = (cut.bits[better] & int(InputFlag.SATURATED)) != 0
+        self.sigma[place] = cut.sigma[better]
+        self.exposure[place] = number
+        self._weight[place] = weight[better]
+        self._x[place], self._y[place] = cut.x[better], cut.y[better]
+        self._first[place] = cut.first[better]
+        self._flags[place] = flags[better]
 
     def flags(self) -> npt.NDArray[np.int32]:
         """Quality bits of each object over the bands it uses, shape (n,)."""
@@ -148,31 +148,106 @@ class BandStamps:
         # photons: the variance of a pixel grows with its flux by one electron's worth
         shot = np.array([nanomaggies_per_count(e.header.zero_point) / e.header.exposure_time for e in exposures])
         locus = {name: np.array([e.psf.measures[name] for e in exposures]) for name in PSF_MEASURES}
-        for band in range(len(BANDS)):
-            index = np.flatnonzero(self.exposure[:, band] >= 0)
-            if not index.size:
-                continue
-            valid, sigma = self.valid[index, band], self.sigma[index, band]
-            measured = measure_stamps(
-                self.image[index, band],
-                valid,
-                self._saturated[index, band],
-                sigma,
-                self._x[index, band],
-                self._y[index, band],
-                config.core_radius_px,
-            )
-            source = self.exposure[index, band]
-            corner = self._first[index, band]
-            for number in np.unique(source):
-                own = source == number
-                x, y = measured.x[own], measured.y[own]
-                place = corner[own] + np.stack([x, y], axis=1)
-                model = exposures[number].psf_model
-                self.psf[index[own], band] = model.stamps(x, y, place[:, 0], place[:, 1], self.size)
-            stamps = Stamps(self.image[index, band], valid, sigma, self.psf[index, band], shot[source])
+        # stamps of one exposure follow each other, as they share a PSF
+        order = np.argsort(self.exposure, axis=None, kind="stable")[np.count_nonzero(self.exposure < 0) :]
+        for start in range(0, order.size, CHUNK):
+            place = np.unravel_index(order[start : start + CHUNK], self.exposure.shape)
+            image, valid, sigma = self.image[place], self.valid[place], self.sigma[place]
+            saturated, x, y = self._saturated[place], self._x[place], self._y[place]
+            measured = measure_stamps(image, valid, saturated, sigma, x, y, config.core_radius_px)
+            source = self.exposure[place]
+            psf = self._psf(measured, source, self._first[place], exposures)
+            self.psf[place] = psf
             measures = {name: values[source] for name, values in locus.items()}
-            features[index, band] = feature_table(
-                measured, detected[index, band], stamps, StampLocus(measures, stars[source], fwhm[source])
+            features[place] = feature_table(
+                measured,
+                detected[place],
+                Stamps(image, valid, sigma, psf, shot[source]),
+                StampLocus(measures, stars[source], fwhm[source]),
             )
         return features
+
+    def _psf(self, measured: Measured, source: I64, first: F64, exposures: Sequence[PreparedExposure]) -> F32:
+        """PSF at the places of sources, each on the exposure of its stamp."""
+        psf = np.empty((source.size, self.size, self.size), dtype=np.float32)
+        for number in np.unique(source):
+            own = source == number
+            x, y = measured.x[own], measured.y[own]
+            at = first[own, 0] + x, first[own, 1] + y
+            psf[own] = exposures[number].psf_model.stamps(x, y, *at, self.size)
+        return psf
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Stamps of n objects on one exposure.
+
+    Attributes
+    ----------
+    image : ndarray of float32, shape (n, size, size)
+        Sky-subtracted pixels, nanomaggies, [object, y, x]; 0 where not valid.
+    valid : ndarray of bool, shape (n, size, size)
+        Pixels that are data.
+    bits : ndarray of uint16, shape (n, size, size)
+        Bits of `sgclassify.stages.flags.InputFlag`; 0 outside the detector.
+    sigma : ndarray of float32, shape (n,)
+        Noise of the pixel nearest to the object; 1 where unknown.
+    x, y : ndarray of float64, shape (n,)
+        Places in the stamps, 0-based pixels.
+    first : ndarray of int64, shape (n, 2)
+        First pixel of each stamp on the detector, x and y.
+    whole : ndarray of bool, shape (n,)
+        Whether all pixels of the stamp are on the detector.
+    """
+
+    image: F32
+    valid: Bool
+    bits: U16
+    sigma: F32
+    x: F64
+    y: F64
+    first: I64
+    whole: Bool
+
+
+def _strips(index: I64, first_y: I64) -> Iterator[I64]:
+    """Objects whose stamps begin in the same `STRIP_ROWS` rows, strip by strip; ``index``: those to take."""
+    strip = first_y[index] // STRIP_ROWS
+    order = np.argsort(strip, kind="stable")
+    yield from np.split(index[order], np.flatnonzero(np.diff(strip[order])) + 1)
+
+
+def _cut(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, x: F64, y: F64, size: int) -> _Cut:
+    """Cut the stamps of some objects, at least one, from an exposure.
+
+    Parameters
+    ----------
+    x, y : ndarray of float64, shape (n,)
+        Positions on the detector, 0-based pixels, finite.
+    """
+    ny, nx = header.shape
+    first_x, first_y = stamp_origin(x, size), stamp_origin(y, size)
+    x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + size)
+    y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + size)
+    window = pixels.window(y0, y1, x0, x1)
+    at = (x - x0, y - y0, size)
+    scale = np.float32(nanomaggies_per_count(header.zero_point))
+    image = (cut_stamps(window.image, *at)[0] - sky.level_of_stamps(first_y, first_x, size)) * scale
+    valid = cut_stamps(window.valid, *at, fill=False)[0]
+    valid &= np.isfinite(image)
+    if not (sky.sigma > 0).all():
+        # a box without any noise holds no data
+        valid &= sky.noise_of_stamps(first_y, first_x, size) > 0
+    np.copyto(image, np.float32(0), where=~valid)
+    row, column = (np.clip(np.rint(place).astype(np.int64), 0, n - 1) for place, n in ((y, ny), (x, nx)))
+    noise = sky.noise_at(row, column)
+    return _Cut(
+        image=image,
+        valid=valid,
+        bits=cut_stamps(window.flags, *at)[0],
+        sigma=np.where(noise > 0, noise * scale, np.float32(1.0)),
+        x=x - first_x,
+        y=y - first_y,
+        first=np.stack([first_x, first_y], axis=1),
+        whole=(first_x >= 0) & (first_x <= nx - size) & (first_y >= 0) & (first_y <= ny - size),
+    )

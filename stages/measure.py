@@ -3,10 +3,14 @@
 Upstream catalogues come from several programs whose Kron radii, widths and error models differ, so every feature
 is measured again on the pixels, the same way in training and in the night run. All measures use Gaussian weights
 round the source, which depend smoothly on its sub-pixel position, and none depends on the orientation of the stamp.
+
+A Gaussian weight is one of x times one of y, so all weighted sums of a stamp are products of small matrices (`_sums`).
+Each stamp has its own, so its measures do not depend on the other stamps, to the last bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,13 +30,22 @@ from sgclassify.stages.features import (
     WIDE_MOMENT_SIGMA,
     WIDENINGS,
 )
-from sgclassify.stages.stamps import offsets_in_stamps, squared_radius
+from sgclassify.stages.stamps import Boxes, offsets, squared_radius
 
 PSF_RADIUS: Final = 6.0
 """Radius (pixels) within which the PSF is fitted to a source."""
 
 PSF_ERROR: Final = 0.03
 """Error of the empirical PSF relative to its value, for the chi-square of bright sources."""
+
+SIGMAS: Final = tuple(sorted({REFERENCE_SIGMA, *RATIO_SIGMAS, MOMENT_SIGMA, WIDE_MOMENT_SIGMA}))
+"""All sigmas (pixels) under whose weights fluxes are measured."""
+
+CENTRE_SIGMA: Final = 1.5
+"""Sigma (pixels) of the weight under which sources are centred again."""
+
+CHUNK: Final = 128
+"""Stamps that go through all steps together: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,28 @@ class Measured(Columns):
         return {s: self.ratios[:, k] for k, s in enumerate(RATIO_SIGMAS)}
 
 
-def _gauss(squared_radius: F64, sigma: float) -> F64:
-    return np.exp(-0.5 * squared_radius / sigma**2)
+def _gauss(offset: F64, sigmas: Sequence[float]) -> F64:
+    """Gaussian weights of each sigma along one axis, shape (n, sigmas, size), from the offsets of the pixels."""
+    return np.asarray(np.exp(-0.5 * (offset[:, None, :] / np.asarray(sigmas)[:, None]) ** 2))
 
 
-def _sum(values: F64 | Bool) -> F64:
+def _powers(offset: F64, highest: int) -> F64:
+    """1, offset, offset^2, ... along one axis, shape (n, highest + 1, size)."""
+    return np.stack([offset**power for power in range(highest + 1)], axis=1)
+
+
+def _sums(stamps: F64, along_y: F64, along_x: F64) -> F64:
+    """Weighted sums over stamps: [k, a, b] is that of stamp k under its weights a of y times its weights b of x."""
+    return np.asarray(along_y @ stamps @ along_x.transpose(0, 2, 1))
+
+
+def _diagonal(sums: F64) -> F64:
+    """Sums under weight a of y and the same of x, shape (n, weights)."""
+    return np.asarray(np.diagonal(sums, axis1=1, axis2=2))
+
+
+def _total(values: F64 | Bool) -> F64:
+    """Sums over all pixels of stamps."""
     return np.asarray(values.sum(axis=(1, 2)), dtype=np.float64)
 
 
@@ -93,76 +123,78 @@ def measure_stamps(
     core_radius : float
         Radius of the core, pixels.
     """
-    size = image.shape[-1]
-    data = np.where(valid, image, 0.0).astype(np.float64)
-    noise = np.maximum(sigma.astype(np.float64), 1e-30)
-    x, y = _recentred(data, valid, noise, x, y)
-    dx, dy = offsets_in_stamps(x, y, size)
-    r2 = dx**2 + dy**2
-    radius = np.sqrt(r2)
+    stamps = (image, valid, saturated, sigma, x, y)
+    starts = range(0, max(len(x), 1), CHUNK)
+    return Measured.concatenate([_measure(*(a[k : k + CHUNK] for a in stamps), core_radius) for k in starts])
 
-    reference = _gauss(r2, REFERENCE_SIGMA)
-    reference_flux = _sum(reference * data)
-    reference_error = noise * np.sqrt(np.maximum(_sum(reference**2 * valid), 1e-6))
+
+def _measure(image: F32, valid: Bool, saturated: Bool, sigma: F32, x: F64, y: F64, core_radius: float) -> Measured:
+    size = image.shape[-1]
+    data = np.where(valid, image, np.float32(0)).astype(np.float64)
+    usable = valid.astype(np.float64)
+    noise = np.maximum(sigma.astype(np.float64), 1e-30)
+    x, y = _recentred(data, usable, noise, x, y)
+    dx, dy = offsets(x, size), offsets(y, size)
+    weight_x, weight_y = _gauss(dx, SIGMAS), _gauss(dy, SIGMAS)
+    flux = dict(zip(SIGMAS, _diagonal(_sums(data, weight_y, weight_x)).T, strict=True))
+
+    reference_flux = flux[REFERENCE_SIGMA]
+    k = SIGMAS.index(REFERENCE_SIGMA)
+    square = _sums(usable, weight_y[:, [k]] ** 2, weight_x[:, [k]] ** 2)[:, 0, 0]
+    reference_error = noise * np.sqrt(np.maximum(square, 1e-6))
     floor = np.maximum(reference_flux, reference_error)
-    ratios = [np.clip(_sum(_gauss(r2, s) * data) / floor, -5.0, 40.0) for s in RATIO_SIGMAS]
 
     def moments(s: float) -> tuple[F64, F64]:
-        weighted = _gauss(r2, s) * data
-        total = np.maximum(_sum(weighted), 2.0 * noise * s)
-        xx = _sum(weighted * dx**2) / total
-        yy = _sum(weighted * dy**2) / total
-        xy = _sum(weighted * dx * dy) / total
+        k = SIGMAS.index(s)
+        sums = _sums(data, weight_y[:, [k]] * _powers(dy, 2), weight_x[:, [k]] * _powers(dx, 2))
+        total = np.maximum(flux[s], 2.0 * noise * s)
+        xx, yy, xy = sums[:, 0, 2] / total, sums[:, 2, 0] / total, sums[:, 1, 1] / total
         trace = np.clip(xx + yy, 0.05, 4.0 * s**2)
         return trace, np.clip(np.hypot(xx - yy, 2.0 * xy) / trace, 0.0, 1.5)
 
     moment, ellipticity = moments(MOMENT_SIGMA)
     wide_moment, _ = moments(WIDE_MOMENT_SIGMA)
-    total_flux = _sum(np.clip(TOTAL_RADIUS + 0.5 - radius, 0.0, 1.0) * data)
+    r2 = squared_radius(x, y, size)
+    annulus = (r2 >= ANNULUS[0] ** 2) & (r2 < ANNULUS[1] ** 2)
+    box = Boxes(x, y, max(TOTAL_RADIUS + 0.5, core_radius), size)
+    near, radius = box.cut(data), np.sqrt(box.r2)
     core = radius <= core_radius
-    n_core = np.maximum(_sum(core), 1.0)
-    peak = np.where(radius <= 2.5, data, -np.inf).max(axis=(1, 2), initial=-np.inf)
-    annulus = (radius >= ANNULUS[0]) & (radius < ANNULUS[1])
+    n_core = np.maximum(_total(core), 1.0)
+    peak = np.where(radius <= 2.5, near, -np.inf).max(axis=(1, 2), initial=-np.inf)
     return Measured(
         x=x,
         y=y,
         snr=reference_flux / reference_error,
         reference_flux=reference_flux,
         reference_error=reference_error,
-        total_flux=total_flux,
-        ratios=np.stack(ratios, axis=1),
+        total_flux=_total(np.clip(TOTAL_RADIUS + 0.5 - radius, 0.0, 1.0) * near),
+        ratios=np.stack([np.clip(flux[s] / floor, -5.0, 40.0) for s in RATIO_SIGMAS], axis=1),
         size=moment,
         size_wide=wide_moment,
         ellipticity=ellipticity,
         peak=np.clip(np.where(np.isfinite(peak), peak, 0.0) / floor, -2.0, 2.0),
-        annulus_flux=_sum(annulus * data),
-        valid_core=_sum(core & valid) / n_core,
-        valid_stamp=_sum(valid) / float(size * size),
-        saturated_core=_sum(core & saturated) / n_core,
+        annulus_flux=_total(annulus * data),
+        valid_core=_total(core & box.cut(valid)) / n_core,
+        valid_stamp=_total(usable) / float(size * size),
+        saturated_core=_total(core & box.cut(saturated)) / n_core,
     )
 
 
-def _recentred(data: F64, valid: Bool, noise: F64, x0: F64, y0: F64) -> tuple[F64, F64]:
+def _recentred(data: F64, usable: F64, noise: F64, x0: F64, y0: F64) -> tuple[F64, F64]:
     """Centroids under a Gaussian weight that follows the source, within 0.7 px of the given ones."""
     x, y = x0, y0
     for _ in range(3):
-        dx, dy = offsets_in_stamps(x, y, data.shape[-1])
-        weight = _gauss(dx**2 + dy**2, 1.5)
-        flux = _sum(weight * data)
-        good = flux > 8.0 * noise * np.sqrt(_sum(weight**2 * valid))
+        dx, dy = offsets(x, data.shape[-1]), offsets(y, data.shape[-1])
+        weight_x, weight_y = _gauss(dx, (CENTRE_SIGMA,)), _gauss(dy, (CENTRE_SIGMA,))
+        sums = _sums(data, weight_y * _powers(dy, 1), weight_x * _powers(dx, 1))
+        flux = sums[:, 0, 0]
+        good = flux > 8.0 * noise * np.sqrt(_sums(usable, weight_y**2, weight_x**2)[:, 0, 0])
         safe = np.where(good, flux, 1.0)
         # twice the weighted first moment: the fixed point of a source as wide as its weight
-        move_x = np.where(good, np.clip(2.0 * _sum(weight * data * dx) / safe, -0.5, 0.5), 0.0)
-        move_y = np.where(good, np.clip(2.0 * _sum(weight * data * dy) / safe, -0.5, 0.5), 0.0)
+        move_x = np.where(good, np.clip(2.0 * sums[:, 0, 1] / safe, -0.5, 0.5), 0.0)
+        move_y = np.where(good, np.clip(2.0 * sums[:, 1, 0] / safe, -0.5, 0.5), 0.0)
         x, y = np.clip(x + move_x, x0 - 0.7, x0 + 0.7), np.clip(y + move_y, y0 - 0.7, y0 + 0.7)
     return x, y
-
-
-def _widened(psf: F64, sigma: float) -> F64:
-    """Stamps convolved with a Gaussian, shape (n, size, size)."""
-    axis = np.arange(psf.shape[-1], dtype=np.float64)
-    kernel = np.exp(-0.5 * ((axis[:, None] - axis[None, :]) / sigma) ** 2) / (np.sqrt(2.0 * np.pi) * sigma)
-    return np.asarray(kernel @ psf @ kernel)
 
 
 @dataclass(frozen=True)
@@ -209,46 +241,56 @@ class StampLocus:
     header_fwhm: F64
 
 
-def fit_with_psf(stamps: Stamps, squared_radius: F64) -> dict[str, F64]:
+def _widened(psf: F64, sigma: float, box: Boxes) -> F64:
+    """Stamps convolved with a Gaussian, in the boxes only, shape (n, side, side)."""
+    axis = np.arange(psf.shape[-1], dtype=np.float64)
+    kernel = np.exp(-0.5 * ((axis[:, None] - axis[None, :]) / sigma) ** 2) / (np.sqrt(2.0 * np.pi) * sigma)
+    return _sums(psf, kernel[box.rows], kernel[box.columns])
+
+
+def fit_with_psf(stamps: Stamps, x: F64, y: F64) -> dict[str, F64]:
     """Fit the PSF, and the PSF with a share of its light widened, to stamps of one band.
 
     Parameters
     ----------
-    squared_radius : ndarray of float64, shape (n, size, size)
-        Squared distances from the source, px^2.
+    x, y : ndarray of float64, shape (n,)
+        Position of the source within its stamp, 0-based pixels.
 
     Returns
     -------
     dict of str to ndarray of float64, shape (n,)
         The features ``psf_flux`` to ``extended_snr_2.5``; NaN where the PSF is unknown or hardly any pixel is valid.
     """
-    data = np.where(stamps.valid, stamps.image, 0.0).astype(np.float64)
-    model = stamps.psf.astype(np.float64)
-    window = stamps.valid & (squared_radius < PSF_RADIUS**2)
+    box = Boxes(x, y, PSF_RADIUS, stamps.image.shape[-1])
+    psf = stamps.psf.astype(np.float64)
+    profile = box.cut(psf)
+    window = box.cut(stamps.valid) & (box.r2 < PSF_RADIUS**2)
+    data = np.where(window, box.cut(stamps.image), np.float32(0)).astype(np.float64)
+    model = np.where(window, profile, 0.0)
     sky = (stamps.sigma.astype(np.float64) ** 2)[:, None, None]
     # a first flux, for the noise that the source itself makes
-    square = _sum(window * model**2)
+    square = _total(model**2)
     # half of the light of the PSF must be seen
-    known = (_sum(window * model) > 0.5) & (square > 0)
-    safe = np.where(known, square, 1.0)
-    flux = np.maximum(_sum(window * model * data) / safe, 0.0)[:, None, None]
+    known = (_total(model) > 0.5) & (square > 0)
+    flux = np.maximum(_total(model * data) / np.where(known, square, 1.0), 0.0)[:, None, None]
     bright = np.maximum(flux * model, 0.0)
     variance = sky + np.nan_to_num(stamps.shot)[:, None, None] * bright + (PSF_ERROR * bright) ** 2
     weight = window / np.maximum(variance, 1e-30)
-    pp = np.where(known, _sum(weight * model**2), 1.0)
-    pd = _sum(weight * model * data)
+    # weighted sums of the products of the data (d), the PSF (p) and what moves when it is widened (m)
+    parts = np.stack([data, model, *(_widened(psf, width, box) - profile for width in WIDENINGS)], axis=1)
+    lines = parts.reshape(*parts.shape[:2], box.side**2)
+    products = (parts * weight[:, None]).reshape(lines.shape) @ lines.transpose(0, 2, 1)
+    dd, pd, pp = products[:, 0, 0], products[:, 0, 1], np.where(known, products[:, 1, 1], 1.0)
     fitted, error = pd / pp, 1.0 / np.sqrt(pp)
-    count = np.maximum(_sum(window), 2.0) - 1.0
-    chi2 = _sum(weight * (data - fitted[:, None, None] * model) ** 2)
+    count = np.maximum(_total(window), 2.0) - 1.0
+    chi2 = dd - fitted * pd
     result = {
         "psf_flux": np.arcsinh(fitted / FLUX_SOFTENING),
         "psf_snr": np.arcsinh(fitted / error),
         "psf_misfit": np.arcsinh((chi2 - count) / np.sqrt(2.0 * count)),
     }
-    for width in WIDENINGS:
-        moved = _widened(model, width) - model
-        mm, pm = _sum(weight * moved**2), _sum(weight * model * moved)
-        md = _sum(weight * moved * data)
+    for k, width in enumerate(WIDENINGS, start=2):
+        mm, pm, md = products[:, k, k], products[:, 1, k], products[:, 0, k]
         determinant = np.where(known, mm * pp - pm**2, 1.0)
         determinant = np.maximum(determinant, 1e-12 * np.maximum(mm * pp, 1e-30))
         amount = (md * pp - pm * pd) / determinant
@@ -257,6 +299,23 @@ def fit_with_psf(stamps: Stamps, squared_radius: F64) -> dict[str, F64]:
         result[f"extended_{width}"] = np.clip(amount / total, -3.0, 6.0)
         result[f"extended_snr_{width}"] = np.arcsinh(amount / amount_error)
     return {name: np.where(known, values, np.nan) for name, values in result.items()}
+
+
+def _ratio_errors(measured: Measured, stamps: Stamps, expected: F64) -> F64:
+    """Errors of ``flux_s - expected * flux_reference`` under sky noise alone, shape (n, `PSF_SIGMAS`).
+
+    ``expected`` has the same shape. The squared error is the sum of squares of the combined weight over the valid
+    pixels, times that of the noise.
+    """
+    size = stamps.valid.shape[-1]
+    sigmas = (REFERENCE_SIGMA, *PSF_SIGMAS)
+    weight_x, weight_y = _gauss(offsets(measured.x, size), sigmas), _gauss(offsets(measured.y, size), sigmas)
+    usable = stamps.valid.astype(np.float64)
+    # products of each weight with itself, and with the reference
+    square = _diagonal(_sums(usable, weight_y**2, weight_x**2))
+    cross = _diagonal(_sums(usable, weight_y * weight_y[:, :1], weight_x * weight_x[:, :1]))
+    total = square[:, 1:] - 2.0 * expected * cross[:, 1:] + expected**2 * square[:, :1]
+    return np.asarray(stamps.sigma[:, None] * np.sqrt(np.maximum(total, 1e-6)))
 
 
 def feature_table(measured: Measured, detected: Bool, stamps: Stamps, locus: StampLocus) -> F32:
@@ -297,18 +356,14 @@ def feature_table(measured: Measured, detected: Bool, stamps: Stamps, locus: Sta
         "valid_stamp": measured.valid_stamp,
         "saturated_core": measured.saturated_core,
     }
-    r2 = squared_radius(measured.x, measured.y, stamps.valid.shape[-1])
-    column |= fit_with_psf(stamps, r2)
-    reference = _gauss(r2, REFERENCE_SIGMA)
+    column |= fit_with_psf(stamps, measured.x, measured.y)
     for s in RATIO_SIGMAS:
         column[f"ratio_{s}"] = measured.ratio[s]
-    for s in PSF_SIGMAS:
+    errors = _ratio_errors(measured, stamps, np.stack([psf[f"ratio_{s}"] for s in PSF_SIGMAS], axis=1))
+    scale = np.maximum(measured.reference_flux, measured.reference_error)
+    for s, error in zip(PSF_SIGMAS, errors.T, strict=True):
         expected = psf[f"ratio_{s}"]
-        # error of  flux_s - expected * flux_reference  under sky noise alone
-        difference = _gauss(r2, s) - expected[:, None, None] * reference
-        error = sigma * np.sqrt(np.maximum(_sum(difference**2 * stamps.valid), 1e-6))
         excess = measured.ratio[s] - expected
-        scale = np.maximum(measured.reference_flux, measured.reference_error)
         column[f"excess_{s}"] = excess / expected
         column[f"significance_{s}"] = np.arcsinh(excess * scale / np.maximum(error, 1e-30))
     table = np.stack([np.asarray(column[name], dtype=np.float32) for name in FEATURES], axis=1)

@@ -107,9 +107,10 @@ class PsfModel:
             Axis order [source, y, x]; each sums to 1 over the plane.
         """
         place = _place(detector_x, detector_y, self.shape)[:, : len(self.coefficients)]
-        weights = place @ np.asarray(self.coefficients)
-        weights = weights / (weights @ _integrals(self.sigma))[:, None]
-        return _evaluate(weights, x, y, size, self.sigma).astype(np.float32)
+        # not by BLAS: the sums of one source must not depend on how many others there are
+        weights = (place[:, :, None] * np.asarray(self.coefficients)).sum(axis=1)
+        weights /= (weights * _integrals(self.sigma)).sum(axis=1, keepdims=True)
+        return _profiles(weights, _lines(x, size, self.sigma), _lines(y, size, self.sigma)).astype(np.float32)
 
 
 def _place(x: F64, y: F64, shape: tuple[int, int]) -> F64:
@@ -118,33 +119,21 @@ def _place(x: F64, y: F64, shape: tuple[int, int]) -> F64:
     return np.stack([np.ones_like(u), np.clip(u, -1.0, 1.0), np.clip(v, -1.0, 1.0)], axis=1)
 
 
-def _hermite(offset: F64, sigma: float) -> F64:
-    """Gauss-Hermite functions of orders 0 .. `ORDER`; the last axis is the order. Order 0 has unit peak."""
-    t = offset / sigma
-    values = [np.exp(-0.5 * t**2)]
-    values.append(np.sqrt(2.0) * t * values[0])
+def _lines(x: F64, size: int, sigma: float) -> F64:
+    """The functions of one coordinate that make up the basis, at the pixels of stamps: shape (n, size, `_N_LINES`).
+
+    Gauss-Hermite functions of orders 0 .. `ORDER`, order 0 of unit peak; then the wide Gaussians.
+    """
+    t = (np.arange(size, dtype=np.float64)[None, :] - x[:, None]) / sigma
+    lines = np.empty((len(x), _N_LINES, size))
+    lines[:, 0] = np.exp(-0.5 * t**2)
+    lines[:, 1] = np.sqrt(2.0) * t * lines[:, 0]
     for n in range(1, ORDER):
         # orthonormal recurrence, stable at every order
-        values.append(np.sqrt(2.0 / (n + 1)) * t * values[n] - np.sqrt(n / (n + 1)) * values[n - 1])
-    return np.stack(values, axis=-1)
-
-
-def _axes(x: F64, size: int, sigma: float) -> tuple[F64, list[F64]]:
-    offset = np.arange(size, dtype=np.float64)[None, :] - x[:, None]
-    wide = [np.exp(-0.5 * (offset / (w * sigma)) ** 2) for w in WIDE]
-    return _hermite(offset, sigma), wide
-
-
-def _evaluate(weights: F64, x: F64, y: F64, size: int, sigma: float) -> F64:
-    """Sum of the basis with the weights (n, `N_BASIS`) of each source."""
-    (hx, wide_x), (hy, wide_y) = _axes(x, size, sigma), _axes(y, size, sigma)
-    matrix = np.zeros((len(x), ORDER + 1, ORDER + 1))
-    for k, (p, q) in enumerate(TERMS):
-        matrix[:, q, p] = weights[:, k]
-    total = hy @ matrix @ hx.transpose(0, 2, 1)
-    for k, (wx, wy) in enumerate(zip(wide_x, wide_y, strict=True)):
-        total += weights[:, len(TERMS) + k, None, None] * wy[:, :, None] * wx[:, None, :]
-    return np.asarray(total)
+        lines[:, n + 1] = np.sqrt(2.0 / (n + 1)) * t * lines[:, n] - np.sqrt(n / (n + 1)) * lines[:, n - 1]
+    for k, width in enumerate(WIDE):
+        lines[:, ORDER + 1 + k] = np.exp(-0.5 * (t / width) ** 2)
+    return lines.transpose(0, 2, 1)
 
 
 def _integrals(sigma: float) -> F64:
@@ -218,7 +207,7 @@ def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
     place = _place(stars.detector_x, stars.detector_y, shape)[:, :n_place]
     mean, precision = _prior(n_place, width)
     pixels, window, x, y = _boxes(stars)
-    lines_x, lines_y = (np.dstack((h, *wide)) for h, wide in (_axes(c, pixels.shape[-1], width) for c in (x, y)))
+    lines_x, lines_y = (np.ascontiguousarray(_lines(c, pixels.shape[-1], width)) for c in (x, y))
     pairs_x, pairs_y = (lines[:, :, _PAIR_A] * lines[:, :, _PAIR_B] for lines in (lines_x, lines_y))
     # the unit of brightness is unknown: bring every star to the flux of the prior's profile
     profile = _profiles(np.broadcast_to(mean[0], (len(place), N_BASIS)), lines_x, lines_y)

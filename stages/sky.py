@@ -101,16 +101,11 @@ class SkyMesh:
         ndarray of float32, shape (n, size, size)
             e-/s, [stamp, y, x].
         """
-        if not first_y.size:
-            return np.zeros((0, size, size), dtype=np.float32)
-        y0, x0 = int(first_y.min()), int(first_x.min())
-        low, high, part = _weights(y0, int(first_y.max()) + size, _edges(self.shape[0], self.box))
-        lines = sliding_window_view(self._along_x(self.level, x0, int(first_x.max()) + size), size, axis=1)
-        row, column = (first_y - y0)[:, None] + np.arange(size), (first_x - x0)[:, None]
-        stamps: F32 = lines[low[row], column]
-        stamps *= (np.float32(1) - part)[row][:, :, None]
-        stamps += lines[high[row], column] * part[row][:, :, None]
-        return stamps
+        return self._of_stamps(self.level, first_y, first_x, size)
+
+    def noise_of_stamps(self, first_y: I64, first_x: I64, size: int) -> F32:
+        """Noise of the pixels of stamps, as `level_of_stamps`."""
+        return self._of_stamps(self.sigma, first_y, first_x, size)
 
     def noise_at(self, y: I64, x: I64) -> F32:
         """Noise of some pixels of the detector (rows ``y``, columns ``x``), the same to the last bit as from `at`."""
@@ -118,6 +113,18 @@ class SkyMesh:
         along_x, part = self._along_x(self.sigma, 0, self.shape[1]), part[y]
         noise: F32 = along_x[low[y], x] * (np.float32(1) - part) + along_x[high[y], x] * part
         return noise
+
+    def _of_stamps(self, mesh: F32, first_y: I64, first_x: I64, size: int) -> F32:
+        if not first_y.size:
+            return np.zeros((0, size, size), dtype=np.float32)
+        y0, x0 = int(first_y.min()), int(first_x.min())
+        low, high, part = _weights(y0, int(first_y.max()) + size, _edges(self.shape[0], self.box))
+        lines = sliding_window_view(self._along_x(mesh, x0, int(first_x.max()) + size), size, axis=1)
+        row, column = (first_y - y0)[:, None] + np.arange(size), (first_x - x0)[:, None]
+        stamps: F32 = lines[low[row], column]
+        stamps *= (np.float32(1) - part)[row][:, :, None]
+        stamps += lines[high[row], column] * part[row][:, :, None]
+        return stamps
 
     def _along_x(self, mesh: F32, x0: int, x1: int) -> F32:
         """Each row of boxes, interpolated to the columns ``x0`` to ``x1 - 1``."""

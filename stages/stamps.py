@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
-from sgclassify.stages.arrays import F32, F64, I64, U16, Bool
-from sgclassify.stages.read.pixels import PixelWindow
+from sgclassify.stages.arrays import F64, I64
 
 # Origins are clipped here, so that absurd or missing positions cannot overflow; no detector is that large.
 _FAR = 1 << 40
@@ -88,6 +88,24 @@ def cut_stamps(
         return np.full(shape, fill, dtype=native), np.zeros(shape, dtype=np.bool_)
 
     ny, nx = array.shape
+    if min(ny, nx) < size:
+        return _cut_at_edge(array, first_x, first_y, size, fill)
+    # All stamps as if they were moved into the array: right for all but those across its edge.
+    place = np.clip(first_y, 0, ny - size), np.clip(first_x, 0, nx - size)
+    stamps = sliding_window_view(array, (size, size))[place].astype(native, copy=False)
+    inside = np.ones(stamps.shape, dtype=np.bool_)
+    edge = np.flatnonzero((place[0] != first_y) | (place[1] != first_x))
+    if edge.size:
+        stamps[edge], inside[edge] = _cut_at_edge(array, first_x[edge], first_y[edge], size, fill)
+    return stamps, inside
+
+
+def _cut_at_edge(
+    array: npt.NDArray[Any], first_x: I64, first_y: I64, size: int, fill: float | bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Stamps from their first pixels, pixel by pixel."""
+    ny, nx = array.shape
+    native = array.dtype.newbyteorder("=")
     step = np.arange(size)
     rows, cols = first_y[:, None] + step, first_x[:, None] + step
     row_inside, col_inside = (rows >= 0) & (rows < ny), (cols >= 0) & (cols < nx)
@@ -99,77 +117,48 @@ def cut_stamps(
     return stamps, inside
 
 
-def offsets_in_stamps(x: F64, y: F64, size: int) -> tuple[F64, F64]:
-    """Offsets of the pixels of stamps from a place in each, pixels, along x, shape (n, 1, size), and y, (n, size, 1).
+def offsets(x: F64, size: int) -> F64:
+    """Offsets of the pixels of stamps from a place in each, along one axis, pixels, shape (n, size).
 
     The places, shape (n,), are 0-based pixels of the stamps; ``size`` is the side of the stamps.
     """
-    axis = np.arange(size, dtype=np.float64)
-    return axis[None, None, :] - x[:, None, None], axis[None, :, None] - y[:, None, None]
+    return np.arange(size, dtype=np.float64) - x[:, None]
 
 
 def squared_radius(x: F64, y: F64, size: int) -> F64:
     """Squared distances of the pixels of stamps from a place in each, px^2, shape (n, size, size), [object, y, x]."""
-    dx, dy = offsets_in_stamps(x, y, size)
-    return dx**2 + dy**2
+    return offsets(x, size)[:, None, :] ** 2 + offsets(y, size)[:, :, None] ** 2
 
 
-@dataclass(frozen=True)
-class SourceStamps:
-    """Stamps of sources on one exposure.
-
-    Attributes
-    ----------
-    image : ndarray of float32, shape (n, size, size)
-        Axis order [source, y, x]; 0 outside the detector.
-    valid : ndarray of bool, shape (n, size, size)
-        Pixels that are data.
-    inside : ndarray of bool, shape (n, size, size)
-        Pixels on the detector.
-    flags : ndarray of uint16, shape (n, size, size)
-        Bits of `sgclassify.stages.flags.InputFlag`.
-    noise : ndarray of float32, shape (n,)
-        Noise of the pixel nearest to the source.
-    first_x, first_y : ndarray of int64, shape (n,)
-        First pixel of each stamp on the detector, see `stamp_origin`.
-    """
-
-    image: F32
-    valid: Bool
-    inside: Bool
-    flags: U16
-    noise: F32
-    first_x: I64
-    first_y: I64
-
-
-def cut_sources(window: PixelWindow, image: F32, valid: Bool, noise: F32, x: F64, y: F64, size: int) -> SourceStamps:
-    """Cut the stamps of some sources of an exposure.
+class Boxes:
+    """A square part of each of n stamps around a place in it, as far as it is in the stamp.
 
     Parameters
     ----------
-    window : PixelWindow
-        Pixels of the exposure that cover all stamps, as far as these lie on the detector.
-    image, noise : ndarray of float32, shape of the window
-        The same pixels without the sky, and their noise.
-    valid : ndarray of bool, shape of the window
-        Which of them are data.
     x, y : ndarray of float64, shape (n,)
-        Positions on the detector, 0-based pixels, finite.
+        Places, 0-based pixels of the stamps.
+    reach : float
+        Pixels of the stamp at most this far from the place are in the box.
     size : int
-        Side of the stamps, pixels.
+        Side of the stamps.
+
+    Attributes
+    ----------
+    rows, columns : ndarray of int64, shape (n, side)
+        The pixels of the stamps that are in the boxes.
+    r2 : ndarray of float64, shape (n, side, side)
+        Squared distances of the pixels from the place, px^2.
     """
-    ny, nx = image.shape
-    at = (x - window.x0, y - window.y0, size)
-    stamps, inside = cut_stamps(image, *at)
-    column = np.clip(np.rint(x).astype(np.int64) - window.x0, 0, nx - 1)
-    row = np.clip(np.rint(y).astype(np.int64) - window.y0, 0, ny - 1)
-    return SourceStamps(
-        image=stamps,
-        valid=cut_stamps(valid, *at)[0] & inside,
-        inside=inside,
-        flags=cut_stamps(window.flags, *at)[0],
-        noise=noise[row, column],
-        first_x=stamp_origin(x, size),
-        first_y=stamp_origin(y, size),
-    )
+
+    def __init__(self, x: F64, y: F64, reach: float, size: int) -> None:
+        self.side = min(size, math.floor(2.0 * reach) + 1)
+        # a box that would leave the stamp is moved into it, and still has all pixels within reach
+        first_x, first_y = (np.clip(stamp_origin(place, self.side), 0, size - self.side) for place in (x, y))
+        step = np.arange(self.side)
+        self.rows, self.columns = first_y[:, None] + step, first_x[:, None] + step
+        self.r2 = squared_radius(x - first_x, y - first_y, self.side)
+
+    def cut(self, stamps: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The boxes out of stamps, shape (n, size, size); the result has shape (n, side, side)."""
+        windows = sliding_window_view(stamps, (self.side, self.side), axis=(1, 2))
+        return windows[np.arange(len(stamps)), self.rows[:, 0], self.columns[:, 0]]

@@ -205,10 +205,8 @@ def test_stars_stand_against_a_header_that_is_wrong_by_a_fifth(error):
 
 def fitted(image, psf, sigma, shot=0.0):
     n = len(image)
-    axis = np.arange(SIZE)
-    r2 = np.broadcast_to((axis[None, :] - 16.0) ** 2 + (axis[:, None] - 16.0) ** 2, image.shape)
-    valid = np.ones(image.shape, bool)
-    return fit_with_psf(Stamps(image, valid, np.full(n, sigma, np.float32), psf, np.full(n, shot)), r2)
+    valid, middle = np.ones(image.shape, bool), np.full(n, 16.0)
+    return fit_with_psf(Stamps(image, valid, np.full(n, sigma, np.float32), psf, np.full(n, shot)), middle, middle)
 
 
 def test_fit_of_a_noiseless_star_gives_its_flux_and_nothing_extended():

@@ -17,12 +17,13 @@ from sgclassify.stages.psf import (
     MAX_STARS,
     MIN_STARS_VARIATION,
     N_BASIS,
+    ORDER,
     TERMS,
     WIDE,
     PsfModel,
     Stars,
-    _axes,
     _integrals,
+    _lines,
     _place,
     _prior,
     fit_psf,
@@ -134,7 +135,9 @@ def plain_fit(found, shape, width):
     n_place = 3 if n >= MIN_STARS_VARIATION else 1
     place = _place(found.detector_x, found.detector_y, shape)[:, :n_place]
     mean, precision = _prior(n_place, width)
-    (hx, wide_x), (hy, wide_y) = _axes(found.x, SIZE, width), _axes(found.y, SIZE, width)
+    lines_x, lines_y = _lines(found.x, SIZE, width), _lines(found.y, SIZE, width)
+    hx, hy = lines_x[..., : ORDER + 1], lines_y[..., : ORDER + 1]
+    wide_x, wide_y = (np.moveaxis(lines[..., ORDER + 1 :], -1, 0) for lines in (lines_x, lines_y))
     parts = [hy[:, :, None, q] * hx[:, None, :, p] for p, q in TERMS]
     parts += [wide_y[k][:, :, None] * wide_x[k][:, None, :] for k in range(len(WIDE))]
     basis = np.stack([part.reshape(n, -1) for part in parts], axis=2)
