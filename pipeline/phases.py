@@ -21,7 +21,7 @@ from sgclassify.pipeline.record.record import SET_ASIDE, Failure
 from sgclassify.pipeline.record.sample import level_for
 from sgclassify.stages.errors import ModelError, UsageError
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Tile, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -165,11 +165,13 @@ class Classification(Phase[Tile, TileReceipt]):
 
     def submit(self, job: Tile) -> Any:
         submit, cpu, places = self.cluster.submit, self.cluster.cpu, self.places
-        cut = job, places, self._stamp_size, self.config.stage
-        stamps = submit(tasks.extract, *cut, resources=cpu, priority=EXTRACT_PRIORITY)
-        score = job, stamps, places, self._model
-        scored = submit(tasks.infer, *score, resources=self.cluster.inference, priority=INFER_PRIORITY)
-        write = job, self.inventory.key_of(job), scored, places, self.metadata, self._level
+        parts = []
+        for part in parts_of(job, self.inventory.rows_of(job)):
+            cut = part, places, self._stamp_size, self.config.stage
+            stamps = submit(tasks.extract, *cut, resources=cpu, priority=EXTRACT_PRIORITY)
+            score = part, stamps, places, self._model
+            parts.append(submit(tasks.infer, *score, resources=self.cluster.inference, priority=INFER_PRIORITY))
+        write = job, self.inventory.key_of(job), parts, places, self.metadata, self._level
         return submit(tasks.publish, *write, resources=cpu, priority=PUBLISH_PRIORITY)
 
     def accept(self, job: Tile, receipt: TileReceipt, attempts: int) -> None:

@@ -52,6 +52,8 @@ class ExposureReceipt:
     notes : tuple of str
     tiles : tuple of int
         Pixels of the tiles that it touches.
+    tile_rows : tuple of int
+        Usable rows in each of these; empty where unknown.
     seconds : float
         Time spent on a worker.
     worker : str
@@ -76,6 +78,7 @@ class ExposureReceipt:
     seconds: float = 0.0
     worker: str = ""
     peak_mib: float = 0.0
+    tile_rows: tuple[int, ...] = ()
     join_key: str = ""
     scored: int = 0
     size: int = 0
@@ -93,7 +96,8 @@ class ExposureReceipt:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))["receipt"]
             values["stats"] = {name: tuple(stat) for name, stat in values["stats"].items()}
-            values["notes"], values["tiles"] = tuple(values["notes"]), tuple(values["tiles"])
+            for name in ("notes", "tiles", "tile_rows"):
+                values[name] = tuple(values[name])
             return cls(**values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # written by another version, or damaged: as if it were not there

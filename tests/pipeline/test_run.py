@@ -47,7 +47,7 @@ from sgclassify.stages.errors import (
     UsageError,
 )
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Part, Tile
 from sgclassify.stages.write.publish import partition_path
 
 
@@ -71,6 +71,7 @@ class Stages:
     checked: int = 0
     finished: int = 0
     usable: int = 9
+    tile_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """What was done so far counts no more."""
@@ -112,6 +113,7 @@ class Stages:
             usable=self.usable,
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
+            tile_rows=self.tile_rows.get(header.exposure_id, ()),
         )
         receipt.write(places.prepared / f"{header.exposure_id}{PREPARED}")
         return receipt
@@ -121,7 +123,8 @@ class Stages:
         if self.bad_model:
             raise ModelError("the reference output is not reproduced")
 
-    def extract(self, tile: Tile, places: tasks.Places, stamp_size: int, config: object) -> Any:
+    def extract(self, part: Part, places: tasks.Places, stamp_size: int, config: object) -> Any:
+        tile = part.tile
         for name in tile.exposures:
             assert (places.prepared / f"{name}{PREPARED}").is_file()
         if tile.pixel == self.end_at_tile:
@@ -134,7 +137,7 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
+    def infer(self, part: Part, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 
@@ -501,6 +504,13 @@ def test_shuffled_tiles(stages: Stages, options: Options, tmp_path: Path) -> Non
     assert sorted(stages.tile_order) == [1, 2, 3, 5, 6]
     assert stages.tile_order != [1, 2, 3, 5, 6]
     assert [tile["pixel"] for tile in _record(options)["tiles"]] == [1, 2, 3, 5, 6]
+
+
+def test_largest_tiles_come_first(stages: Stages, options: Options) -> None:
+    stages.tile_rows = {"e1": (3, 20), "e2": (5, 900), "e5": (30, 0)}
+    _run(options)
+    # of tile 3 in its four parts
+    assert stages.tile_order == [3, 3, 3, 3, 5, 2, 1, 6]
 
 
 def test_other_inputs_need_overwrite(stages: Stages, options: Options, tmp_path: Path) -> None:
