@@ -230,8 +230,7 @@ def extract(part: Part, places: Places, stamp_size: int, config: StageConfig) ->
     tile = part.tile
     with places.limited(str(part)):
         prepared = [load_prepared(name, places) for name in tile.exposures]
-        wanted = part.holds if part.order > tile.order else None
-        stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config, wanted)
+        stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config, part=part)
     return Stamps(stamps, time.monotonic() - start, peak_mib())
 
 

@@ -27,7 +27,7 @@ CORE_BITS = (
     (InputFlag.SATELLITE | InputFlag.GHOST | InputFlag.SCATTERED, SgFlag.ARTIFACT),
 )
 
-STRIP_ROWS: Final = 256
+STRIP_ROWS: Final = 512
 """Rows of an exposure whose stamps are cut together: few enough for their pixels to stay in the processor's cache."""
 
 

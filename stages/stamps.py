@@ -41,8 +41,8 @@ def stamp_origin(x: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
     if size < 1:
         raise ValueError(f"stamp size must be positive, not {size}")
     first = np.ceil(np.asarray(x, dtype=np.float64) - size / 2.0)
-    first = np.nan_to_num(first, nan=-_FAR, posinf=_FAR, neginf=-_FAR)
-    return np.clip(first, -_FAR, _FAR).astype(np.int64)
+    first = np.where(np.isnan(first), -_FAR, np.minimum(np.maximum(first, -_FAR), _FAR))
+    return first.astype(np.int64)
 
 
 def cut_stamps(
@@ -153,12 +153,14 @@ class Boxes:
     def __init__(self, x: F64, y: F64, reach: float, size: int) -> None:
         self.side = min(size, math.floor(2.0 * reach) + 1)
         # a box that would leave the stamp is moved into it, and still has all pixels within reach
-        first_x, first_y = (np.clip(stamp_origin(place, self.side), 0, size - self.side) for place in (x, y))
+        last = size - self.side
+        first_x, first_y = (np.minimum(np.maximum(stamp_origin(place, self.side), 0), last) for place in (x, y))
         step = np.arange(self.side)
         self.rows, self.columns = first_y[:, None] + step, first_x[:, None] + step
         self.r2 = squared_radius(x - first_x, y - first_y, self.side)
+        rows = self.rows + size * np.arange(len(x))[:, None]
+        self._pixels = size * rows[:, :, None] + self.columns[:, None, :]
 
     def cut(self, stamps: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The boxes out of stamps, shape (n, size, size); the result has shape (n, side, side)."""
-        windows = sliding_window_view(stamps, (self.side, self.side), axis=(1, 2))
-        return windows[np.arange(len(stamps)), self.rows[:, 0], self.columns[:, 0]]
+        return np.take(stamps, self._pixels)

@@ -17,11 +17,11 @@ from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
-from sgclassify.stages.healpix import chord, unit_vectors
+from sgclassify.stages.healpix import chord, near_tile, unit_vectors
 from sgclassify.stages.read.catalog import ROW_BITS
 from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tangent import moved_back
-from sgclassify.stages.tiling import CHAIN_ARCSEC
+from sgclassify.stages.tiling import CHAIN_ARCSEC, Part
 
 DETECTION_SNR = 5.0
 """Signal-to-noise ratio below which a band does not count as a detection for the LOW_SNR flag."""
@@ -89,6 +89,10 @@ class TileStamps(Inputs):
         return [",".join(band for band, on in zip(BANDS, row, strict=True) if on) for row in self.used]
 
 
+class LongChainError(ValueError):
+    """Detections of a tile form a chain that leaves what is known of its surroundings."""
+
+
 @dataclass(frozen=True)
 class _Pool:
     """Usable detections of all exposures of a tile, ordered by exposure, then by row."""
@@ -98,10 +102,15 @@ class _Pool:
     y: F64
     sg_flags: I32
 
+    def near(self, order: int, pixel: int) -> _Pool:
+        """The detections within `CHAIN_ARCSEC` of a tile: all that may have to do with its objects."""
+        near = near_tile(self.at.ra, self.at.dec, order, pixel, CHAIN_ARCSEC)
+        return _Pool(self.at.take(near), self.x[near], self.y[near], self.sg_flags[near])
+
     def load(self, margin_arcsec: float) -> SkyPositions:
         """All detections: the exposures of a tile were chosen with a margin of `CHAIN_ARCSEC`."""
         if margin_arcsec > CHAIN_ARCSEC:
-            raise ValueError(
+            raise LongChainError(
                 f"detections within the match radius of each other form a chain of more than {CHAIN_ARCSEC / 2:.0f}"
                 " arcsec; a catalogue of this tile is not one of separate sources"
             )
@@ -146,6 +155,7 @@ def extract_tile(
     stamp_size: int,
     config: StageConfig,
     wanted: Callable[[F64, F64], Bool] | None = None,
+    part: Part | None = None,
 ) -> TileStamps:
     """Associate a tile's detections into objects and cut and measure their stamps.
 
@@ -160,6 +170,9 @@ def extract_tile(
     wanted : callable, optional
         Takes the positions of the objects, degrees; returns which of them to cut and measure. None for all. The result
         for an object does not depend on which others are wanted.
+    part : Part, optional
+        Part of the tile to extract, instead of the objects that are wanted. This costs less: nothing is associated that
+        is far from the part.
 
     Returns
     -------
@@ -167,8 +180,7 @@ def extract_tile(
         Objects whose anchor detection lies in the tile, in order of their `object_id`.
     """
     exposures = anchor_order(prepared)
-    pool = _pool(exposures)
-    found = objects_of_tile(order, pixel, pool.load, config.match_radius_arcsec, 2.0 * config.blend_radius_arcsec)
+    pool, found, wanted = _associated(_pool(exposures), order, pixel, config, wanted, part)
     objects = _chosen(pool, found, exposures, wanted)
     member, owner = objects.member, objects.owner
     ra, dec = pool.at.ra[objects.anchor], pool.at.dec[objects.anchor]
@@ -213,6 +225,30 @@ def extract_tile(
     )
 
 
+def _associated(
+    pool: _Pool,
+    order: int,
+    pixel: int,
+    config: StageConfig,
+    wanted: Callable[[F64, F64], Bool] | None,
+    part: Part | None,
+) -> tuple[_Pool, TileObjects, Callable[[F64, F64], Bool] | None]:
+    """Detections near the tile or its part, the objects among them, and which of these are wanted."""
+
+    def objects_of(order: int, pixel: int) -> tuple[_Pool, TileObjects]:
+        near = pool.near(order, pixel)
+        margin = 2.0 * config.blend_radius_arcsec
+        return near, objects_of_tile(order, pixel, near.load, config.match_radius_arcsec, margin)
+
+    if part is None:
+        return *objects_of(order, pixel), wanted
+    try:
+        return *objects_of(part.order, part.pixel), None
+    except LongChainError:
+        # a chain that leads far out of the part may yet end in the tile
+        return *objects_of(order, pixel), part.holds
+
+
 def _chosen(
     pool: _Pool, found: TileObjects, exposures: Sequence[PreparedExposure], wanted: Callable[[F64, F64], Bool] | None
 ) -> _Objects:
@@ -244,5 +280,5 @@ def _blended(pool: _Pool, objects: _Objects, config: StageConfig) -> I64:
     owner[objects.member] = objects.owner
     tree = cKDTree(unit_vectors(pool.at.ra, pool.at.dec))
     points = unit_vectors(pool.at.ra[objects.anchor], pool.at.dec[objects.anchor])
-    near = tree.query_ball_point(points, chord(config.blend_radius_arcsec), return_sorted=True)
-    return np.array([k for k, others in enumerate(near) if (owner[others] != k).any()], dtype=np.int64)
+    pairs = cKDTree(points).sparse_distance_matrix(tree, chord(config.blend_radius_arcsec), output_type="ndarray")
+    return np.unique(pairs["i"][owner[pairs["j"]] != pairs["i"]])

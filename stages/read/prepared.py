@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgclassify.stages.locus import PointSources
@@ -119,5 +118,6 @@ class PreparedExposure:
     def usable_detections(self) -> pa.Table:
         """Read the detections with a usable position: ``row``, ``x``, ``y``, ``ra``, ``dec``, ``sg_flags``."""
         names = ["row", "x", "y", "ra", "dec", "sg_flags"]
-        table = pq.read_table(self.detections_path, columns=[*names, "usable"])
-        return table.filter(pc.field("usable")).select(names)
+        with pq.ParquetFile(self.detections_path) as file:
+            table = file.read(columns=[*names, "usable"])
+        return table.filter(table["usable"]).select(names)
