@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import find_objects, maximum_filter
+from scipy.ndimage import find_objects
 
-from sgclassify.stages.arrays import F32, I32
+from sgclassify.stages.arrays import F32, I32, I64
 
 
 def deblend(smoothed: F32, noise: F32, labels: I32, *, contrast: float, min_px: int, prominence_sigma: float) -> I32:
@@ -45,8 +45,7 @@ def deblend(smoothed: F32, noise: F32, labels: I32, *, contrast: float, min_px: 
     result = labels.copy()
     n_sources = int(labels.max(initial=0))
     # Most segments have one local maximum and stay whole.
-    peaks = labels[(maximum_filter(smoothed, size=3) == smoothed) & (labels > 0)]
-    n_peaks = np.bincount(peaks, minlength=n_sources + 1)
+    n_peaks = np.bincount(labels[_peaks(smoothed, labels)], minlength=n_sources + 1)
     boxes = find_objects(labels)
     for label in np.flatnonzero(n_peaks[1:] > 1) + 1:
         box = boxes[label - 1]
@@ -65,6 +64,18 @@ def deblend(smoothed: F32, noise: F32, labels: I32, *, contrast: float, min_px: 
     return result
 
 
+def _peaks(smoothed: F32, labels: I32) -> tuple[I64, I64]:
+    """Pixels of the segments, (y, x), that none of their eight neighbours exceeds, on the image or off the segment."""
+    ny, nx = smoothed.shape
+    # Only a few percent of the pixels belong to a segment.
+    y, x = np.nonzero(labels)
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)):
+        beside = smoothed[np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)]
+        highest = smoothed[y, x] >= beside
+        y, x = y[highest], x[highest]
+    return y, x
+
+
 def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px: int, min_height: float) -> I32:
     """Number the sources of one segment: 0 for the first and for pixels outside, then 1, 2, ...
 
@@ -74,9 +85,13 @@ def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px:
     """
     height, width = values.shape
     stride = width + 2
-    level: list[float] = np.pad(values, 1).ravel().tolist()
-    inside = np.flatnonzero(np.pad(member, 1).ravel())
-    order = inside[np.argsort(-np.pad(values, 1).ravel()[inside], kind="stable")].tolist()
+    # a border of zeros
+    padded = np.zeros((height + 2, stride), dtype=values.dtype)
+    padded[1:-1, 1:-1] = values
+    level: list[float] = padded.ravel().tolist()
+    row, column = np.nonzero(member)
+    inside = (row + 1) * stride + column + 1
+    order = inside[np.argsort(-values[row, column], kind="stable")].tolist()
     around = (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)
     basin_of = [0] * len(level)
     alias, pool_of = [0], [0]
@@ -90,8 +105,14 @@ def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px:
 
     for pixel in order:
         here = level[pixel]
-        touching = [pixel + step for step in around if basin_of[pixel + step]]
-        if not touching:
+        up, down = pixel - stride, pixel + stride
+        # not a loop: this is where the time goes
+        basins = {
+            basin_of[up - 1], basin_of[up], basin_of[up + 1], basin_of[pixel - 1], basin_of[pixel + 1],
+            basin_of[down - 1], basin_of[down], basin_of[down + 1],
+        }  # fmt: skip
+        basins.discard(0)
+        if not basins:
             basin = len(alias)
             alias.append(basin)
             pool_of.append(basin)
@@ -101,9 +122,14 @@ def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px:
             split.append(False)
             basin_of[pixel] = basin
             continue
-        basins = {basin_of[q] for q in touching}
-        if len(basins) > 1:
-            basins = {root(alias, b) for b in basins}
+        if len(basins) == 1:
+            basin = root(alias, basins.pop())
+            basin_of[pixel] = basin
+            pool = root(pool_of, basin)
+            light[pool] += here
+            area[pool] += 1
+            continue
+        basins = {root(alias, b) for b in basins}
         pools = {root(pool_of, b) for b in basins}
         if len(pools) > 1:
             separate = [
@@ -127,6 +153,7 @@ def _basins(values: F32, member: npt.NDArray[np.bool_], min_flux: float, min_px:
                     light[first] += light[p]
                     area[first] += area[p]
             split[first] = len(separate) > 1 or split[first]
+        touching = [pixel + step for step in around if basin_of[pixel + step]]
         basin = root(alias, basin_of[max(touching, key=level.__getitem__)])
         basin_of[pixel] = basin
         pool = root(pool_of, basin)

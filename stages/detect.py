@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from photutils.segmentation import detect_sources
-from photutils.utils.exceptions import NoDetectionsWarning
-from scipy.ndimage import correlate1d
+from scipy.ndimage import correlate1d, label
 from scipy.spatial import KDTree
 
 from sgclassify.stages.arrays import F32, F64, I32, U16, Bool
@@ -144,8 +141,8 @@ def _detect(
         variance += np.maximum(image, 0) / np.float32(calibration.exposure_time)
     photometry = measure_segments(image, variance, usable, smoothed, labels, fwhm_px)
     flag = np.where(photometry.biased, FLAG_BIASED, 0).astype(np.int32)
-    parent = np.zeros(n + 1, dtype=np.int64)
-    parent[labels] = parents
+    parent, place = np.zeros(n + 1, dtype=np.int64), np.nonzero(labels)
+    parent[labels[place]] = parents[place]
     children = np.bincount(parent[1:], minlength=1)
     flag |= np.where(children[parent[1:]] > 1, FLAG_BLENDED, 0).astype(np.int32)
     flag |= _touched(labels[saturated], n) * np.int32(FLAG_SATURATED)
@@ -185,19 +182,15 @@ def _smooth(image: F32, variance: F32, usable: Bool, fwhm_px: float) -> tuple[F3
 
 def _segment(smoothed: F32, significance: F32, usable: Bool, config: StageConfig) -> tuple[I32, I32]:
     """Deblended segments, numbered 1 to n, and the connected segments that they come from."""
-    with warnings.catch_warnings():
-        # An empty field is not a fault.
-        warnings.simplefilter("ignore", NoDetectionsWarning)
-        segments = detect_sources(significance, config.detect_threshold_sigma, config.detect_min_px)
-    if segments is None:
-        nothing = np.zeros(smoothed.shape, dtype=np.int32)
-        return nothing, nothing
+    connected, n = label(significance > config.detect_threshold_sigma, np.ones((3, 3)))
+    place = np.nonzero(connected)
     # A masked cosmic ray may leave one or two bright pixels, which the smoothing spreads over the mask. So what counts
     # is the pixels of a segment that hold data.
-    found = np.bincount(segments.data[usable], minlength=segments.data.max() + 1) >= config.detect_min_px
+    found = np.bincount(connected[place][usable[place]], minlength=n + 1) >= config.detect_min_px
     found[0] = False
     number = np.where(found, np.cumsum(found), 0).astype(np.int32)
-    parents = number[segments.data]
+    parents = np.zeros(smoothed.shape, dtype=np.int32)
+    parents[place] = number[connected[place]]
     noise = np.divide(smoothed, significance, where=significance > 0, out=np.zeros_like(smoothed))
     labels = deblend(
         smoothed,

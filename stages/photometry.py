@@ -282,12 +282,13 @@ def _growth(light: F32, distance: F32, x: F64, y: F64, stamp_radius: int) -> F64
     """Flux within circles of radius 0, 1, 2, ... times the ring width, shape (n, rings + 1)."""
     n = light.shape[0]
     n_rings = round(stamp_radius / _RING)
-    base = (np.arange(n) * (n_rings + 1))[:, None, None]
-    rings = np.zeros(n * (n_rings + 1))
 
-    def deposit(radius: F32, flux: F32) -> None:
-        ring = np.minimum((radius * np.float32(1 / _RING)).astype(np.int64), n_rings) + base
-        rings[:] += np.bincount(ring.ravel(), flux.ravel(), rings.size)
+    def rings_of(radius: F32, flux: F32) -> F64:
+        """Flux in each ring; the last has all that is farther out."""
+        ring = np.minimum((radius * np.float32(1 / _RING)).astype(np.int64), n_rings)
+        ring += (np.arange(n) * (n_rings + 1))[:, None, None]
+        light_of_rings = np.bincount(ring.ravel(), flux.ravel(), n * (n_rings + 1))
+        return np.asarray(light_of_rings.reshape(n, -1), dtype=np.float64)
 
     core = slice(stamp_radius - _CORE_PX, stamp_radius + _CORE_PX + 1)
     inner = np.repeat(np.repeat(light[:, core, core], _CORE_SUB, axis=1), _CORE_SUB, axis=2)
@@ -295,14 +296,17 @@ def _growth(light: F32, distance: F32, x: F64, y: F64, stamp_radius: int) -> F64
     sub = (np.arange(inner.shape[1]) + 0.5) / _CORE_SUB - 0.5 + stamp_radius - _CORE_PX
     dx = (stamp_origin(x, side)[:, None] + sub - x[:, None])[:, None, :]
     dy = (stamp_origin(y, side)[:, None] + sub - y[:, None])[:, :, None]
-    deposit(np.hypot(dx, dy).astype(np.float32), inner / np.float32(_CORE_SUB**2))
+    rings = rings_of(np.hypot(dx, dy).astype(np.float32), inner / np.float32(_CORE_SUB**2))
+    # What is off the core is more than _SPREAD from the centre. The shares of its light are whole rings apart.
     outer = light / np.float32(len(_SPREAD))
     outer[:, core, core] = 0
+    nearest = rings_of(np.maximum(distance + np.float32(_SPREAD[0]), 0), outer)
     for shift in _SPREAD:
-        deposit(np.maximum(distance + np.float32(shift), 0), outer)
+        step = round((shift - _SPREAD[0]) / _RING)
+        rings[:, step:] += nearest[:, : n_rings + 1 - step]
 
     growth = np.zeros((n, n_rings + 1))
-    np.cumsum(rings.reshape(n, -1)[:, :-1], axis=1, out=growth[:, 1:])
+    np.cumsum(rings[:, :-1], axis=1, out=growth[:, 1:])
     return growth
 
 

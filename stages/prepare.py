@@ -127,7 +127,7 @@ def _stamps(detections: Detections, header: ExposureHeader) -> RollingStamps:
 
 def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
-    # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
+    # Imported here: every worker would pay for scipy, which few nights need.
     from sgclassify.stages.detect import Calibration, detect_in_strips
 
     def strip(y0: int, y1: int) -> tuple[F32, Bool, F32, U16]:

@@ -8,8 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from astropy.wcs import WCS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from photutils.aperture import CircularAperture, aperture_photometry
+from photutils.segmentation import detect_sources
+from photutils.utils.exceptions import NoDetectionsWarning
+from scipy.ndimage import maximum_filter
 
+from sgclassify.stages import deblend as deblending
+from sgclassify.stages import detect, photometry
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.deblend import deblend
 from sgclassify.stages.detect import (
@@ -375,3 +382,77 @@ def test_deblending_leaves_other_segments_alone() -> None:
         assert parts[10, 10] == 1
         assert {int(parts[30, 40]), int(parts[30, 47])} == {2, 3}
         assert split(image, np.zeros_like(labels)).max() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(3, 40),
+    st.integers(3, 40),
+    st.floats(0.2, 0.9),
+    st.integers(1, 12),
+    st.booleans(),
+)
+def test_segments_are_those_of_photutils_with_enough_data(
+    seed: int, ny: int, nx: int, quantile: float, min_px: int, masked: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    significance = rng.normal(size=(ny, nx)).astype(np.float32)
+    usable = rng.random((ny, nx)) > (0.3 if masked else 0.0)
+    significance[rng.random((ny, nx)) < 0.02] = np.nan
+    threshold = float(np.nanquantile(significance, quantile))
+    config = StageConfig(detect_threshold_sigma=threshold, detect_min_px=min_px, deblend_contrast=1.0)
+    _, parents = detect._segment(np.ones_like(significance), significance, usable, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoDetectionsWarning)
+        segments = detect_sources(significance, threshold, min_px)
+    expected = np.zeros((ny, nx), np.int32)
+    for k in [] if segments is None else segments.labels:
+        member = segments.data == k
+        if np.count_nonzero(member & usable) >= min_px:
+            expected[member] = expected.max() + 1
+    assert parents.dtype == np.int32
+    assert np.array_equal(parents, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 30), st.integers(1, 200))
+def test_peaks_are_the_local_maxima_of_the_image(seed: int, ny: int, nx: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    # coarse steps make plateaus
+    smoothed = np.round(rng.normal(size=(ny, nx)) * steps).astype(np.float32)
+    labels = (rng.random((ny, nx)) < 0.5) * rng.integers(1, 4, (ny, nx)).astype(np.int32)
+    found = np.zeros((ny, nx), bool)
+    found[deblending._peaks(smoothed, labels)] = True
+    assert np.array_equal(found, (maximum_filter(smoothed, size=3) == smoothed) & (labels > 0))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 2))
+def test_growth_spreads_each_pixel_over_its_width_in_radius(seed: int, n: int) -> None:
+    rng, stamp_radius = np.random.default_rng(seed), 42
+    side = 2 * stamp_radius + 1
+    light = rng.normal(size=(n, side, side)).astype(np.float32)
+    x, y = rng.uniform(199.5, 200.5, (2, n))
+    # places in the stamps
+    u, v = x - np.ceil(x - side / 2), y - np.ceil(y - side / 2)
+    axis = np.arange(side)
+    dx, dy = (axis - c[:, None] for c in (u, v))
+    distance = np.hypot(dx[:, None, :], dy[:, :, None]).astype(np.float32)
+    got = photometry._growth(light, distance, x, y, stamp_radius)
+    radii = np.arange(got.shape[1]) * 0.125
+    for k in range(n):
+        flux = np.zeros(radii.size)
+        for row in range(side):
+            for column in range(side):
+                if max(abs(row - stamp_radius), abs(column - stamp_radius)) <= 4:
+                    sub = (np.arange(9) + 0.5) / 9 - 0.5
+                    places = np.hypot(column + sub[None, :] - u[k], row + sub[:, None] - v[k]).ravel()
+                else:
+                    places = distance[k, row, column] + np.array([-0.375, -0.125, 0.125, 0.375])
+                ring = np.minimum((places * 8).astype(int), radii.size - 1)
+                np.add.at(flux, ring, light[k, row, column] / places.size)
+        expected = np.concatenate(([0.0], np.cumsum(flux)[:-1]))
+        # a radius on the edge of a ring, within rounding, may count on either side of it
+        np.testing.assert_allclose(got[k], expected, rtol=0, atol=0.3 * np.abs(light[k]).max())
+        assert np.median(np.abs(got[k] - expected)) < 1e-4
