@@ -14,7 +14,6 @@ from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import StampLocus, Stamps, feature_table, measure_stamps
-from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.stamps import cut_sources, squared_radius, stamp_origin
 
@@ -85,7 +84,7 @@ class BandStamps:
         first_x, first_y = stamp_origin(x, self.size), stamp_origin(y, self.size)
         x0, x1 = max(0, int(first_x.min())), min(nx, int(first_x.max()) + self.size)
         y0, y1 = max(0, int(first_y.min())), min(ny, int(first_y.max()) + self.size)
-        with ExposurePixels(prepared.header) as pixels:
+        with prepared.pixels() as pixels:
             window = pixels.window(y0, y1, x0, x1)
         level, noise = prepared.sky().at(y0, y1, x0, x1)
         scale = nanomaggies_per_count(prepared.header.zero_point)

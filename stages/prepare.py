@@ -33,10 +33,11 @@ from sgclassify.stages.read.catalog import Detections, column_notes, read_detect
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.read.stored import Pixels, open_pixels
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.stamps import cut_sources
 from sgclassify.stages.tangent import offsets
-from sgclassify.stages.write.prepared import write_prepared
+from sgclassify.stages.write.prepared import PixelStore, write_prepared
 
 FWHM_RATIOS = (0.85, 1.25)
 """Widths of the point sources, relative to the FWHM in the header, that need no note. With a right FWHM they are 0.96
@@ -65,23 +66,22 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     UnusableInputError
         If a file of the exposure can never be used.
     """
-    check = check_exposure(header)
+    with PixelStore(header, work_dir) as store:
+        return _prepare(header, work_dir, config, store)
+
+
+def _prepare(header: ExposureHeader, work_dir: Path, config: StageConfig, store: PixelStore) -> PreparedExposure:
+    check, sky = _check_and_sky(header, config, store)
     notes = list(header.notes)
     notes += _weight_notes(check, header)
-    # The catalogue comes first: reading it is cheap, and a bad one saves the passes over the pixels.
+    # The catalogue comes before the other passes over the pixels: a bad one saves these.
     table = read_table(header.files.catalog) if header.files.catalog is not None else None
     detections = (
         read_detections(table, header, config, header.files.catalog)
         if table is not None and header.files.catalog is not None
         else None
     )
-    with ExposurePixels(header) as pixels:
-
-        def sky_rows(y0: int, y1: int) -> tuple[F32, Bool]:
-            window = pixels.window(y0, y1, 0, header.shape[1])
-            return window.image, window.valid
-
-        sky = measure_sky_rows(sky_rows, header.shape, config.sky_box_px)
+    with open_pixels(header, work_dir) as pixels:
         made = table is None
         if table is None or detections is None:
             table = _detect(pixels, sky, header, config)
@@ -119,7 +119,25 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     return prepared
 
 
-def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
+def _check_and_sky(header: ExposureHeader, config: StageConfig, store: PixelStore) -> tuple[ExposureCheck, SkyMesh]:
+    """Check the files and measure the sky in one pass; store the pixels if later passes would decode them again."""
+    found: list[SkyMesh] = []
+
+    def walk(pixels: ExposurePixels) -> None:
+        def rows(y0: int, y1: int) -> tuple[F32, Bool]:
+            window = pixels.window(y0, y1, 0, header.shape[1])
+            if pixels.costly:
+                store.add(window)
+            return window.image, window.valid
+
+        found.append(measure_sky_rows(rows, header.shape, config.sky_box_px))
+
+    check = check_exposure(header, walk)
+    store.finish()
+    return check, found[0]
+
+
+def _detect(pixels: Pixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
     # Imported here: photutils takes seconds, which every worker would pay for and few nights need.
     from sgclassify.stages.detect import Calibration, detect_in_strips
@@ -206,7 +224,7 @@ def _astrometric_offset(detections: Detections, header: ExposureHeader) -> tuple
 
 
 def _point_sources(
-    pixels: ExposurePixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
+    pixels: Pixels, sky: SkyMesh, detections: Detections, header: ExposureHeader, config: StageConfig
 ) -> tuple[PointSources, PsfModel]:
     """Measure the detections on the pixels, strip by strip; find the locus of point sources and fit the PSF."""
     index = np.flatnonzero(detections.usable)

@@ -20,10 +20,10 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
+from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.bintable import heap_pointers
 from sgclassify.stages.read.cards import CARD
 from sgclassify.stages.read.fitsfile import BLOCK, RECOPY, Hdu
-from sgclassify.stages.errors import UnusableInputError
 
 STRIP_PIXELS: Final = 2**22
 """Pixels of a strip, 17 MB of float32; more where one row of tiles has more."""
@@ -33,7 +33,12 @@ _KEPT: Final = re.compile(r"XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS|T[A-Z
 
 _PRIMARY: Final = b"".join(
     card.encode().ljust(CARD)
-    for card in ("SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    0", "END")
+    for card in (
+        "SIMPLE  =                    T",
+        "BITPIX  =                    8",
+        "NAXIS   =                    0",
+        "END",
+    )
 ).ljust(BLOCK)
 
 _OPENING = threading.Lock()
