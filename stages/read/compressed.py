@@ -81,7 +81,8 @@ class TileRows:
         cards = [header[k : k + CARD] for k in range(0, len(header), CARD)]
         self._cards = [(key, card) for card in cards if _KEPT.fullmatch(key := card[:8].decode("latin-1").rstrip())]
         seed = hdu.values.get("ZDITHER0", 0)
-        self._seed = int(seed) if isinstance(seed, (int, float)) and seed == int(seed) else None
+        # anything else goes to astropy as it is, which refuses it
+        self._seed = seed if isinstance(seed, int) else None
         table = stream.read(width * n_rows)
         if len(table) < width * n_rows:
             raise UnusableInputError(path, f"truncated: {hdu.label} has no whole table of tiles", RECOPY)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, cast
+from typing import IO, Any, BinaryIO, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -191,7 +191,12 @@ class _CompressedReader(ImageReader):
         return found ^ np.int16(-0x8000) if self.positive else found
 
 
-def open_image(stack: ExitStack, path: Path) -> ImageReader:
+def temporary_copy() -> IO[bytes]:
+    """Make an empty file for decompressed content, deleted as it is closed."""
+    return tempfile.TemporaryFile(prefix="sgclassify-")
+
+
+def open_image(stack: ExitStack, path: Path, unpacked: IO[bytes] | None = None) -> ImageReader:
     """Open the first two-dimensional image of a file.
 
     Parameters
@@ -200,6 +205,8 @@ def open_image(stack: ExitStack, path: Path) -> ImageReader:
         Closes the file, and deletes the decompressed copy of a .gz file.
     path : Path
         FITS file.
+    unpacked : binary file, optional
+        Decompressed content of a .gz file, where it is there already; not closed.
 
     Raises
     ------
@@ -209,10 +216,11 @@ def open_image(stack: ExitStack, path: Path) -> ImageReader:
     hdu, hdus = first_image(path)
     start = hdus[-2].data_offset + hdus[-2].padded_bytes if len(hdus) > 1 else 0
     stream, size = stack.enter_context(open_stream(path))
-    if size is None:
+    if unpacked is not None:
+        stream = cast(BinaryIO, unpacked)
+    elif size is None:
         # Decompress once: each seek backwards in a gzip stream starts again from its beginning.
-        temporary = tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits")  # noqa: SIM115
-        copy = stack.enter_context(temporary)
+        copy = stack.enter_context(temporary_copy())
         copy_stream(stream, copy, path, hdu)
         stream = cast(BinaryIO, copy)
     reader = _CompressedReader(path, stream, hdu, start) if hdu.compressed else _PlainReader(path, stream, hdu)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.read.fitsfile import RECOPY, verify
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.read.image import ImageReader, open_image
+from sgclassify.stages.read.image import ImageReader, open_image, temporary_copy
 
 HARMLESS: Final = int(InputFlag.GHOST | InputFlag.SCATTERED)
 """Bits of FLG that leave a pixel valid: the light is real, though not from the source."""
@@ -105,6 +106,8 @@ class ExposurePixels:
     ----------
     header : ExposureHeader
         The exposure.
+    unpacked : mapping of Path to binary file, optional
+        Decompressed content of its .gz files, for those where it is there already; not closed.
 
     Attributes
     ----------
@@ -121,8 +124,9 @@ class ExposurePixels:
         has lost the meaning of the pixels.
     """
 
-    def __init__(self, header: ExposureHeader) -> None:
+    def __init__(self, header: ExposureHeader, unpacked: Mapping[Path, IO[bytes]] | None = None) -> None:
         self.header = header
+        self._unpacked = unpacked or {}
         self.moved_zeros = self.unresolved = 0
         self._stack = ExitStack()
         self._image: ImageReader | None = None
@@ -223,7 +227,7 @@ class ExposurePixels:
         np.copyto(weight, 0, where=dead)
 
     def _open(self, stack: ExitStack, path: Path, kind: str) -> ImageReader:
-        reader = open_image(stack, path)
+        reader = open_image(stack, path, self._unpacked.get(path))
         if reader.shape != self.header.shape:
             raise UnusableInputError(path, f"its image changed its shape to {reader.shape}", RECOPY)
         loss = _loss(kind, reader)
@@ -245,8 +249,8 @@ def require_window(shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int) -
 class _CountedPixels(ExposurePixels):
     """Counts the pixels of its windows, and tells whether one of them has a value, has a weight, is valid."""
 
-    def __init__(self, header: ExposureHeader) -> None:
-        super().__init__(header)
+    def __init__(self, header: ExposureHeader, unpacked: Mapping[Path, IO[bytes]]) -> None:
+        super().__init__(header, unpacked)
         self.seen = 0
         self.finite = self.weighted = self.valid = False
 
@@ -282,9 +286,18 @@ def check_exposure(header: ExposureHeader, walk: Callable[[ExposurePixels], None
         all zero, or no pixel is valid.
     """
     files = header.files
-    sha256 = {str(path): verify(path) for path in files.present.values()}
     ny, nx = header.shape
-    with _CountedPixels(header) as pixels:
+    with ExitStack() as stack:
+        unpacked: dict[Path, IO[bytes]] = {}
+
+        def copy_of(path: Path) -> IO[bytes]:
+            return unpacked.setdefault(path, stack.enter_context(temporary_copy()))
+
+        sha256 = {
+            str(path): verify(path, partial(copy_of, path) if path != files.catalog else None)
+            for path in files.present.values()
+        }
+        pixels = stack.enter_context(_CountedPixels(header, unpacked))
         (walk or _walk)(pixels)
     if pixels.seen != ny * nx:
         raise ValueError(f"{pixels.seen} of {ny * nx} pixels were read for the check")
