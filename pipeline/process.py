@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -20,6 +22,13 @@ STUCK: Final = 70
 
 _NOTE_S: Final = 5.0
 
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+KEPT_BYTES: Final = 2**27
+"""Freed memory at the end of the heap that a worker keeps, 134 MB."""
+LARGEST_KEPT: Final = 2**25
+"""Arrays up to this size come from kept memory, 34 MB: the most that the C library allows."""
+
 
 def process_name() -> str:
     """Host and process number."""
@@ -29,6 +38,19 @@ def process_name() -> str:
 def peak_mib() -> float:
     """Largest resident memory of this process so far, MiB (Linux counts in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again, rather than hand every array back to the system.
+
+    Dask sets the C library of its workers to hand back all but 64 KiB. Each new array is then mapped and zeroed anew, a
+    page fault for every 4 KiB, which costs more time than most of what is done with the array.
+    """
+    # other C libraries than that of GNU have no mallopt
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from sgclassify.stages.features import FEATURES, PSF_MEASURES
 from sgclassify.stages.flags import InputFlag, SgFlag
 from sgclassify.stages.measure import CHUNK, Measured, StampLocus, Stamps, feature_table, measure_stamps
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.read.pixels import ExposurePixels
 from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.read.stored import Pixels
 from sgclassify.stages.sky import SkyMesh
 from sgclassify.stages.stamps import Boxes, cut_stamps, stamp_origin
 
@@ -88,7 +88,7 @@ class BandStamps:
         if not index.size:
             return
         sky, first_y = prepared.sky(), stamp_origin(y, self.size)
-        with ExposurePixels(prepared.header) as pixels:
+        with prepared.pixels() as pixels:
             for strip in _strips(index, first_y):
                 found = _cut(pixels, sky, prepared.header, x[strip], y[strip], self.size)
                 self._keep_better(found, strip, number, prepared.header, config)
@@ -217,7 +217,7 @@ def _strips(index: I64, first_y: I64) -> Iterator[I64]:
     yield from np.split(index[order], np.flatnonzero(np.diff(strip[order])) + 1)
 
 
-def _cut(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, x: F64, y: F64, size: int) -> _Cut:
+def _cut(pixels: Pixels, sky: SkyMesh, header: ExposureHeader, x: F64, y: F64, size: int) -> _Cut:
     """Cut the stamps of some objects, at least one, from an exposure.
 
     Parameters

@@ -6,6 +6,7 @@ object.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from sgclassify.stages.read.catalog import Detections, column_notes, read_detect
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.pixels import ExposureCheck, ExposurePixels, check_exposure
 from sgclassify.stages.read.prepared import PreparedExposure
+from sgclassify.stages.read.stored import Pixels, open_pixels
 from sgclassify.stages.rolling import RollingStamps
 from sgclassify.stages.sky import SkyMesh, measure_sky_rows
 from sgclassify.stages.tangent import offsets
-from sgclassify.stages.write.prepared import write_prepared
+from sgclassify.stages.write.prepared import PixelStore, write_prepared
 
 FWHM_RATIOS = (0.85, 1.25)
 """Widths of the point sources, relative to the FWHM in the header, that need no note. With a right FWHM they are 0.96
@@ -55,27 +57,16 @@ def prepare_exposure(header: ExposureHeader, work_dir: Path, config: StageConfig
     UnusableInputError
         If a file of the exposure can never be used.
     """
-    check = check_exposure(header)
+    with PixelStore(header, work_dir) as store:
+        return _prepare(header, work_dir, config, store)
+
+
+def _prepare(header: ExposureHeader, work_dir: Path, config: StageConfig, store: PixelStore) -> PreparedExposure:
+    check, first = _first_pass(header, config, store)
+    table, detections, stamps, sky = first.table, first.detections, first.stamps, first.sky
     notes = list(header.notes)
     notes += _weight_notes(check, header)
-    # The catalogue comes first: reading it is cheap, and a bad one saves the passes over the pixels.
-    table = read_table(header.files.catalog) if header.files.catalog is not None else None
-    detections = (
-        read_detections(table, header, config, header.files.catalog)
-        if table is not None and header.files.catalog is not None
-        else None
-    )
-    stamps = _stamps(detections, header) if detections is not None else None
-    with ExposurePixels(header) as pixels:
-
-        def sky_rows(y0: int, y1: int) -> tuple[F32, Bool]:
-            window = pixels.window(y0, y1, 0, header.shape[1])
-            valid = window.valid
-            if stamps is not None:
-                stamps.add(y0, window.image, valid, window.flags)
-            return window.image, valid
-
-        sky = measure_sky_rows(sky_rows, header.shape, config.sky_box_px)
+    with open_pixels(header, work_dir) as pixels:
         made = table is None
         if table is None or detections is None:
             table = _detect(pixels, sky, header, config)
@@ -125,7 +116,46 @@ def _stamps(detections: Detections, header: ExposureHeader) -> RollingStamps:
     return RollingStamps(detections.x[index], detections.y[index], PSF_STAMP, header.shape)
 
 
-def _detect(pixels: ExposurePixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
+@dataclass(frozen=True)
+class _FirstPass:
+    """What one pass over the files of an exposure gives; without a CAT, table, detections and stamps are None."""
+
+    table: pa.Table | None
+    detections: Detections | None
+    stamps: RollingStamps | None
+    sky: SkyMesh
+
+
+def _first_pass(header: ExposureHeader, config: StageConfig, store: PixelStore) -> tuple[ExposureCheck, _FirstPass]:
+    """Check the files, read the catalogue, measure the sky and cut the stamps for the PSF.
+
+    The pixels are stored if later passes would have to decode them again.
+    """
+    found: list[_FirstPass] = []
+    catalog = header.files.catalog
+
+    def walk(pixels: ExposurePixels) -> None:
+        # The catalogue comes first: reading it is cheap, and a bad one saves the pass over the pixels.
+        table = read_table(catalog) if catalog is not None else None
+        detections = read_detections(table, header, config, catalog) if table is not None and catalog else None
+        stamps = _stamps(detections, header) if detections is not None else None
+
+        def rows(y0: int, y1: int) -> tuple[F32, Bool]:
+            window = pixels.window(y0, y1, 0, header.shape[1])
+            if pixels.costly:
+                store.add(window)
+            if stamps is not None:
+                stamps.add(y0, window.image, window.valid, window.flags)
+            return window.image, window.valid
+
+        found.append(_FirstPass(table, detections, stamps, measure_sky_rows(rows, header.shape, config.sky_box_px)))
+
+    check = check_exposure(header, walk)
+    store.finish()
+    return check, found[0]
+
+
+def _detect(pixels: Pixels, sky: SkyMesh, header: ExposureHeader, config: StageConfig) -> pa.Table:
     """The stage's own catalogue of an exposure."""
     # Imported here: every worker would pay for scipy, which few nights need.
     from sgclassify.stages.detect import Calibration, detect_in_strips

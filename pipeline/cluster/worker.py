@@ -18,6 +18,7 @@ from sgclassify.model.serve.loaded import ModelRef, classifier_of
 from sgclassify.pipeline.cluster.crash import CRASH_DIR, keep_stack
 from sgclassify.pipeline.cluster.gpu import claim_gpu
 from sgclassify.pipeline.cluster.versions import differing, require_same, versions
+from sgclassify.pipeline.process import keep_freed_memory
 from sgclassify.stages.errors import ClusterError, SgClassifyError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def dask_setup(worker: object) -> None:
 
     What a terminal sends to the workers too, by Ctrl-C or as it closes, is left to the driver: it ends them in order.
     """
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if folder := os.environ.get(CRASH_DIR):
@@ -94,6 +96,7 @@ class Readiness(WorkerPlugin):
         """Check and prepare a worker; its event loop goes on."""
         late = worker.address not in self.present
         who = f"worker {worker.name} ({worker.address})"
+        keep_freed_memory()
         try:
             if late:
                 self._check(who, *await inspect(self.token), worker)

@@ -116,6 +116,15 @@ def read_numbers(stream: BinaryIO, path: Path, hdu: Hdu, name: str) -> F64:
     return np.asarray(column.array(rows, memoryview(b"")), dtype=np.float64)
 
 
+def heap_pointers(path: Path, hdu: Hdu) -> list[tuple[int, np.dtype[Any], int]]:
+    """Columns of variable length: place in the row, type of the pairs of length and offset, bytes of a value."""
+    columns = [column for column in _layout(path, hdu) if column.code in "PQ" and column.repeat]
+    for column in columns:
+        if column.stored not in _CODES or column.stored in "PQ":
+            raise UnusableInputError(path, f"column {column.name}: unknown variable-length format", RECOPY)
+    return [(c.start, np.dtype(_CODES[c.code]), np.dtype(_CODES[c.stored]).itemsize) for c in columns]
+
+
 def _layout(path: Path, hdu: Hdu) -> list[_Column]:
     """Columns of a binary table HDU, in its order; refused where they do not fill its rows."""
     if len(hdu.axes_stored) != 2:

@@ -150,8 +150,15 @@ def scan(path: Path, stop: Callable[[Hdu], bool] | None = None) -> list[Hdu]:
                 stream.seek(hdu.data_offset + hdu.padded_bytes)
 
 
-def verify(path: Path) -> str:
+def verify(path: Path, unpacked: Callable[[], IO[bytes]] | None = None) -> str:
     """Read a whole FITS file, verify every CHECKSUM and DATASUM in it, and return the SHA-256 of the file on disk.
+
+    Parameters
+    ----------
+    path : Path
+        FITS file, gzip-compressed or not.
+    unpacked : callable, optional
+        Makes the file that gets the decompressed content of a gzip file; not called for another.
 
     Raises
     ------
@@ -166,6 +173,8 @@ def verify(path: Path) -> str:
         packed = raw.read(len(MAGIC)) == MAGIC
         raw.seek(0)
         stream = gunzip(cast(BinaryIO, reader)) if packed else cast(BinaryIO, reader)
+        if packed and unpacked is not None:
+            stream = cast(BinaryIO, _CopyingReader(stream, unpacked()))
         last: Hdu | None = None
         while True:
             found = _read_header(stream, path, 0 if last is None else last.index + 1, last)
@@ -260,6 +269,19 @@ class _HashingReader:
     def read(self, size: int = -1) -> bytes:
         piece = self._raw.read(size)
         self._digest.update(piece)
+        return piece
+
+
+class _CopyingReader:
+    """A stream that is read once from its start, and copied at the same time."""
+
+    def __init__(self, stream: BinaryIO, copy: IO[bytes]) -> None:
+        self._stream = stream
+        self._copy = copy
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._copy.write(piece)
         return piece
 
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import errno
 import math
 import tempfile
-import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, cast
+from typing import IO, Any, BinaryIO, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
 
 from sgclassify.stages.arrays import F64
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.bintable import read_numbers
 from sgclassify.stages.read.cards import as_number
+from sgclassify.stages.read.compressed import TileRows
 from sgclassify.stages.read.fitsfile import RECOPY, Hdu, copy_stream, first_image, open_stream
 
 KEEP_FLOATS: Final = ("GZIP_1", "GZIP_2", "NOCOMPRESS")
@@ -41,9 +38,6 @@ _DTYPE: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f
 
 _FAULTS_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)
 """System errors that only a damaged tile descriptor can cause, by a seek to nowhere; None is astropy's own OSError."""
-
-_OPENING = threading.Lock()
-"""Held while warnings are filtered: all threads of a process share the filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +106,14 @@ class ImageReader(ABC):
         Whether a quantised pixel is 0 exactly where it was 0 before.
     has_blank : bool
         Whether a stored integer means "no value".
+    costly : bool
+        Whether the file is decompressed to be read.
     """
 
     quantised: str = ""
     smeared: str = ""
     keeps_zeros: bool = False
+    costly: bool = False
 
     def __init__(self, path: Path, hdu: Hdu) -> None:
         self.path = path
@@ -167,26 +164,18 @@ class _PlainReader(ImageReader):
 
 
 class _CompressedReader(ImageReader):
-    """Tile-compressed image: astropy reads and decodes only the tiles that a window touches."""
+    """Tile-compressed image: astropy decodes the strips that a window touches."""
 
-    def __init__(self, path: Path, stack: ExitStack, stream: BinaryIO, location: Path, hdu: Hdu) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, hdu: Hdu, start: int) -> None:
         super().__init__(path, hdu)
         kind = _compression(path, hdu)
         values = hdu.values
         self.has_blank = self.has_blank or "ZBLANK" in values or "ZBLANK" in _columns(hdu)
-        with _OPENING, warnings.catch_warnings(), _decoding(path):
-            # Odd cards elsewhere in the header do not matter here; damage raises.
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            # Scaled here and not by astropy, which forgets BLANK beside the BZERO of unsigned integers.
-            hdus = stack.enter_context(fits.open(location, memmap=False, do_not_scale_image_data=True))
-            found = hdus[hdu.index]
-            found.header.remove("BLANK", ignore_missing=True)
-            self.section = found.section
-            self.section[:1, :1]
-            self.tile: tuple[int, int] = found.tile_shape
+        with _decoding(path):
+            self.tiles = TileRows(path, stream, hdu, start)
             self.scales = np.zeros((1, 1))
             if _quantised(hdu):
-                tiles = [-(-n // k) for n, k in zip(self.shape, self.tile, strict=True)]
+                tiles = [-(-n // k) for n, k in zip(self.shape, self.tiles.tile, strict=True)]
                 self.scales = np.abs(read_numbers(stream, path, hdu, "ZSCALE")).reshape(tiles)
         # Tiles that could not be quantised are stored unchanged, without a scale.
         if self.scales.any():
@@ -202,16 +191,21 @@ class _CompressedReader(ImageReader):
     def step(self, y0: int, y1: int, x0: int, x1: int) -> F64 | float:
         if not self.quantised:
             return super().step(y0, y1, x0, x1)
-        found: F64 = self.scales[np.arange(y0, y1) // self.tile[0]] * abs(self.scaling.scale)
-        return found if found.shape[1] == 1 else found[:, np.arange(x0, x1) // self.tile[1]]
+        found: F64 = self.scales[np.arange(y0, y1) // self.tiles.tile[0]] * abs(self.scaling.scale)
+        return found if found.shape[1] == 1 else found[:, np.arange(x0, x1) // self.tiles.tile[1]]
 
     def _stored(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[Any]:
         with _decoding(self.path):
-            found: npt.NDArray[Any] = np.asarray(self.section[y0:y1, x0:x1])
+            found = self.tiles.rows(y0, y1)[:, x0:x1]
         return found ^ np.int16(-0x8000) if self.positive else found
 
 
-def open_image(stack: ExitStack, path: Path) -> ImageReader:
+def temporary_copy() -> IO[bytes]:
+    """Make an empty file for decompressed content, deleted as it is closed."""
+    return tempfile.TemporaryFile(prefix="sgclassify-")
+
+
+def open_image(stack: ExitStack, path: Path, unpacked: IO[bytes] | None = None) -> ImageReader:
     """Open the first two-dimensional image of a file.
 
     Parameters
@@ -220,24 +214,27 @@ def open_image(stack: ExitStack, path: Path) -> ImageReader:
         Closes the file, and deletes the decompressed copy of a .gz file.
     path : Path
         FITS file.
+    unpacked : binary file, optional
+        Decompressed content of a .gz file, where it is there already; not closed.
 
     Raises
     ------
     UnusableInputError
         If there is no such image, it cannot be decoded, or compression has destroyed its pixels.
     """
-    hdu, _ = first_image(path)
+    hdu, hdus = first_image(path)
+    start = hdus[-2].data_offset + hdus[-2].padded_bytes if len(hdus) > 1 else 0
     stream, size = stack.enter_context(open_stream(path))
-    location = path
-    if size is None:
+    if unpacked is not None:
+        stream = cast(BinaryIO, unpacked)
+    elif size is None:
         # Decompress once: each seek backwards in a gzip stream starts again from its beginning.
-        temporary = tempfile.NamedTemporaryFile(prefix="sgclassify-", suffix=".fits")  # noqa: SIM115
-        copy = stack.enter_context(temporary)
+        copy = stack.enter_context(temporary_copy())
         copy_stream(stream, copy, path, hdu)
-        stream, location = cast(BinaryIO, copy), Path(copy.name)
-    if hdu.compressed:
-        return _CompressedReader(path, stack, stream, location, hdu)
-    return _PlainReader(path, stream, hdu)
+        stream = cast(BinaryIO, copy)
+    reader = _CompressedReader(path, stream, hdu, start) if hdu.compressed else _PlainReader(path, stream, hdu)
+    reader.costly = hdu.compressed or size is None
+    return reader
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.read.fitsfile import RECOPY, verify
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.read.image import ImageReader, open_image
+from sgclassify.stages.read.image import ImageReader, open_image, temporary_copy
 
 HARMLESS: Final = int(InputFlag.GHOST | InputFlag.SCATTERED)
 """Bits of FLG that leave a pixel valid: the light is real, though not from the source."""
@@ -35,6 +37,12 @@ MAX_UNRESOLVED: Final = 0.1
 """Largest share of pixels whose weight may be below a step of WHT. Usually it is 0.001: the cores of stars."""
 
 
+PIECE_PIXELS: Final = 2**17
+"""Pixels of the whole rows that go through all steps together: few enough to stay in the processor's cache."""
+
+MASKING: Final = np.uint16(0xFFFF & ~HARMLESS)
+
+
 @dataclass(slots=True)
 class PixelWindow:
     """Pixels of one exposure in a rectangle of its detector; all arrays are [y, x].
@@ -43,26 +51,32 @@ class PixelWindow:
     ----------
     image : float32 array
         e-/s, sky not subtracted; NaN where the file has no value.
-    weight : float32 array
-        Inverse variance, (e-/s)^-2; 0 where the pixel is unusable.
     flags : uint16 array
         Bits of `sgclassify.stages.flags.InputFlag`.
+    valid : bool array
+        Pixels with data: weight > 0, finite, and no flag except ghost or scattered light.
     x0, y0 : int
         Detector position (0-based) of the window's first pixel.
     """
 
     image: F32
-    weight: F32
     flags: U16
+    valid: Bool
     x0: int
     y0: int
 
-    @property
-    def valid(self) -> Bool:
-        """Pixels with data, [y, x]: weight > 0, finite, and no flag except ghost or scattered light."""
-        masking = np.uint16(0xFFFF & ~HARMLESS)
-        good: Bool = (self.weight > 0) & np.isfinite(self.image) & ((self.flags & masking) == 0)
-        return good
+
+@dataclass(slots=True)
+class WeightedWindow(PixelWindow):
+    """A window with its weights.
+
+    Attributes
+    ----------
+    weight : float32 array
+        Inverse variance, (e-/s)^-2; 0 where the pixel is unusable.
+    """
+
+    weight: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,8 @@ class ExposurePixels:
     ----------
     header : ExposureHeader
         The exposure.
+    unpacked : mapping of Path to binary file, optional
+        Decompressed content of its .gz files, for those where it is there already; not closed.
 
     Attributes
     ----------
@@ -108,8 +124,9 @@ class ExposurePixels:
         has lost the meaning of the pixels.
     """
 
-    def __init__(self, header: ExposureHeader) -> None:
+    def __init__(self, header: ExposureHeader, unpacked: Mapping[Path, IO[bytes]] | None = None) -> None:
         self.header = header
+        self._unpacked = unpacked or {}
         self.moved_zeros = self.unresolved = 0
         self._stack = ExitStack()
         self._image: ImageReader | None = None
@@ -131,7 +148,12 @@ class ExposurePixels:
         self._image = self._weight = self._flag = None
         self._stack.close()
 
-    def window(self, y0: int, y1: int, x0: int, x1: int) -> PixelWindow:
+    @property
+    def costly(self) -> bool:
+        """Whether each reading of these pixels decompresses them; within the ``with`` block."""
+        return any(r is not None and r.costly for r in (self._image, self._weight, self._flag))
+
+    def window(self, y0: int, y1: int, x0: int, x1: int) -> WeightedWindow:
         """Read the pixels [y0:y1, x0:x1], a 0-based range; in native byte order, owned by the caller.
 
         Raises
@@ -141,24 +163,41 @@ class ExposurePixels:
         UnusableInputError
             If the data cannot be decoded.
         """
-        ny, nx = self.header.shape
-        if not (0 <= y0 < y1 <= ny and 0 <= x0 < x1 <= nx):
-            raise ValueError(f"window [{y0}:{y1}, {x0}:{x1}] is empty or not within {ny} x {nx} (rows x columns)")
+        require_window(self.header.shape, y0, y1, x0, x1)
         if self._image is None:
             raise ValueError("ExposurePixels is used outside its with block")
-        image = _as_float32(self._image.read(y0, y1, x0, x1))
+        shape = (y1 - y0, x1 - x0)
+        image, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        flags, valid = np.empty(shape, np.uint16), np.empty(shape, np.bool_)
+        rows = max(1, PIECE_PIXELS // self.header.shape[1])
+        for top in range(y0, y1, rows):
+            end = min(top + rows, y1)
+            at = slice(top - y0, end - y0)
+            self._read_piece((top, end, x0, x1), self._image, image[at], weight[at], flags[at])
+            np.greater(weight[at], 0, out=valid[at])
+            # The extremes are not finite where any pixel is not; finding them costs less than a mask of all.
+            if not (math.isfinite(image[at].min()) and math.isfinite(image[at].max())):
+                valid[at] &= np.isfinite(image[at])
+            if flags[at].any():
+                valid[at] &= (flags[at] & MASKING) == 0
+        return WeightedWindow(image, flags, valid, x0=x0, y0=y0, weight=weight)
+
+    def _read_piece(
+        self, box: tuple[int, int, int, int], reader: ImageReader, image: F32, weight: F32, flags: U16
+    ) -> None:
+        """Fill the three arrays with the pixels of a box (y0, y1, x0, x1)."""
+        _fill(image, reader.read(*box))
         if self._weight is None:
-            weight = _noise_weight(image, self.header)
+            weight[...] = _noise_weight(image, self.header)
         else:
-            weight = _as_float32(self._weight.read(y0, y1, x0, x1))
-            self._mask_dead(weight, image, self._weight, self._weight.step(y0, y1, x0, x1))
+            _fill(weight, self._weight.read(*box))
+            self._mask_dead(weight, image, self._weight, self._weight.step(*box))
         if self._flag is None:
-            flags = np.zeros(image.shape, dtype=np.uint16)
+            flags[...] = 0
             if math.isfinite(self.header.saturate):
                 flags[image >= self.header.saturate] = InputFlag.SATURATED
         else:
-            flags = _as_flags(self._flag.read(y0, y1, x0, x1))
-        return PixelWindow(image, weight, flags, x0=x0, y0=y0)
+            flags[...] = _as_flags(self._flag.read(*box))
 
     def _mask_dead(self, weight: F32, image: F32, reader: ImageReader, step: npt.NDArray[np.float64] | float) -> None:
         """Set the weight of unusable pixels to 0, also where quantisation of WHT has moved a 0.
@@ -167,7 +206,10 @@ class ExposurePixels:
         Only FLG can tell the two apart.
         """
         near = HALF_STEP * step
-        dead = ~(np.isfinite(weight) & (weight > near))
+        if not np.any(near) and weight.min() >= 0 and weight.max() < np.inf:
+            return
+        # no step is negative, so a weight that is more than it and less than infinity is a number above 0
+        dead = ~((weight > near) & (weight < np.inf))
         if reader.quantised:
             small = np.abs(weight) <= near
             if reader.keeps_zeros:
@@ -182,10 +224,10 @@ class ExposurePixels:
             # The middle of the weights that round to this value.
             weight[alive] = ((weight + near) / 2)[alive]
             dead &= ~alive
-        weight[dead] = 0
+        np.copyto(weight, 0, where=dead)
 
     def _open(self, stack: ExitStack, path: Path, kind: str) -> ImageReader:
-        reader = open_image(stack, path)
+        reader = open_image(stack, path, self._unpacked.get(path))
         if reader.shape != self.header.shape:
             raise UnusableInputError(path, f"its image changed its shape to {reader.shape}", RECOPY)
         loss = _loss(kind, reader)
@@ -197,8 +239,45 @@ class ExposurePixels:
         return reader
 
 
-def check_exposure(header: ExposureHeader) -> ExposureCheck:
+def require_window(shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int) -> None:
+    """Raise ValueError if the pixels [y0:y1, x0:x1] are none, or not all on a detector of this shape."""
+    ny, nx = shape
+    if not (0 <= y0 < y1 <= ny and 0 <= x0 < x1 <= nx):
+        raise ValueError(f"window [{y0}:{y1}, {x0}:{x1}] is empty or not within {ny} x {nx} (rows x columns)")
+
+
+class _CountedPixels(ExposurePixels):
+    """Counts the pixels of its windows, and tells whether one of them has a value, has a weight, is valid."""
+
+    def __init__(self, header: ExposureHeader, unpacked: Mapping[Path, IO[bytes]]) -> None:
+        super().__init__(header, unpacked)
+        self.seen = 0
+        self.finite = self.weighted = self.valid = False
+
+    def window(self, y0: int, y1: int, x0: int, x1: int) -> WeightedWindow:
+        window = super().window(y0, y1, x0, x1)
+        self.seen += window.image.size
+        # A valid pixel has a value and a weight: where there is one, these need not be looked for.
+        self.valid = self.valid or bool(window.valid.any())
+        self.finite = self.finite or self.valid or bool(np.isfinite(window.image).any())
+        self.weighted = self.weighted or self.valid or bool(window.weight.any())
+        return window
+
+
+def _walk(pixels: ExposurePixels) -> None:
+    ny, nx = pixels.header.shape
+    for y0 in range(0, ny, CHECK_ROWS):
+        pixels.window(y0, min(y0 + CHECK_ROWS, ny), 0, nx)
+
+
+def check_exposure(header: ExposureHeader, walk: Callable[[ExposurePixels], None] | None = None) -> ExposureCheck:
     """Read every byte of an exposure once, and refuse an exposure that is damaged or empty.
+
+    Parameters
+    ----------
+    walk : callable, optional
+        Uses the pixels as they are decoded for the check: reads windows of all columns that hold every row once. It
+        also gets the pixels of an exposure that is refused afterwards.
 
     Raises
     ------
@@ -207,26 +286,32 @@ def check_exposure(header: ExposureHeader) -> ExposureCheck:
         all zero, or no pixel is valid.
     """
     files = header.files
-    sha256 = {str(path): verify(path) for path in files.present.values()}
     ny, nx = header.shape
-    finite = weighted = valid_pixels = 0
-    with ExposurePixels(header) as pixels:
-        for y0 in range(0, ny, CHECK_ROWS):
-            window = pixels.window(y0, min(y0 + CHECK_ROWS, ny), 0, nx)
-            finite += int(np.isfinite(window.image).sum())
-            weighted += int((window.weight > 0).sum())
-            valid_pixels += int(window.valid.sum())
-    if not finite:
+    with ExitStack() as stack:
+        unpacked: dict[Path, IO[bytes]] = {}
+
+        def copy_of(path: Path) -> IO[bytes]:
+            return unpacked.setdefault(path, stack.enter_context(temporary_copy()))
+
+        sha256 = {
+            str(path): verify(path, partial(copy_of, path) if path != files.catalog else None)
+            for path in files.present.values()
+        }
+        pixels = stack.enter_context(_CountedPixels(header, unpacked))
+        (walk or _walk)(pixels)
+    if pixels.seen != ny * nx:
+        raise ValueError(f"{pixels.seen} of {ny * nx} pixels were read for the check")
+    if not pixels.finite:
         raise UnusableInputError(files.image, "every pixel of IMG is nan", "process the exposure again")
     if pixels.unresolved > MAX_UNRESOLVED * ny * nx:
         share = 100.0 * pixels.unresolved / (ny * nx)
         fault = f"WHT is quantised too coarsely: {share:.0f} percent of its weights are less than a step"
         raise UnusableInputError(files.weight or files.image, fault, "compress WHT again, without loss")
-    if not weighted:
+    if not pixels.weighted:
         lost = ", or lost in the steps of its quantisation" if pixels.moved_zeros else ""
         fault = "every weight is zero" + lost
         raise UnusableInputError(files.weight or files.image, fault, "process the exposure again")
-    if not valid_pixels:
+    if not pixels.valid:
         fault = "no pixel is valid: WHT, FLG and IMG together mask all"
         raise UnusableInputError(files.flag or files.image, fault, "process the exposure again")
     return ExposureCheck(sha256, pixels.moved_zeros, pixels.unresolved)
@@ -243,15 +328,15 @@ def _loss(kind: str, reader: ImageReader) -> str:
     return ""
 
 
-def _as_float32(values: npt.NDArray[Any]) -> F32:
+def _fill(out: F32, values: npt.NDArray[Any]) -> None:
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so not valid
-        return np.array(values, dtype=np.float32, order="C")
+        out[...] = values
 
 
 def _as_flags(values: npt.NDArray[Any]) -> U16:
-    """FLG as a bit mask; a value that is not a uint16 gets a bit that masks the pixel."""
+    """FLG as a bit mask, perhaps the array itself; a value that is not a uint16 gets a bit that masks the pixel."""
     if values.dtype == np.uint16:
-        return np.array(values, dtype=np.uint16)
+        return values
     strange = ~((values >= 0) & (values <= 0xFFFF))
     whole = np.where(strange, 0, values).astype(np.uint16)
     whole[strange | (whole != np.where(strange, 0, values))] |= np.uint16(UNKNOWN_BIT)

@@ -16,6 +16,7 @@ from sgclassify.stages.locus import PointSources
 from sgclassify.stages.psf import PsfModel
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
+from sgclassify.stages.read.stored import Pixels, open_pixels
 from sgclassify.stages.sky import SkyMesh
 
 
@@ -108,6 +109,10 @@ class PreparedExposure:
                 "notes": tuple(values["notes"]),
             }
         )
+
+    def pixels(self) -> Pixels:
+        """Windows into the pixels, a context manager; they are not decoded again where they are stored."""
+        return open_pixels(self.header, self.work_dir)
 
     def sky(self) -> SkyMesh:
         """Read the sky mesh back."""
