@@ -166,6 +166,33 @@ def train(data: Path, output: Path, device: str, max_minutes: float, fields: int
     draw_history(trained.history, output / "curves.png")
 
 
+@click.command("cascade")
+@FILLED
+@click.option("--model", type=FILE, help="Model archive.  [default: the shipped one]")
+@click.option("--output", type=FILE, required=True, help="Archive to write.")
+def cascade(data: Path, model: Path | None, output: Path) -> None:
+    """Let a model answer in stages: fit when each is certain on the calibration fields, and write the archive anew.
+
+    The networks and the answers of the whole model stay what they are. `sgclassify train` does the same at its end.
+    """
+    from sgclassify.model.data.rows import read_rows
+    from sgclassify.model.data.shards import read_samples
+    from sgclassify.model.serve.archive import default_model
+    from sgclassify.model.train.outcome import export, with_cascade
+    from sgclassify.stages.columns import CLASSES
+
+    _log()
+    paths = sorted((data / "calibration").glob("*.parquet"))
+    try:
+        trained, contract = with_cascade(model or default_model(), read_rows(paths))
+        made = export(trained, read_samples(paths[:3], CLASSES), contract.training_set_id, output)
+    except (SgClassifyError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    assert made.cascade is not None
+    click.echo(f"{output}: {made.model_id}")
+    click.echo(json.dumps(made.cascade.figures, indent=1))
+
+
 @click.command("evaluate")
 @click.option("--run", "run_dir", type=FOLDER, help="Output folder of `sgclassify run`; with --truth.")
 @click.option(
