@@ -159,6 +159,7 @@ def run(dry_run: bool, log_format: str, **options: Any) -> None:
     The same command again continues from what is complete. Exposures that were appended to the list add the tiles
     that they touch.
     """
+    from sgclassify.pipeline.cluster import forks
     from sgclassify.pipeline.progress import reporting
     from sgclassify.pipeline.request import Options, check
 
@@ -167,7 +168,11 @@ def run(dry_run: bool, log_format: str, **options: Any) -> None:
     with reporting(log_format) as reporter, _terminable():
         try:
             request = check(given, dry=dry_run)
-            surroundings.import_dask()
+            if not request.folder().has_products:
+                # workers get ready while this process does; a run that continues may not need any
+                if given.own_cluster and not dry_run:
+                    forks.start()
+                surroundings.import_dask()
             # Imported here: it takes seconds, which --help and wrong usage need not wait for.
             from sgclassify.pipeline.run import plan
             from sgclassify.pipeline.run import run as carry_out

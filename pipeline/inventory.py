@@ -187,7 +187,8 @@ class Inventory:
                 self.drop(name, Failure.from_error(error))
         if not self.headers:
             raise self.nothing_to_do()
-        order = tiles_of(footprints.items(), self.config.tile_order)
+        # the largest first, so that no worker is left with one when the others have nothing more to do
+        order = sorted(tiles_of(footprints.items(), self.config.tile_order), key=self.rows_of, reverse=True)
         if self.config.tile_shuffle_seed:
             random.Random(self.config.tile_shuffle_seed).shuffle(order)
         return order
@@ -197,6 +198,15 @@ class Inventory:
         if (receipt := self.good.get(header.exposure_id)) is not None:
             return np.asarray(receipt.tiles, dtype=np.int64)
         return footprint_tiles(header, self.config.tile_order, tile_pad_arcsec(self.config.stage))
+
+    def rows_of(self, tile: Tile) -> int:
+        """About how many objects a tile has: the usable rows of the band that has most of them; 0 where unknown."""
+        rows: dict[str, int] = {}
+        for receipt in (self.good[name] for name in tile.exposures if name in self.good):
+            counts = dict(zip(receipt.tiles, receipt.tile_rows, strict=False))
+            band = self.records[receipt.exposure_id].band or ""
+            rows[band] = rows.get(band, 0) + counts.get(tile.pixel, 0)
+        return max(rows.values(), default=0)
 
     def key_of(self, tile: Tile) -> str:
         """What decides about the objects of a tile."""

@@ -10,23 +10,24 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sgclassify.model.serve.loaded import ModelRef
 from sgclassify.pipeline import tasks
+from sgclassify.pipeline.book import TileBook
 from sgclassify.pipeline.cluster.dispatch import dispatch
 from sgclassify.pipeline.cluster.handle import Cluster
 from sgclassify.pipeline.errors import TaskTimeoutError
 from sgclassify.pipeline.inventory import Inventory
-from sgclassify.pipeline.plan import Plan
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, join_key
-from sgclassify.pipeline.record.record import DONE, SET_ASIDE, Failure, TileRecord
-from sgclassify.pipeline.record.sample import SkySample, level_for
-from sgclassify.stages.errors import UsageError
+from sgclassify.pipeline.record.record import SET_ASIDE, Failure
+from sgclassify.pipeline.record.sample import level_for
+from sgclassify.stages.errors import ModelError, UsageError
 from sgclassify.stages.read.header import ExposureHeader
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Tile, parts_of
 
 log = logging.getLogger(__name__)
 
 # The further a tile has come, the sooner it goes on: stamps leave the memory of the workers first.
 EXTRACT_PRIORITY, INFER_PRIORITY, PUBLISH_PRIORITY = 0, 10, 20
+CHECK_PRIORITY = 30
 
 PER_SLOT: Final = 2
 """Exposures on the cluster per CPU slot: no worker waits for the driver."""
@@ -97,6 +98,32 @@ class Phase(ABC, Generic[Job, Receipt]):
         """Set aside what a job has failed on."""
 
 
+class ModelCheck:
+    """The check of the model on a worker, beside the preparation of exposures; a worker keeps a model that it loads."""
+
+    def __init__(self, work: Work, model: ModelRef) -> None:
+        self._cluster = work.cluster
+        self._model = model
+        self._begun: list[Any] = []
+
+    def begin(self) -> None:
+        """Submit the check."""
+        self._begun.append(self._submit(self._model))
+
+    def end(self) -> None:
+        """Wait for a check that was begun; `ModelError` if the model cannot be used."""
+
+        def submit(model: ModelRef) -> Any:
+            return self._begun.pop() if self._begun else self._submit(model)
+
+        for outcome in dispatch(self._cluster, [self._model] if self._begun else [], submit, in_flight=1):
+            if isinstance(outcome.result, Failure):
+                raise ModelError(f"the model cannot be loaded on a worker: {outcome.result}")
+
+    def _submit(self, model: ModelRef) -> Any:
+        return self._cluster.submit(tasks.check, model, resources=self._cluster.inference, priority=CHECK_PRIORITY)
+
+
 class Preparation(Phase[ExposureHeader, ExposureReceipt]):
     """Check and prepare exposures; those that are good go into the inventory."""
 
@@ -121,33 +148,6 @@ class Preparation(Phase[ExposureHeader, ExposureReceipt]):
         self.inventory.drop(job.exposure_id, failure)
 
 
-class TileBook:
-    """What became of the planned tiles: for the record, the report, and the join.
-
-    `sample` has objects of the published tiles; `published` has, by good exposure, their keys by pixel.
-    """
-
-    def __init__(self, plan: Plan, inventory: Inventory) -> None:
-        self.records = {tile: TileRecord(tile.order, tile.pixel, list(tile.exposures)) for tile in plan.tiles}
-        self.sample = SkySample()
-        self.published: dict[str, dict[int, str]] = {name: {} for name in inventory.good}
-        for tile, receipt in plan.tiles.items():
-            if receipt is not None:
-                self.take(tile, receipt, 0)
-
-    def take(self, tile: Tile, receipt: TileReceipt, attempts: int) -> None:
-        """Enter a published tile."""
-        one = self.records[tile]
-        one.outcome, one.attempts = DONE, attempts
-        for name in (
-            "n_objects", "n_stars", "n_galaxies", "n_not_scored", "seconds", "worker", "device", "peak_mib",
-        ):  # fmt: skip
-            setattr(one, name, getattr(receipt, name))
-        self.sample.add(receipt)
-        for name in tile.exposures:
-            self.published[name][tile.pixel] = receipt.key
-
-
 class Classification(Phase[Tile, TileReceipt]):
     """Compute and publish tiles; the book gets the outcomes."""
 
@@ -165,11 +165,13 @@ class Classification(Phase[Tile, TileReceipt]):
 
     def submit(self, job: Tile) -> Any:
         submit, cpu, places = self.cluster.submit, self.cluster.cpu, self.places
-        cut = job, places, self._stamp_size, self.config.stage
-        stamps = submit(tasks.extract, *cut, resources=cpu, priority=EXTRACT_PRIORITY)
-        score = job, stamps, places, self._model
-        scored = submit(tasks.infer, *score, resources=self.cluster.inference, priority=INFER_PRIORITY)
-        write = job, self.inventory.key_of(job), scored, places, self.metadata, self._level
+        parts = []
+        for part in parts_of(job, self.inventory.rows_of(job)):
+            cut = part, places, self._stamp_size, self.config.stage
+            stamps = submit(tasks.extract, *cut, resources=cpu, priority=EXTRACT_PRIORITY)
+            score = part, stamps, places, self._model
+            parts.append(submit(tasks.infer, *score, resources=self.cluster.inference, priority=INFER_PRIORITY))
+        write = job, self.inventory.key_of(job), parts, places, self.metadata, self._level
         return submit(tasks.publish, *write, resources=cpu, priority=PUBLISH_PRIORITY)
 
     def accept(self, job: Tile, receipt: TileReceipt, attempts: int) -> None:

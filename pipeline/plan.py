@@ -35,6 +35,11 @@ class Plan:
     complete: list[str]
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing is to do on a worker."""
+        return not (self.new or self.again or self.todo or self.join)
+
+    @property
     def todo(self) -> list[Tile]:
         """The tiles to compute."""
         return [tile for tile, receipt in self.tiles.items() if receipt is None]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgclassify.model.serve.archive import Archive, verified
+from sgclassify.model.serve.loaded import ModelRef
 from sgclassify.pipeline.config import RunConfig, load_config
 from sgclassify.pipeline.record.output import OutputFolder
 from sgclassify.stages.errors import UsageError
@@ -18,6 +19,9 @@ from sgclassify.stages.prior import Prior
 from sgclassify.stages.program import code_digest
 from sgclassify.stages.read.exposure_list import ExposureList, parse_list
 from sgclassify.stages.read.prior import read_prior
+
+if TYPE_CHECKING:
+    from sgclassify.model.serve.contract import ModelContract
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Options:
     verify_inputs: bool = False
     metrics_file: Path | None = None
     command: tuple[str, ...] = ()
+
+    @property
+    def own_cluster(self) -> bool:
+        """Whether the run starts a cluster of this machine."""
+        return self.scheduler is None and self.scheduler_file is None
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,30 @@ class Request:
     def folder(self) -> OutputFolder:
         """The output folder of the run, not entered yet."""
         return OutputFolder(self.options.output, self.settings, self.options.overwrite)
+
+    def model_ref(self, contract: ModelContract) -> ModelRef:
+        """What the workers load; `contract` is that of `model`."""
+        path = self.options.model
+        return ModelRef(
+            path=path.absolute() if path is not None else None,
+            sha256=self.model.sha256,
+            batch_size=self.config.batch_size,
+            threads=self.config.torch_threads,
+            tta=self.config.tta,
+            own_prior=contract.prior_star_fraction,
+            prior=self.prior,
+        )
+
+    def metadata(self, contract: ModelContract) -> dict[str, str]:
+        """What every Parquet file says of the model; nothing that differs between two equal runs."""
+        own = repr(contract.prior_star_fraction)
+        return {
+            "model_id": contract.model_id,
+            "model_sha256": self.model.sha256,
+            "prior_star_fraction": own if self.prior is None else self.prior.as_text(),
+            "model_prior_star_fraction": own,
+            "tta": str(self.config.tta).lower(),
+        }
 
 
 def check(options: Options, *, dry: bool = False) -> Request:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import dataclasses
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from sgclassify.model.serve import runtime
 from sgclassify.model.serve.contract import ModelContract
-from sgclassify.model.serve.loaded import ModelRef
-from sgclassify.pipeline.cluster.handle import Cluster, open_cluster
+from sgclassify.pipeline import surroundings
+from sgclassify.pipeline.book import TileBook
 from sgclassify.pipeline.inventory import Inventory
-from sgclassify.pipeline.phases import Classification, Join, Preparation, TileBook, Work
 from sgclassify.pipeline.plan import Plan, describe, make_plan
 from sgclassify.pipeline.process import peak_mib
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record.output import NOTES, PROGRESS, SCRATCH, TOKEN, OutputFolder
 from sgclassify.pipeline.record.prometheus import MetricsFile
+from sgclassify.pipeline.record.receipts import ExposureReceipt, catalogue_key
 from sgclassify.pipeline.record.record import DONE, RunRecord, pending
 from sgclassify.pipeline.record.report import write_report
 from sgclassify.pipeline.record.sample import SkySample
 from sgclassify.pipeline.record.status import ProgressFile
 from sgclassify.pipeline.request import Request
-from sgclassify.pipeline.tasks import Places
 from sgclassify.stages.errors import ExitCode, SgClassifyError, UsageError
-from sgclassify.stages.write.publish import finish_hats
+from sgclassify.stages.write.publish import finish_hats, import_hats
+
+if TYPE_CHECKING:
+    from sgclassify.pipeline.cluster.handle import Cluster
+    from sgclassify.pipeline.tasks import Places
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
     UsageError, ModelError
         Before anything is written. UsageError also where the inputs are not those of the products in the folder.
     """
-    options, contract = request.options, _checked_model(request)
+    options, contract = request.options, request.model.contract()
     record = _record(request, contract)
     with request.folder() as folder:
         driver = _Driver(request, contract, folder, reporter, record)
@@ -77,17 +81,15 @@ def run(request: Request, reporter: Reporter) -> RunRecord:
 
 def plan(request: Request, reporter: Reporter) -> str:
     """What `run` would do, as a text; nothing is written. Raises what the run would raise."""
-    contract = _checked_model(request)
+    # imported here: a run leaves the loading to its workers
+    from sgclassify.model.serve import runtime
+
+    contract = runtime.load(request.model, batch_size=request.config.batch_size).contract
     folder = request.folder()
     folder.inspect()
     inventory = Inventory(request, folder, _record(request, contract))
     inventory.read(reporter)
     return describe(make_plan(inventory), inventory)
-
-
-def _checked_model(request: Request) -> ModelContract:
-    """Contract of the model, which is loaded here so that a broken one ends the run before anything is written."""
-    return runtime.load(request.model, batch_size=request.config.batch_size).contract
 
 
 def _record(request: Request, contract: ModelContract) -> RunRecord:
@@ -101,6 +103,7 @@ def _record(request: Request, contract: ModelContract) -> RunRecord:
             "prior_star_fraction": prior.describe() if prior else contract.prior_star_fraction,
             "model_prior_star_fraction": contract.prior_star_fraction,
             "path": str(options.model or "default"),
+            "device": "",
         },
         output=options.output,
     )
@@ -115,6 +118,7 @@ class _Driver:
         self.request, self.contract = request, contract
         self.folder, self.reporter, self.record = folder, reporter, record
         self.inventory = Inventory(request, folder, record)
+        self._model, self._metadata = request.model_ref(contract), request.metadata(contract)
         self._sample = SkySample()
         self._opened = False
         self._complete = False
@@ -126,35 +130,62 @@ class _Driver:
             inventory.read(self.reporter)
             if self.folder.is_fresh:
                 self.folder.start_afresh()
-        with self._cluster() as cluster:
-            work = Work(cluster, self._places(), inventory, self.reporter, self._metadata())
-            with self._timed("prepare"):
-                # before the plan: receipts then say which tiles these touch, and each is read once
-                if new := inventory.new():
-                    self._prepare(work, new)
-                plan = make_plan(inventory)
-            self.folder.open_products()
-            self._opened = True
-            with self._timed("tiles"):
-                book = self._enter(plan)
-                while plan.again:
-                    self._prepare(work, plan.again)
-                    plan = make_plan(inventory)
-                    book = self._enter(plan)
-                self._classify(work, plan, book)
-            with self._timed("detections"):
-                self._join(work, book)
+            # new exposures are prepared before the plan: receipts then say which tiles they touch
+            plan = None if inventory.new() else make_plan(inventory)
+        if plan is not None and plan.is_done:
+            self._open_products()
+            book = self._enter(plan)
+        else:
+            # seconds in which this process has nothing to do: the workers start
+            threading.Thread(target=import_hats, name="import hats", daemon=True).start()
+            with self._cluster() as cluster:
+                book = self._work(cluster, plan)
         with self._timed("finish"):
-            self._finish()
+            self._finish(book)
         self._complete = True
         counts = self.record.counts()
         aside = counts["exposures_set_aside"] or counts["tiles_set_aside"]
         self.record.exit_code = ExitCode.SET_ASIDE if aside else ExitCode.DONE
 
-    def _prepare(self, work: Work, names: list[str]) -> None:
-        Preparation(work).carry_out([self.inventory.headers[name] for name in names])
-        if not self.inventory.good:
-            raise self.inventory.nothing_to_do()
+    def _work(self, cluster: Cluster, plan: Plan | None) -> TileBook:
+        """What needs the workers; without a plan there are new exposures, which come first."""
+        from sgclassify.pipeline.phases import Classification, Join, ModelCheck, Preparation, Work
+
+        inventory = self.inventory
+        work = Work(cluster, self._places(), inventory, self.reporter, self._metadata)
+        model = dataclasses.replace(self._model, device=cluster.device)
+        check = ModelCheck(work, model)
+
+        def prepare(names: list[str]) -> None:
+            Preparation(work).carry_out([inventory.headers[name] for name in names])
+            if not inventory.good:
+                raise inventory.nothing_to_do()
+
+        if plan is None or plan.todo:
+            check.begin()
+        with self._timed("prepare"):
+            if plan is None:
+                prepare(inventory.new())
+                plan = make_plan(inventory)
+            # a model that does not work must not cost products
+            check.end()
+        self._open_products()
+        with self._timed("tiles"):
+            book = self._enter(plan)
+            while plan.again:
+                prepare(plan.again)
+                plan = make_plan(inventory)
+                book = self._enter(plan)
+            if done := len(plan.tiles) - len(plan.todo):
+                log.info("%d tiles are complete already", done, extra={"tiles_complete": done})
+            Classification(work, model, self.contract.stamp_size, book).carry_out(plan.todo)
+        with self._timed("detections"):
+            Join(work, book.published).carry_out(self._to_join(book))
+        return book
+
+    def _open_products(self) -> None:
+        self.folder.open_products()
+        self._opened = True
 
     def _enter(self, plan: Plan) -> TileBook:
         """Enter the tiles of a plan into the record, and the exposures with which nothing is to do."""
@@ -165,28 +196,25 @@ class _Driver:
             self.inventory.complete(self.inventory.good[name])
         return book
 
-    def _classify(self, work: Work, plan: Plan, book: TileBook) -> None:
-        if done := len(plan.tiles) - len(plan.todo):
-            log.info("%d tiles are complete already", done, extra={"tiles_complete": done})
-        model = dataclasses.replace(self._model(), device=work.cluster.device)
-        Classification(work, model, self.contract.stamp_size, book).carry_out(plan.todo)
-
-    def _join(self, work: Work, book: TileBook) -> None:
-        """Join the catalogues that were not made of just the published tiles; those set aside were planned too."""
+    def _to_join(self, book: TileBook) -> list[ExposureReceipt]:
+        """Exposures whose catalogues were not made of just the published tiles; those set aside were planned too."""
         todo = []
         for name, receipt in sorted(self.inventory.good.items()):
             if self.inventory.is_joined(name, book.published[name]):
                 self.inventory.complete(receipt)
             else:
                 todo.append(receipt)
-        Join(work, book.published).carry_out(todo)
+        return todo
 
-    def _finish(self) -> None:
+    def _finish(self, book: TileBook) -> None:
         """Make the partitions a catalogue, and remove what is no part of this run's products."""
         folder, good = self.folder, self.inventory.good
         done = [tile for tile in self.record.tiles if tile.outcome == DONE]
         filled = [(t.order, t.pixel, t.n_objects) for t in done if t.n_objects]
-        finish_hats(folder.objects, filled, self._metadata())
+        key = catalogue_key(book.keys, self._metadata)
+        if not folder.receipts.has_catalogue(key, folder.objects):
+            files = finish_hats(folder.objects, filled, self._metadata)
+            folder.receipts.enter_catalogue(key, folder.objects, files)
         folder.remove_stray_detections({f"{receipt.catalog_stem}.parquet" for receipt in good.values()})
         folder.receipts.remove_others(set(good), {(t.order, t.pixel) for t in done})
 
@@ -212,7 +240,7 @@ class _Driver:
 
     def _write_report_and_record(self) -> None:
         try:
-            write_report(self.record, self._sample, self.folder.path / "report.html")
+            write_report(self.record, self._sample, self.folder.path / "report.html", self.folder.receipts.pictures)
         except BaseException as error:
             if self._complete:
                 self.record.exit_code, self.record.message = ExitCode.DEFECT, f"no report: {error!r}"
@@ -222,6 +250,10 @@ class _Driver:
 
     @contextmanager
     def _cluster(self) -> Iterator[Cluster]:
+        # Imported here, as all that needs Dask: it takes a second, and a run with nothing to do needs no workers.
+        surroundings.import_dask()
+        from sgclassify.pipeline.cluster.handle import open_cluster
+
         options, folder = self.request.options, self.folder
         with ExitStack() as stack:
             with self._timed("cluster"):
@@ -233,7 +265,7 @@ class _Driver:
                         scratch=folder.work / SCRATCH,
                         shared=folder.work,
                         scheduler_file=options.scheduler_file,
-                        model=self._model(),
+                        model=self._model,
                         on_notice=self.record.notes.append,
                     )
                 )
@@ -249,6 +281,8 @@ class _Driver:
             self.record.timings[phase] = self.record.timings.get(phase, 0.0) + time.monotonic() - start
 
     def _places(self) -> Places:
+        from sgclassify.pipeline.tasks import Places
+
         folder = self.folder
         return Places(
             prepared=folder.prepared,
@@ -261,27 +295,3 @@ class _Driver:
             token=folder.token,
             limit_s=self.request.config.task_timeout_s,
         )
-
-    def _model(self) -> ModelRef:
-        """What the workers load."""
-        path, config = self.request.options.model, self.request.config
-        return ModelRef(
-            path=path.absolute() if path is not None else None,
-            sha256=self.request.model.sha256,
-            batch_size=config.batch_size,
-            threads=config.torch_threads,
-            tta=config.tta,
-            own_prior=self.contract.prior_star_fraction,
-            prior=self.request.prior,
-        )
-
-    def _metadata(self) -> dict[str, str]:
-        """What every Parquet file says of the model; nothing that differs between two equal runs."""
-        own, prior = repr(self.contract.prior_star_fraction), self.request.prior
-        return {
-            "model_id": self.contract.model_id,
-            "model_sha256": self.request.model.sha256,
-            "prior_star_fraction": own if prior is None else prior.as_text(),
-            "model_prior_star_fraction": own,
-            "tta": str(self.request.config.tta).lower(),
-        }

@@ -36,16 +36,17 @@ from sgclassify.pipeline.record.receipts import (
     stats_of,
 )
 from sgclassify.pipeline.record.sample import HISTOGRAM_EDGES, draw
-from sgclassify.stages.arrays import F32
+from sgclassify.stages.arrays import F32, I64
 from sgclassify.stages.classify import classify
 from sgclassify.stages.columns import DETECTION_COLUMNS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import SgClassifyError
+from sgclassify.stages.healpix import tile_of
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tile import TileStamps, extract_tile
-from sgclassify.stages.tiling import Tile, footprint_tiles, tile_pad_arcsec
+from sgclassify.stages.tiling import Part, Tile, footprint_tiles, tile_pad_arcsec
 from sgclassify.stages.write.atomic import write_atomic
 from sgclassify.stages.write.publish import publish_detections, publish_objects
 
@@ -123,7 +124,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Stamps:
-    """The stamps of one tile on their way to the model.
+    """The stamps of a part of a tile on their way to the model.
 
     `seconds` were spent so far; `peak_mib` is the largest memory of the process that cut them, MiB.
     """
@@ -134,8 +135,8 @@ class Stamps:
 
 
 @dataclass(frozen=True)
-class ScoredTile:
-    """The objects of a tile with their probabilities, without the stamps.
+class Scored:
+    """The objects of a part of a tile with their probabilities, without the stamps.
 
     Attributes
     ----------
@@ -146,7 +147,7 @@ class ScoredTile:
     seconds : float
         Time spent so far.
     device : str
-        Where the model ran.
+        Where the model ran; empty if it was not needed.
     peak_mib : float
         Largest memory so far of the processes that worked on it, MiB.
     """
@@ -154,7 +155,7 @@ class ScoredTile:
     objects: pa.Table
     members: pa.Table
     seconds: float
-    device: str = "cpu"
+    device: str = ""
     peak_mib: float = 0.0
 
 
@@ -199,6 +200,7 @@ def prepare(header: ExposureHeader, places: Places, tile_order: int, config: Sta
             usable=prepared.n_usable,
             notes=prepared.notes,
             tiles=tuple(tiles.tolist()),
+            tile_rows=_rows_by_tile(prepared, tiles, tile_order),
             seconds=round(time.monotonic() - start, 3),
             worker=process_name(),
             peak_mib=peak_mib(),
@@ -208,6 +210,13 @@ def prepare(header: ExposureHeader, places: Places, tile_order: int, config: Sta
     return receipt
 
 
+def _rows_by_tile(prepared: PreparedExposure, tiles: I64, tile_order: int) -> tuple[int, ...]:
+    """Usable detections of an exposure in each of its tiles (ascending pixels)."""
+    usable = prepared.usable_detections()
+    pixels = np.sort(tile_of(usable["ra"].to_numpy(), usable["dec"].to_numpy(), tile_order))
+    return tuple((np.searchsorted(pixels, tiles + 1) - np.searchsorted(pixels, tiles)).tolist())
+
+
 def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
     """The prepared exposure that an earlier task left."""
     values = json.loads((places.prepared / f"{exposure_id}{PREPARED}").read_text(encoding="utf-8"))
@@ -215,19 +224,29 @@ def load_prepared(exposure_id: str, places: Places) -> PreparedExposure:
 
 
 @bordered
-def extract(tile: Tile, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
-    """Stamps and measurements of one tile."""
+def extract(part: Part, places: Places, stamp_size: int, config: StageConfig) -> Stamps:
+    """Stamps and measurements of a part of a tile."""
     start = time.monotonic()
-    with places.limited(str(tile)):
+    tile = part.tile
+    with places.limited(str(part)):
         prepared = [load_prepared(name, places) for name in tile.exposures]
-        stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config)
+        wanted = part.holds if part.order > tile.order else None
+        stamps = extract_tile(tile.order, tile.pixel, prepared, stamp_size, config, wanted)
     return Stamps(stamps, time.monotonic() - start, peak_mib())
 
 
 @bordered
-def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> ScoredTile:
-    """Score the stamps of one tile; without stamps, the model is not loaded."""
-    stamps, device = extracted.stamps, model.device
+def check(model: ModelRef) -> None:
+    """Load the model, which compares its answers with its reference; this process keeps it for its tiles."""
+    if model.device == "cuda":
+        claim_gpu()
+    classifier_of(model)
+
+
+@bordered
+def infer(part: Part, extracted: Stamps, places: Places, model: ModelRef) -> Scored:
+    """Score the stamps of a part of a tile; without stamps, the model is not loaded."""
+    stamps, device = extracted.stamps, ""
     if len(stamps):
         if model.device == "cuda":
             # done already where the run's plugin has prepared this worker
@@ -241,17 +260,17 @@ def infer(tile: Tile, extracted: Stamps, places: Places, model: ModelRef) -> Sco
         return classifier_of(model).probabilities(*arrays)
 
     start = time.monotonic()
-    with places.limited(str(tile)):
+    with places.limited(str(part)):
         objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta)
     seconds = extracted.seconds + time.monotonic() - start
-    return ScoredTile(objects, stamps.members, seconds, device, max(extracted.peak_mib, peak_mib()))
+    return Scored(objects, stamps.members, seconds, device, max(extracted.peak_mib, peak_mib()))
 
 
 @bordered
 def publish(
-    tile: Tile, key: str, scored: ScoredTile, places: Places, metadata: Mapping[str, str], sample_level: int
+    tile: Tile, key: str, parts: Sequence[Scored], places: Places, metadata: Mapping[str, str], sample_level: int
 ) -> TileReceipt:
-    """Write the objects of a tile, then what the exposures need of them together with the tile's receipt.
+    """Write the objects of all parts of a tile, then what the exposures need of them together with the tile's receipt.
 
     A tile without objects writes no partition. ``key`` says what the tile was made of; the receipt shows one object of
     every ``2**sample_level``.
@@ -259,8 +278,8 @@ def publish(
     start = time.monotonic()
     with places.limited(str(tile)):
         places.check()
-        path = publish_objects(tile.order, tile.pixel, scored.objects, places.objects, metadata)
-        table = scored.objects
+        table = pa.concat_tables([part.objects for part in parts])
+        path = publish_objects(tile.order, tile.pixel, table, places.objects, metadata)
         p_star = table["p_star"].to_numpy(zero_copy_only=False).astype(np.float32)
         known = p_star[np.isfinite(p_star)]
         identity, ra, dec = (table[name].to_numpy() for name in ("object_id", "ra", "dec"))
@@ -273,22 +292,23 @@ def publish(
             n_stars=n_stars,
             n_galaxies=len(known) - n_stars,
             n_not_scored=len(p_star) - len(known),
-            seconds=round(scored.seconds + time.monotonic() - start, 3),
+            seconds=round(sum(part.seconds for part in parts) + time.monotonic() - start, 3),
             histogram=np.histogram(known, bins=np.asarray(HISTOGRAM_EDGES))[0].astype(np.int64),
             sample=draw(identity, ra, dec, p_star, sample_level),
             sample_level=sample_level,
             worker=process_name(),
-            device=scored.device,
-            peak_mib=max(scored.peak_mib, peak_mib()),
+            device=next((part.device for part in parts if part.device), "cpu"),
+            peak_mib=max(peak_mib(), *(part.peak_mib for part in parts)),
             size=path.stat().st_size if path is not None else 0,
             exposures=tile.exposures,
         )
         members = members_path(places.tiles, tile.order, tile.pixel)
-        write_atomic(member_table(scored), members, {RECEIPT.decode(): receipt.as_json()})
+        table = pa.concat_tables([member_table(part) for part in parts])
+        write_atomic(table, members, {RECEIPT.decode(): receipt.as_json()})
     return receipt
 
 
-def member_table(scored: ScoredTile) -> pa.Table:
+def member_table(scored: Scored) -> pa.Table:
     """Every member detection with what its object got: ``exposure_id``, ``row`` and `JOINED`."""
     object_id = scored.objects["object_id"].to_numpy()
     order = np.argsort(object_id, kind="stable")

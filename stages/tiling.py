@@ -10,7 +10,7 @@ import numpy as np
 from astropy.wcs import Wcsprm
 
 from sgclassify.stages import healpix
-from sgclassify.stages.arrays import F64, I64
+from sgclassify.stages.arrays import F64, I64, Bool
 from sgclassify.stages.bands import PIXEL_SCALE
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -42,6 +42,37 @@ class Tile:
 
     def __str__(self) -> str:
         return f"tile {self.order}/{self.pixel}"
+
+
+MAX_PART_ROWS: Final = 400
+"""Objects of a tile that are cut and scored together. More would keep one worker busy while others have nothing left;
+fewer would read the pixels around them, and the catalogues of the tile, more often."""
+
+MAX_DEPTH: Final = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """The objects of a tile whose anchors lie in a HEALPix pixel within it; the pixel may be the tile itself."""
+
+    tile: Tile
+    order: int
+    pixel: int
+
+    def __str__(self) -> str:
+        return str(self.tile)
+
+    def holds(self, ra: F64, dec: F64) -> Bool:
+        """Which positions lie in it; ICRS degrees, shape (n,)."""
+        return np.asarray(healpix.tile_of(ra, dec, self.order) == self.pixel)
+
+
+def parts_of(tile: Tile, rows: int) -> list[Part]:
+    """Divide a tile of about so many objects into parts of a bounded number of objects, if they lie evenly."""
+    depth = 0
+    while rows > MAX_PART_ROWS * 4**depth and depth < min(MAX_DEPTH, healpix.INDEX_ORDER - tile.order):
+        depth += 1
+    return [Part(tile, tile.order + depth, (tile.pixel << 2 * depth) + k) for k in range(4**depth)]
 
 
 def tile_pad_arcsec(config: StageConfig) -> float:

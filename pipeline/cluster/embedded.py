@@ -6,14 +6,12 @@ import copy
 import errno
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +20,7 @@ from dask.system import cpu_count
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
+from sgclassify.pipeline.cluster import forks
 from sgclassify.pipeline.cluster.crash import CRASH_DIR
 from sgclassify.pipeline.cluster.worker import CPU, GPU
 from sgclassify.stages.errors import ClusterError
@@ -35,6 +34,9 @@ STARTS: Final = 3
 """Times that the cluster is started before the run gives up."""
 
 HOST: Final = "127.0.0.1"
+_CONFIG: Final = "DASK_INTERNAL_INHERIT_CONFIG"
+"""Dask's variable for the configuration of new processes."""
+
 _ANSWER_S: Final = 5.0
 _PROBE_S: Final = 60.0
 
@@ -47,10 +49,14 @@ SETTINGS: Final[dict[str, object]] = {
     "distributed.worker.memory.terminate": 0.95,
     "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.daemon": True,
+    "distributed.worker.multiprocessing-method": forks.METHOD,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
 }
 """What differs from Dask's own defaults."""
+
+_GPU_NODES: Final = ("nvidia[0-9]*", "nvhost-*", "kfd", "dxg")
+"""Devices of the drivers that torch can use: NVIDIA's, Tegra's, AMD's, and that of Windows' subsystem."""
 
 _PROBE: Final = "import distributed.nanny, sgclassify.pipeline.cluster.worker"
 """What a worker process imports before it can report anything."""
@@ -65,7 +71,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     _check_loopback()
     _check_temporary()
     with _own_surroundings():
-        _start_tracker()
+        forks.start()
         cluster = _started(n_cpu, n_gpu, scratch)
         scheduler_log = logging.getLogger("distributed.scheduler")
         scheduler_log.addFilter(_is_news)
@@ -88,6 +94,9 @@ def default_workers() -> int:
 
 def count_gpus() -> int:
     """GPUs that torch can use on this machine."""
+    # torch is imported only where a driver is there: that takes seconds
+    if sys.platform == "linux" and not any(path for name in _GPU_NODES for path in Path("/dev").glob(name)):
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -104,40 +113,14 @@ def _own_surroundings() -> Iterator[None]:
     dask.config.refresh(config=ours, paths=[], env={})
     dask.config.set(SETTINGS, config=ours)
     config, before = dask.config.config, copy.deepcopy(dask.config.config)
-    given = {
-        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(ours),
-        # new processes would look for modules in the working folder first, which holds data
-        "PYTHONSAFEPATH": "1",
-    }
-    earlier = _taken_out(given)
-    os.environ.update(given)
-    config.clear()
-    config.update(ours)
-    try:
-        yield
-    finally:
+    with forks.surroundings({**forks.SURROUNDINGS, _CONFIG: dask.config.serialize(ours)}):
         config.clear()
-        config.update(before)
-        _taken_out(given)
-        os.environ.update(earlier)
-
-
-def _taken_out(names: Iterable[str]) -> dict[str, str]:
-    """Take these variables, and all of Dask's, out of the environment; returns their values."""
-    found = [name for name in os.environ if name.startswith("DASK_") or name in names]
-    return {name: os.environ.pop(name) for name in found}
-
-
-def _start_tracker() -> None:
-    """Start the process in which Python counts semaphores, such that it survives when the terminal closes.
-
-    The driver needs it while it ends in order. Python itself protects it from the other signals.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        config.update(ours)
+        try:
+            yield
+        finally:
+            config.clear()
+            config.update(before)
 
 
 def _check_loopback() -> None:
@@ -223,7 +206,8 @@ def _worker(scratch: Path, resources: dict[str, float], env: dict[str, str]) -> 
             "nthreads": 1,
             "dashboard": False,
             "resources": resources,
-            "env": {**env, CRASH_DIR: str(scratch / CRASHES)},
+            # of the forked worker: what its parent was given is older than the cluster
+            "env": {**env, _CONFIG: os.environ[_CONFIG], CRASH_DIR: str(scratch / CRASHES)},
             "local_directory": str(scratch),
             # that of the whole machine, so that one large tile may use what is free
             "memory_limit": int(MEMORY_LIMIT),

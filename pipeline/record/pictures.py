@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sgclassify.pipeline.record.sample import GALAXY, HISTOGRAM_EDGES, NOT_SCORED, STAR, Sample
 from sgclassify.stages.arrays import F64, I64
+from sgclassify.stages.write.atomic import write_atomic_text
 from sgclassify.stages.write.page import Picture
 
 if TYPE_CHECKING:
@@ -28,6 +38,38 @@ _ARCSEC: Final = 1.0 / 3600.0
 
 WIDE: Final = 45.0
 """Degrees from the middle of a field; beyond, no plane touches the sky well."""
+
+
+class Drawn:
+    """The pictures of earlier runs into a folder, from a file: drawing takes a second, and not every run adds objects.
+
+    Without a file, every picture is drawn.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._kept: dict[str, dict[str, Any]] = {}
+        self._used: dict[str, dict[str, Any]] = {}
+        if path is not None:
+            with suppress(OSError, ValueError):
+                self._kept = json.loads(path.read_text(encoding="utf-8"))
+
+    def get(self, name: str, draw: Callable[..., Picture], data: npt.NDArray[Any], *arguments: int) -> Picture:
+        """What ``draw(data, *arguments)`` returns; from the file if the picture of that name was drawn of the same."""
+        versions = [version(one) for one in ("sgclassify", "astropy", "matplotlib")]
+        key = hashlib.sha256(json.dumps([versions, arguments]).encode() + data.tobytes()).hexdigest()
+        picture = None
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            if (kept := dict(self._kept[name])).pop("key") == key:
+                picture = Picture(**{**kept, "png": base64.b64decode(kept["png"])})
+        picture = picture or draw(data, *arguments)
+        self._used[name] = {"key": key, **asdict(picture), "png": base64.b64encode(picture.png).decode()}
+        return picture
+
+    def keep(self) -> None:
+        """Write the file for the next run."""
+        if self._path is not None and self._path.parent.is_dir():
+            write_atomic_text(json.dumps(self._used), self._path)
 
 
 def sky_map(points: Sample, every: int) -> Picture:

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,9 @@ from sgclassify.stages.arrays import I64
 from sgclassify.stages.read.checksum import sha256_of
 from sgclassify.stages.read.names import ExposureFiles
 from sgclassify.stages.write.atomic import write_atomic_text
+
+if TYPE_CHECKING:
+    from sgclassify.stages.tiling import Tile
 
 RECEIPT: Final = b"sgclassify:receipt"
 """Key of a tile's receipt in the metadata of its file of members."""
@@ -48,6 +52,8 @@ class ExposureReceipt:
     notes : tuple of str
     tiles : tuple of int
         Pixels of the tiles that it touches.
+    tile_rows : tuple of int
+        Usable rows in each of these; empty where unknown.
     seconds : float
         Time spent on a worker.
     worker : str
@@ -72,6 +78,7 @@ class ExposureReceipt:
     seconds: float = 0.0
     worker: str = ""
     peak_mib: float = 0.0
+    tile_rows: tuple[int, ...] = ()
     join_key: str = ""
     scored: int = 0
     size: int = 0
@@ -89,7 +96,8 @@ class ExposureReceipt:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))["receipt"]
             values["stats"] = {name: tuple(stat) for name, stat in values["stats"].items()}
-            values["notes"], values["tiles"] = tuple(values["notes"]), tuple(values["tiles"])
+            for name in ("notes", "tiles", "tile_rows"):
+                values[name] = tuple(values[name])
             return cls(**values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # written by another version, or damaged: as if it were not there
@@ -191,6 +199,12 @@ def join_key(settings: str, digest: str, tiles: Iterable[tuple[int, str]]) -> st
     return digest_of(settings, digest, sorted(tiles))
 
 
+def catalogue_key(tiles: Mapping[Tile, str], metadata: Mapping[str, str]) -> str:
+    """What decides about the files of the catalogue as a whole: the tiles with their keys, and who writes them."""
+    builders = [version("sgclassify"), version("hats")]
+    return digest_of(sorted((tile.order, tile.pixel, key) for tile, key in tiles.items()), dict(metadata), builders)
+
+
 def stats_of(files: ExposureFiles) -> dict[str, tuple[int, int]]:
     """Size and time of change (ns) of each file of an exposure."""
     found = {}
@@ -223,6 +237,8 @@ class Receipts:
     def __init__(self, folder: Path, prepared: Path | None) -> None:
         self.exposures = folder / "exposures"
         self.tiles = folder / "tiles"
+        self.catalogue = folder / "catalogue.json"
+        self.pictures = folder / "pictures.json"
         self.prepared = prepared
 
     def known(self) -> dict[str, ExposureReceipt]:
@@ -245,6 +261,20 @@ class Receipts:
     def members_path(self, order: int, pixel: int) -> Path:
         """File that holds the members of a tile and their probabilities, and the tile's receipt."""
         return members_path(self.tiles, order, pixel)
+
+    def has_catalogue(self, key: str, root: Path) -> bool:
+        """Whether the files of the catalogue as a whole, below `root`, were made of what `key` says and are there."""
+        try:
+            found = json.loads(self.catalogue.read_text(encoding="utf-8"))
+            sizes = {name: (root / name).stat().st_size for name in found["files"]}
+            return bool(sizes) and found["key"] == key and sizes == found["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def enter_catalogue(self, key: str, root: Path, files: Iterable[Path]) -> None:
+        """Enter that these files below `root` were made."""
+        sizes = {str(path.relative_to(root)): path.stat().st_size for path in files}
+        write_atomic_text(json.dumps({"key": key, "files": sizes}) + "\n", self.catalogue)
 
     def remove_others(self, exposures: set[str], tiles: set[tuple[int, int]]) -> None:
         """Remove the receipts of exposures and tiles that are no longer part of the products."""

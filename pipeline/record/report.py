@@ -24,15 +24,17 @@ _ORDER: Final = (SET_ASIDE, PENDING, SKIPPED, DONE)
 """Order of the exposures by outcome: those that need attention come first."""
 
 
-def write_report(record: RunRecord, sample: SkySample, path: Path) -> None:
+def write_report(record: RunRecord, sample: SkySample, path: Path, pictures_file: Path | None = None) -> None:
     """Write the report of a run, an HTML file that is complete under its name or not there.
 
-    `sample` has objects of the published tiles.
+    `sample` has objects of the published tiles. `pictures_file` keeps the pictures for the next run.
     """
-    write_text(path, render(record, sample))
+    drawn = pictures.Drawn(pictures_file)
+    write_text(path, render(record, sample, drawn))
+    drawn.keep()
 
 
-def render(record: RunRecord, sample: SkySample) -> str:
+def render(record: RunRecord, sample: SkySample, drawn: pictures.Drawn | None = None) -> str:
     """The report as HTML text; all values are escaped."""
     counts = record.counts()
     return page.render(
@@ -42,7 +44,7 @@ def render(record: RunRecord, sample: SkySample) -> str:
         waiting=pending(counts),
         started=record.started.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         counts={name.replace("_", " "): f"{number:,}" for name, number in counts.items()},
-        figures=_figures(sample),
+        figures=_figures(sample, drawn or pictures.Drawn(None)),
         exposures=_exposures(record),
         tiles=[
             (f"{t.order}/{t.pixel}", ", ".join(t.exposures), t.fault, t.advice)
@@ -64,19 +66,21 @@ def _exposures(record: RunRecord) -> list[tuple[str | int, ...]]:
     return rows
 
 
-def _figures(sample: SkySample) -> list[tuple[str, page.Picture, str]]:
+def _figures(sample: SkySample, drawn: pictures.Drawn) -> list[tuple[str, page.Picture, str]]:
     """The pictures, each with its heading and its caption."""
     figures = []
     points, every = sample.points()
     if len(points):
-        drawn = f"{len(points):,} of {sample.n_objects:,}"
+        shown = f"{len(points):,} of {sample.n_objects:,}"
         caption = (
             f"All {sample.n_objects:,} objects."
             if every == 1
-            else f"1 of every {every:,} objects, the same share everywhere: {drawn}."
+            else f"1 of every {every:,} objects, the same share everywhere: {shown}."
         )
-        figures.append(("Objects on the sky", pictures.sky_map(points, every), caption))
+        figures.append(("Objects on the sky", drawn.get("sky", pictures.sky_map, points, every), caption))
     if n_scored := int(sample.histogram.sum()):
         caption = f"All {n_scored:,} scored objects."
-        figures.append(("Probability of being a star", pictures.histogram(sample.histogram), caption))
+        figures.append(
+            ("Probability of being a star", drawn.get("histogram", pictures.histogram, sample.histogram), caption)
+        )
     return figures

@@ -105,13 +105,13 @@ class SkySample:
             self._thin()
 
     def points(self) -> tuple[Sample, int]:
-        """The objects to draw, and N where they are one of every N objects.
+        """The objects to draw, in order of their positions, and N where they are one of every N objects.
 
         Neither depends on the order of the tiles, or on the level at which each of them kept its sample as long as
         that is not above the one that is needed.
         """
         self._thin()
-        return self._parts[0], 2**self._level
+        return np.sort(self._parts[0]), 2**self._level
 
     def _thin(self) -> None:
         """Raise the level until the objects are few enough."""

@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -76,10 +77,17 @@ def partition_path(root: Path, order: int, pixel: int) -> Path:
     return root / "dataset" / f"Norder={order}" / f"Dir={directory}" / f"Npix={pixel}.parquet"
 
 
+def import_hats() -> None:
+    """Import what `finish_hats` needs, which takes seconds, while there is nothing else to do."""
+    # what is wrong shows in finish_hats
+    with suppress(Exception):
+        import hats.io.parquet_metadata  # noqa: F401
+
+
 def finish_hats(
     root: Path, partitions: Iterable[tuple[int, int, int]], metadata: Mapping[str, str], name: str = "objects"
-) -> None:
-    """Turn the published partitions into a HATS catalogue.
+) -> list[Path]:
+    """Turn the published partitions into a HATS catalogue; returns the files of the catalogue as a whole.
 
     Partitions that are in the folder but not among `partitions` come from an earlier run and are removed.
 
@@ -149,13 +157,14 @@ def finish_hats(
         properties.to_properties_file(made)
         # The properties last: with them, the catalogue is one.
         files = sorted((p for p in made.rglob("*") if p.is_file()), key=lambda p: p.suffix == ".properties")
-        for file in files:
-            final = root / file.relative_to(made)
+        finals = [root / file.relative_to(made) for file in files]
+        for file, final in zip(files, finals, strict=True):
             final.parent.mkdir(parents=True, exist_ok=True)
             sync(file)
             os.replace(file, final)  # noqa: PTH105 - one way of replacing, here and in atomic
     finally:
         shutil.rmtree(made)
+    return finals
 
 
 def publish_detections(

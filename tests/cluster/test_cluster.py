@@ -160,10 +160,12 @@ def test_embedded_cluster_where_others_need_encryption(tmp_path: Path) -> None:
 def _kill_workers(stop: threading.Event, limit: int, killed: list[int]) -> None:
     """Kill the worker processes of this one as they come, at most so many."""
     mine = {child.pid for child in psutil.Process().children(recursive=True)}
-    while not stop.wait(0.02) and len(killed) < limit:
+    while not stop.wait(0.005) and len(killed) < limit:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if child.pid not in mine and "spawn_main" in " ".join(child.cmdline()) and len(killed) < limit:
+                # workers are children of the process that they are forked from, which has the same command
+                of_fork = child.ppid() != os.getpid() and "forkserver" in " ".join(child.cmdline())
+                if child.pid not in mine and of_fork and len(killed) < limit:
                     child.kill()
                     mine.add(child.pid)
                     killed.append(child.pid)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_path_of_the_user_is_kept(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         f"import pathlib, sys\n"
-        f"if 'spawn_main' in ' '.join(sys.orig_argv): pathlib.Path({str(folder)!r}, 'worker').touch()\n"
+        f"if 'forkserver' in ' '.join(sys.orig_argv): pathlib.Path({str(folder)!r}, 'worker').touch()\n"
     )
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     done = start(tmp_path, PYTHONPATH=path)
@@ -235,7 +236,12 @@ def test_software_that_workers_cannot_import_is_named(
     (tmp_path / "distributed.py").write_text("raise ImportError('libfoo.so.3: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = refusal(tmp_path)
+    # one that runs has imported what it needs
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    try:
+        said = refusal(tmp_path)
+    finally:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
     assert "a new process cannot import the software: ImportError: libfoo.so.3: cannot open" in said
     assert "memory" not in said
     capfd.readouterr()

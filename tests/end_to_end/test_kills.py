@@ -33,7 +33,8 @@ def _workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
     for child in children:
         try:
-            if "spawn_main" in " ".join(child.cmdline()):
+            # they are children of the process that they are forked from, which has the same command
+            if child.ppid() != driver.pid and "forkserver" in " ".join(child.cmdline()):
                 found.append(child)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue

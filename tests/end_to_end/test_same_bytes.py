@@ -12,12 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from sgclassify.stages import tiling
+
 pytestmark = pytest.mark.slow
 
 
 def test_order_of_list_and_of_tiles(
-    sgclassify: Callable[..., Any], warm: tuple[str, ...], reference: Any, field: Any, tmp_path: Path
+    sgclassify: Callable[..., Any],
+    warm: tuple[str, ...],
+    reference: Any,
+    field: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # tiles in parts
+    monkeypatch.setattr(tiling, "MAX_PART_ROWS", 4)
     (tmp_path / "elsewhere").mkdir()
     roundabout = [field.folder / ".." / field.folder.name / image.name for image in reversed(field.images)]
     listed = tmp_path / "reversed.txt"

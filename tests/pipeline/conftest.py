@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sgclassify.pipeline import run as run_module
+from sgclassify.pipeline.cluster import handle
 
 
 class Future:
@@ -18,16 +18,23 @@ class Future:
         self.error: BaseException | None = None
         self.value: Any = None
         for argument in arguments:
-            if isinstance(argument, Future) and argument.error is not None:
-                self.error = argument.error
-                return
+            for one in argument if isinstance(argument, list) else [argument]:
+                if isinstance(one, Future) and one.error is not None:
+                    self.error = one.error
+                    return
         try:
-            self.value = function(*(a.value if isinstance(a, Future) else a for a in arguments))
+            self.value = function(*(_value(argument) for argument in arguments))
         except Exception as error:  # noqa: BLE001
             self.error = error
 
     def cancel(self) -> None:
         pass
+
+
+def _value(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_value(one) for one in argument]
+    return argument.value if isinstance(argument, Future) else argument
 
 
 class InlineCluster:
@@ -61,5 +68,5 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> InlineCluster:
     def open_cluster(*_: Any, **__: Any) -> Iterator[InlineCluster]:
         yield inline
 
-    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
+    monkeypatch.setattr(handle, "open_cluster", open_cluster)
     return inline

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from sgclassify.model.serve import runtime
+from sgclassify.model.serve.archive import Archive
 from sgclassify.pipeline import run as run_module
 from sgclassify.pipeline import tasks
 from sgclassify.pipeline.progress import Reporter
@@ -97,11 +99,12 @@ def night(
         def probabilities(self, image: Any, *_: Any) -> Any:
             return np.full((len(image), 2), 0.5, dtype=np.float32)
 
-    monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: Classifier())
+    monkeypatch.setattr(runtime, "load", lambda *_, **__: Classifier())
+    monkeypatch.setattr(Archive, "contract", lambda _: Classifier.contract)
     monkeypatch.setattr(tasks, "classifier_of", lambda _: Classifier())
     # they take longer than all the rest, and decide nothing here
-    for name in ("write_report", "finish_hats"):
-        monkeypatch.setattr(run_module, name, lambda *_: None)
+    monkeypatch.setattr(run_module, "write_report", lambda *_: None)
+    monkeypatch.setattr(run_module, "finish_hats", lambda *_: [])
     made = Night(tmp_path, write_level1, make_columns, cluster)
     made.append("a", 8)
     made.append("b", 9, 20.0)

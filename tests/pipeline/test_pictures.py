@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from sgclassify.pipeline.record.pictures import draw_histogram, draw_sky, sky_map
+from sgclassify.pipeline.record.pictures import Drawn, draw_histogram, draw_sky, sky_map
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, SAMPLE, STAR, Sample
+from sgclassify.stages.write.page import Picture
 
 
 def _sample(ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]) -> Sample:
@@ -129,3 +132,27 @@ def test_histogram() -> None:
     assert heights == counts.tolist()
     assert "1,905 objects in 20 bins from 0 to 1: 1,502 below 0.5, 403 from 0.5 on" in alt
     assert any(re.fullmatch(r"1,\d00", text) for text in _texts(figure)), "thousands of objects"
+
+
+def test_a_picture_is_drawn_once_for_the_same_data(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def draw(data: Any, number: int) -> Picture:
+        drawn.append(number)
+        return Picture(bytes([number]), 1, 2, "dots")
+
+    def shown(data: Any, number: int, path: Path | None = tmp_path / "pictures.json") -> Picture:
+        pictures = Drawn(path)
+        picture = pictures.get("dots", draw, data, number)
+        pictures.keep()
+        return picture
+
+    one = np.arange(3)
+    assert shown(one, 1) == shown(one, 1) == Picture(b"\x01", 1, 2, "dots")
+    assert drawn == [1]
+    assert shown(one, 2).png == shown(one + 1, 2).png == b"\x02"
+    assert drawn == [1, 2, 2]
+    (tmp_path / "pictures.json").write_text('{"dots": []}')
+    shown(one, 3)
+    shown(one, 3, None)
+    assert drawn == [1, 2, 2, 3, 3]

@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 
+import cdshealpix.nested
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from sgclassify.stages import healpix
 from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.read.header import ExposureHeader
 from sgclassify.stages.read.names import ExposureFiles
-from sgclassify.stages.tiling import Tile, footprint_tiles, tiles_of, tiles_of_headers
+from sgclassify.stages.tiling import MAX_PART_ROWS, Part, Tile, footprint_tiles, parts_of, tiles_of, tiles_of_headers
 
 SCALE = 0.074 / 3600.0
 FULL = (9232, 9216)
@@ -178,3 +179,27 @@ def test_hundreds_of_headers_take_no_time() -> None:
     start = time.process_time()
     assert len(tiles_of_headers(headers, 10, 10.0)) > 1000
     assert time.process_time() - start < 5.0
+
+
+@given(seed=st.integers(0, 2**32 - 1), order=st.integers(0, 14), rows=st.integers(0, 200_000))
+@settings(max_examples=40)
+def test_the_parts_of_a_tile_hold_each_of_its_positions_once(seed: int, order: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixel = int(rng.integers(0, 12 * 4**order))
+    tile = Tile(order, pixel, ("e1",))
+    parts = parts_of(tile, rows)
+    assert len(parts) * MAX_PART_ROWS >= min(rows, 64 * MAX_PART_ROWS)
+    assert len(parts) == 1 or rows > MAX_PART_ROWS * len(parts) / 4
+    # positions in the tile, and some elsewhere
+    index = (pixel << 2 * (29 - order)) + rng.integers(0, 4 ** (29 - order), 50)
+    lon, lat = cdshealpix.nested.healpix_to_lonlat(index, 29)
+    ra, dec = np.append(lon.deg, 0.3), np.append(lat.deg, -0.4)
+    inside = healpix.tile_of(ra, dec, order) == pixel
+    np.testing.assert_array_equal(sum(part.holds(ra, dec).astype(int) for part in parts), inside.astype(int))
+
+
+def test_small_tiles_are_not_divided() -> None:
+    tile = Tile(10, 5, ("e1",))
+    assert parts_of(tile, 0) == parts_of(tile, MAX_PART_ROWS) == [Part(tile, 10, 5)]
+    assert [part.pixel for part in parts_of(tile, MAX_PART_ROWS + 1)] == [20, 21, 22, 23]
+    assert {str(part) for part in parts_of(tile, 10**6)} == {"tile 10/5"}

@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgclassify.model.serve import runtime
+from sgclassify.model.serve.archive import Archive
 from sgclassify.model.serve.loaded import ModelRef
 from sgclassify.pipeline import inventory, tasks
 from sgclassify.pipeline import run as run_module
+from sgclassify.pipeline.cluster import handle
 from sgclassify.pipeline.progress import Reporter
 from sgclassify.pipeline.record import pictures
 from sgclassify.pipeline.record.pictures import Picture
@@ -44,7 +47,7 @@ from sgclassify.stages.errors import (
     UsageError,
 )
 from sgclassify.stages.read.names import ExposureFiles, exposure_stem
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Part, Tile
 from sgclassify.stages.write.publish import partition_path
 
 
@@ -64,8 +67,11 @@ class Stages:
     tile_order: list[int] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
+    bad_model: bool = False
+    checked: int = 0
     finished: int = 0
     usable: int = 9
+    tile_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """What was done so far counts no more."""
@@ -107,11 +113,18 @@ class Stages:
             usable=self.usable,
             notes=header.notes,
             tiles=(header.exposure_key, header.exposure_key + 1),
+            tile_rows=self.tile_rows.get(header.exposure_id, ()),
         )
         receipt.write(places.prepared / f"{header.exposure_id}{PREPARED}")
         return receipt
 
-    def extract(self, tile: Tile, places: tasks.Places, stamp_size: int, config: object) -> Any:
+    def check(self, model: ModelRef) -> None:
+        self.checked += 1
+        if self.bad_model:
+            raise ModelError("the reference output is not reproduced")
+
+    def extract(self, part: Part, places: tasks.Places, stamp_size: int, config: object) -> Any:
+        tile = part.tile
         for name in tile.exposures:
             assert (places.prepared / f"{name}{PREPARED}").is_file()
         if tile.pixel == self.end_at_tile:
@@ -124,7 +137,7 @@ class Stages:
             raise self.error_in_tile
         return tile.pixel
 
-    def infer(self, tile: Tile, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
+    def infer(self, part: Part, extracted: Any, places: tasks.Places, model: ModelRef) -> Any:
         assert model.device == "cpu"
         return extracted
 
@@ -160,21 +173,23 @@ class Stages:
         done.write(places.exposures / f"{receipt.exposure_id}.json")
         return done
 
-    def finish(self, objects: Path, tiles: Iterator[tuple[int, int, int]], metadata: dict[str, str]) -> None:
+    def finish(self, objects: Path, tiles: Iterator[tuple[int, int, int]], metadata: dict[str, str]) -> list[Path]:
         if self.defect_in_finish:
             raise ZeroDivisionError("x / 0")
         self.finished = len(list(tiles))
+        (objects / "hats.properties").write_text("z")
+        return [objects / "hats.properties"]
 
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch, cluster: Any) -> Stages:
     fake = Stages()
     contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
-    classifier = SimpleNamespace(contract=contract, sha256="ab" * 32)
     monkeypatch.setattr(inventory, "read_header", fake.read_header)
     monkeypatch.setattr(inventory, "footprint_tiles", fake.footprint_tiles)
-    monkeypatch.setattr(run_module.runtime, "load", lambda *_, **__: classifier)
-    for name in ("prepare", "extract", "infer", "publish", "join"):
+    monkeypatch.setattr(Archive, "contract", lambda _: contract)
+    monkeypatch.setattr(runtime, "load", lambda *_, **__: SimpleNamespace(contract=contract))
+    for name in ("check", "prepare", "extract", "infer", "publish", "join"):
         monkeypatch.setattr(tasks, name, getattr(fake, name))
     monkeypatch.setattr(run_module, "finish_hats", fake.finish)
     # test_report.py and test_pictures.py look at the pictures
@@ -347,7 +362,7 @@ def test_cluster_that_cannot_be_opened_leaves_a_record(
         raise ClusterError("no worker came")
         yield
 
-    monkeypatch.setattr(run_module, "open_cluster", open_cluster)
+    monkeypatch.setattr(handle, "open_cluster", open_cluster)
     assert _run(options).exit_code == 6
     record = _record(options)
     assert record["message"] == "no worker came"
@@ -431,16 +446,55 @@ def test_defect_of_the_driver_leaves_a_record(stages: Stages, options: Options) 
     assert not (options.output / ".lock").exists()
 
 
-def test_model_is_checked_before_anything_is_written(
+def test_contract_is_checked_before_anything_is_written(
     stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: Any, **__: Any) -> Any:
-        raise ModelError("no such model")
+    def contract(_: Archive) -> Any:
+        raise ModelError("of another version")
 
-    monkeypatch.setattr(run_module.runtime, "load", load)
+    monkeypatch.setattr(Archive, "contract", contract)
     with pytest.raises(ModelError):
         _run(options)
     assert not options.output.exists()
+
+
+def test_model_that_does_not_work_leaves_products_as_they_are(stages: Stages, options: Options) -> None:
+    stages.bad_model = True
+    assert _run(options).exit_code == 5
+    assert _record(options)["message"] == "the reference output is not reproduced"
+    assert not (options.output / "objects").exists()
+    stages.bad_model = False
+    assert _run(options).exit_code == 0
+    before = {path: path.read_bytes() for path in options.output.rglob("*") if path.is_file()}
+    # even such as may be replaced
+    other = options.exposure_list.with_name("other.txt")
+    other.write_text("e1_IMG.fits\n")
+    stages.bad_model = True
+    assert _run(replace(options, exposure_list=other, overwrite=True)).exit_code == 5
+    assert {path: path.read_bytes() for path in options.output.rglob("*") if path.is_file()}.items() >= before.items()
+
+
+def test_run_with_nothing_to_do_needs_no_cluster_and_makes_no_catalogue(
+    stages: Stages, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(options)
+    first = _record(options)
+    stages.forget()
+    stages.checked = stages.finished = 0
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("not needed")
+
+    monkeypatch.setattr(handle, "open_cluster", refuse)
+    monkeypatch.setattr(pictures, "sky_map", refuse)
+    assert _run(options).exit_code == 0
+    assert (stages.checked, stages.finished, stages.prepared, stages.tile_order, stages.joined) == (0, 0, [], [], [])
+    again = _record(options)
+    assert again["counts"] == {**first["counts"], "tiles_reused": len(first["tiles"])}
+    # what is missing is made again
+    (options.output / "objects" / "hats.properties").unlink()
+    assert _run(options).exit_code == 0
+    assert stages.finished == 5
 
 
 def test_shuffled_tiles(stages: Stages, options: Options, tmp_path: Path) -> None:
@@ -450,6 +504,13 @@ def test_shuffled_tiles(stages: Stages, options: Options, tmp_path: Path) -> Non
     assert sorted(stages.tile_order) == [1, 2, 3, 5, 6]
     assert stages.tile_order != [1, 2, 3, 5, 6]
     assert [tile["pixel"] for tile in _record(options)["tiles"]] == [1, 2, 3, 5, 6]
+
+
+def test_largest_tiles_come_first(stages: Stages, options: Options) -> None:
+    stages.tile_rows = {"e1": (3, 20), "e2": (5, 900), "e5": (30, 0)}
+    _run(options)
+    # of tile 3 in its four parts
+    assert stages.tile_order == [3, 3, 3, 3, 5, 2, 1, 6]
 
 
 def test_other_inputs_need_overwrite(stages: Stages, options: Options, tmp_path: Path) -> None:

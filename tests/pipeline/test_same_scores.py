@@ -15,7 +15,7 @@ from sgclassify.pipeline import tasks
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.prior import Prior
 from sgclassify.stages.tile import TileStamps
-from sgclassify.stages.tiling import Tile
+from sgclassify.stages.tiling import Part, Tile
 
 N, SIZE = 12, 32
 PLACES = tasks.Places(*([Path("/nowhere")] * 7), token="")
@@ -63,7 +63,7 @@ def in_a_run(path: Path, classifier: runtime.Classifier, prior: float | None) ->
     own = classifier.contract.prior_star_fraction
     assumed = None if prior is None else Prior((prior,))
     model = tasks.ModelRef(None, classifier.sha256, N, 1, own_prior=own, prior=assumed)
-    scored = tasks.infer(Tile(10, 0, ("e1",)), tasks.Stamps(stamps, 0.0, 0.0), PLACES, model)
+    scored = tasks.infer(Part(Tile(10, 0, ("e1",)), 10, 0), tasks.Stamps(stamps, 0.0, 0.0), PLACES, model)
     column = scored.objects.sort_by("object_id")["p_star"]
     return [np.nan if p is None else p for p in column.to_pylist()]
 

@@ -22,7 +22,7 @@ from sgclassify.pipeline.errors import StaleRunError, TaskError, TaskTimeoutErro
 from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, members_path
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
-from sgclassify.pipeline.tasks import Places, ScoredTile, Stamps
+from sgclassify.pipeline.tasks import Places, Scored, Stamps
 from sgclassify.stages.classify import object_table
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -31,7 +31,7 @@ from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import index29, tile_of_index
 from sgclassify.stages.prior import Prior, logit_of
 from sgclassify.stages.tile import TileStamps
-from sgclassify.stages.tiling import Tile, tile_pad_arcsec
+from sgclassify.stages.tiling import Part, Tile, tile_pad_arcsec
 from sgclassify.stages.write.publish import finish_hats
 
 ORDER = 10
@@ -116,13 +116,14 @@ def test_infer_uses_the_model_once_for_all_and_not_for_nothing(monkeypatch: pyte
     monkeypatch.setattr(tasks, "classifier_of", lambda model: fake)
     # a worker that offers a GPU where torch sees none
     model = ModelRef(None, "00", 64, 1, device="cuda")
-    scored = tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
+    scored = tasks.infer(Part(_tile(), 11, 8), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
     assert scored.objects.num_rows == 5
     assert fake.calls == 1
     assert scored.seconds >= 1.0
     assert scored.device == "cpu"
     monkeypatch.setattr(tasks, "classifier_of", lambda model: pytest.fail("nothing to score"))
-    assert tasks.infer(_tile(), Stamps(_stamps(0), 1.0, 0.0), _places(tmp_path), model).objects.num_rows == 0
+    nothing = tasks.infer(Part(_tile(), 11, 8), Stamps(_stamps(0), 1.0, 0.0), _places(tmp_path), model)
+    assert (nothing.objects.num_rows, nothing.device) == (0, "")
 
 
 def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytes
     prior = Prior((0.2, 0.8), (20.0, 24.0))
     model = ModelRef(None, "00", 64, 1, tta=True, own_prior=0.5, prior=prior)
     table = (
-        tasks.infer(_tile(), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
+        tasks.infer(Part(_tile(), 11, 8), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model)
         .objects.sort_by("object_id")
         .to_pydict()
     )
@@ -167,14 +168,14 @@ def _places(folder: Path) -> Places:
         "t",
     )
     for path in (places.prepared, places.objects, places.detections, places.exposures, places.tiles):
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     places.token_path.write_text("t")
     return places
 
 
 def _publish(tmp_path: Path, stamps: TileStamps, p_star: np.ndarray[Any, Any], level: int = 0) -> TileReceipt:
-    scored = ScoredTile(object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5)
-    return tasks.publish(_tile(), "key", scored, _places(tmp_path), METADATA, level)
+    scored = Scored(object_table(stamps, p_star, np.zeros(len(p_star))), stamps.members, 1.0, "cpu", 12.5)
+    return tasks.publish(_tile(), "key", [scored], _places(tmp_path), METADATA, level)
 
 
 def _exposure() -> ExposureReceipt:
@@ -229,6 +230,27 @@ def test_publish_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(flag & SgFlag.NOT_SCORED for flag in table["sg_flags"].to_pylist())
 
 
+def test_the_parts_of_a_tile_make_one_product(tmp_path: Path) -> None:
+    whole = _publish(tmp_path / "whole", stamps := _stamps(), P_STAR)
+    objects = object_table(stamps, P_STAR, np.zeros(5))
+    parts = []
+    for chosen in ([100, 103], [101, 102, 104], []):
+        where = pa.array(np.isin(objects["object_id"].to_numpy(), chosen))
+        members = stamps.members.filter(pa.array(np.isin(stamps.members["object_id"].to_numpy(), chosen)))
+        parts.append(Scored(objects.filter(where), members, 1.0, "cpu" if chosen else ""))
+    places = _places(tmp_path / "parts")
+    receipt = tasks.publish(_tile(), "key", parts, places, METADATA, 0)
+    assert (receipt.device, receipt.n_objects, receipt.n_stars) == ("cpu", whole.n_objects, whole.n_stars)
+    assert receipt.seconds >= 3.0
+    one, other = ((tmp_path / name / "objects").rglob("*.parquet") for name in ("whole", "parts"))
+    assert next(one).read_bytes() == next(other).read_bytes()
+    rows = [
+        pq.read_table(members_path(tmp_path / name / "tiles", receipt.order, receipt.pixel)).sort_by("row").to_pylist()
+        for name in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_tile_without_objects_has_no_partition(tmp_path: Path) -> None:
     receipt = _publish(tmp_path, _stamps(0), P_STAR[:0])
     assert receipt.n_objects == 0
@@ -259,9 +281,9 @@ def test_pad_covers_the_tolerances_of_the_stages() -> None:
 def test_nothing_is_written_for_a_run_that_is_over(tmp_path: Path) -> None:
     places = _places(tmp_path)
     places.token_path.write_text("another run's")
-    scored = ScoredTile(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
+    scored = Scored(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     with pytest.raises(StaleRunError):
-        tasks.publish(_tile(), "key", scored, places, METADATA, 0)
+        tasks.publish(_tile(), "key", [scored], places, METADATA, 0)
     assert not list(places.objects.iterdir())
     places.token_path.unlink()
     with pytest.raises(StaleRunError):
@@ -305,11 +327,11 @@ def test_any_error_crosses_the_border_of_a_process() -> None:
 def test_a_job_that_ended_a_worker_is_not_taken_by_the_next_one(tmp_path: Path) -> None:
     places = replace(_places(tmp_path), limit_s=60.0)
     places.notes.mkdir()
-    scored = ScoredTile(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
+    scored = Scored(object_table(_stamps(), P_STAR, LOGIT), _stamps().members, 1.0)
     places.note(str(_tile())).write_text("{}")
     with pytest.raises(TaskTimeoutError, match="took longer than 60 s") as caught:
-        tasks.publish(_tile(), "key", scored, places, METADATA, 0)
+        tasks.publish(_tile(), "key", [scored], places, METADATA, 0)
     back = pickle.loads(pickle.dumps(caught.value))
     assert Failure.from_error(back).advice.startswith("look after the disk")
     places.note(str(_tile())).unlink()
-    assert tasks.publish(_tile(), "key", scored, places, METADATA, 0).n_objects == 5
+    assert tasks.publish(_tile(), "key", [scored], places, METADATA, 0).n_objects == 5
