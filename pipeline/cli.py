@@ -139,6 +139,7 @@ def main() -> None:
     " [default: the model's own]",
 )
 @click.option("--tta", is_flag=True, help=f"{_SETTINGS['tta'].meaning} {_SETTINGS['tta'].reason}")
+@click.option("--exact", is_flag=True, help=f"{_SETTINGS['exact'].meaning} {_SETTINGS['exact'].reason}")
 @click.option("--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings.")
 @click.option("--keep-work", is_flag=True, help="Keep the work folder of a finished run.")
 @click.option("--dry-run", is_flag=True, help="Print what the run would do; write nothing.")

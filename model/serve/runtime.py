@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from sgclassify.model.serve.archive import REFERENCE_FILE, Archive, verified
-from sgclassify.model.serve.cascade import Ask, Stages, in_stages
+from sgclassify.model.serve.cascade import LEAST_SIZE, Ask, Stages, in_stages
 from sgclassify.model.serve.contract import INPUTS, ModelContract
 from sgclassify.stages.arrays import F32, F64
 from sgclassify.stages.cascade import Answers, Stage
@@ -131,7 +131,7 @@ class Classifier:
 
     def _size(self, share: float) -> int:
         """Objects in one forward pass of a part of the model."""
-        return max(1, int(share * self.batch_size))
+        return max(min(LEAST_SIZE, self.batch_size), int(share * self.batch_size))
 
     def _in_batches(
         self,
