@@ -166,6 +166,33 @@ def train(data: Path, output: Path, device: str, max_minutes: float, fields: int
     draw_history(trained.history, output / "curves.png")
 
 
+@click.command("cascade")
+@FILLED
+@click.option("--model", type=FILE, help="Model archive.  [default: the shipped one]")
+@click.option("--output", type=FILE, required=True, help="Archive to write.")
+def cascade(data: Path, model: Path | None, output: Path) -> None:
+    """Let a model answer in stages: fit when each is certain on the calibration fields, and write the archive anew.
+
+    The networks and the answers of the whole model stay what they are. `sgclassify train` does the same at its end.
+    """
+    from sgclassify.model.data.rows import read_rows
+    from sgclassify.model.data.shards import read_samples
+    from sgclassify.model.serve.archive import default_model
+    from sgclassify.model.train.outcome import export, with_cascade
+    from sgclassify.stages.columns import CLASSES
+
+    _log()
+    paths = sorted((data / "calibration").glob("*.parquet"))
+    try:
+        trained, contract = with_cascade(model or default_model(), read_rows(paths))
+        made = export(trained, read_samples(paths[:3], CLASSES), contract.training_set_id, output)
+    except (SgClassifyError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    assert made.cascade is not None
+    click.echo(f"{output}: {made.model_id}")
+    click.echo(json.dumps(made.cascade.figures, indent=1))
+
+
 @click.command("evaluate")
 @click.option("--run", "run_dir", type=FOLDER, help="Output folder of `sgclassify run`; with --truth.")
 @click.option(
@@ -190,6 +217,7 @@ def train(data: Path, output: Path, device: str, max_minutes: float, fields: int
 @click.option("--min-snr", type=float, help="Only objects whose SNR reaches this in some band.")
 @click.option("--bands", is_flag=True, help="With --data: also judge with bands hidden.")
 @PRIOR
+@click.option("--exact", is_flag=True, help="With --data: ask the whole model about every object.")
 @click.option("--symmetries", is_flag=True, help="With --data: also judge with stamps turned and mirrored.")
 @click.option("--json", "json_path", type=FILE, help="Write all figures here.")
 @click.option("--report", type=FILE, help="Write a page with plots and, with --data, the worst mistakes.")
@@ -212,7 +240,7 @@ def evaluate(**options: Any) -> None:
         result = judge(scores, asked.band, edges, asked.unblended, asked.paper, asked.min_snr)
         again = None if asked.data is None else (asked.data, asked.part, model, asked.prior)
         if again and asked.bands:
-            result = replace(result, bands=robustness.by_bands(*again))
+            result = replace(result, bands=robustness.by_bands(*again, exact=asked.exact))
         if again and asked.symmetries:
             result = replace(result, symmetries=robustness.by_symmetry(*again))
     except (SgClassifyError, ValueError, OSError, KeyError) as error:
@@ -246,13 +274,14 @@ class _Evaluate:
     bands: bool
     prior: float | None
     symmetries: bool
+    exact: bool
     json_path: Path | None
     report: Path | None
 
     def check(self) -> None:
         """Refuse options that do not go together, and paths that do not exist."""
         of_run = self.run_dir is not None and self.truth is not None
-        of_data = self.bands or self.symmetries or self.prior is not None or self.given
+        of_data = self.bands or self.symmetries or self.exact or self.prior is not None or self.given
         if (
             sum((of_run, self.data is not None, self.table is not None)) != 1
             or (self.run_dir is None) != (self.truth is None)
@@ -260,7 +289,7 @@ class _Evaluate:
         ):
             raise click.UsageError(
                 "give --run and --truth, or --data, or --table;"
-                " --model, --bands, --symmetries and --prior-star-fraction go with --data"
+                " --model, --bands, --symmetries, --exact and --prior-star-fraction go with --data"
             )
         for path in (self.run_dir, self.truth, self.data, self.table):
             if path is not None and not path.exists():
@@ -271,7 +300,7 @@ class _Evaluate:
         from sgclassify.model.judge.scores import read_scores, scores_of_part, scores_of_run
 
         if self.data is not None:
-            return scores_of_part(self.data, self.part, model, self.prior, others)
+            return scores_of_part(self.data, self.part, model, self.prior, others, self.exact)
         if self.table is not None:
             return read_scores(self.table)
         assert self.run_dir is not None

@@ -33,12 +33,13 @@ LAZY: Final[Mapping[str, tuple[str, str, str]]] = {
     "simulate": ("sgclassify.simulation.cli", "simulate", "Simulate Level-1 exposures with truth."),
     "dataset": (_MODEL_CLI, "dataset", "Make training data from simulated exposures."),
     "train": (_MODEL_CLI, "train", "Train the model."),
+    "cascade": (_MODEL_CLI, "cascade", "Let a model answer in stages."),
     "baselines": (_MODEL_CLI, "baselines", "Score a part of a data set by classical methods."),
     "evaluate": (_MODEL_CLI, "evaluate", "Compare the products of a run with the truth."),
 }
 """Commands of the other packages: module, attribute, help. They are imported when they are called."""
 
-_WRITING: Final = ("run", "simulate", "dataset", "train", "baselines")
+_WRITING: Final = ("run", "simulate", "dataset", "train", "cascade", "baselines")
 """Commands whose result is files; the result of the others is what they print."""
 _DRY: Final = "sgclassify.dry"
 
@@ -138,6 +139,7 @@ def main() -> None:
     " [default: the model's own]",
 )
 @click.option("--tta", is_flag=True, help=f"{_SETTINGS['tta'].meaning} {_SETTINGS['tta'].reason}")
+@click.option("--exact", is_flag=True, help=f"{_SETTINGS['exact'].meaning} {_SETTINGS['exact'].reason}")
 @click.option("--overwrite", is_flag=True, help="Replace the products of a run with other inputs or settings.")
 @click.option("--keep-work", is_flag=True, help="Keep the work folder of a finished run.")
 @click.option("--dry-run", is_flag=True, help="Print what the run would do; write nothing.")

@@ -102,7 +102,12 @@ class RunConfig:
     tta: bool = setting(
         False,
         "Average the probabilities over the eight symmetries of the square.",
-        "The model then takes eight times as long.",
+        "Each pass asks the whole model, as with `exact`: the model takes eight times as long.",
+    )
+    exact: bool = setting(
+        False,
+        "Ask the whole model about every object.",
+        "By default, it answers in stages: what a light first one is certain of does not pay for the rest.",
     )
     stage: StageConfig = field(default_factory=StageConfig)
 

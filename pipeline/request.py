@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Options:
     """The options of ``sgclassify run``, whose help explains them; `command` is the command line, for the record.
 
-    Without `scheduler` and `scheduler_file`, the cluster is one of this machine. None, and False for `tta`, leave the
-    value to the configuration, or for `model` to the package.
+    Without `scheduler` and `scheduler_file`, the cluster is one of this machine. None, and False for `tta` and `exact`,
+    leave the value to the configuration, or for `model` to the package.
     """
 
     exposure_list: Path
@@ -42,6 +42,7 @@ class Options:
     config: Path | None = None
     prior: str | None = None
     tta: bool = False
+    exact: bool = False
     overwrite: bool = False
     keep_work: bool = False
     verify_inputs: bool = False
@@ -92,9 +93,14 @@ class Request:
             batch_size=self.config.batch_size,
             threads=self.config.torch_threads,
             tta=self.config.tta,
+            exact=self.config.exact,
             own_prior=contract.prior_star_fraction,
             prior=self.prior,
         )
+
+    def is_exact(self, contract: ModelContract) -> bool:
+        """Whether the whole model is asked about every object; `contract` is that of `model`."""
+        return self.config.exact or self.config.tta or contract.cascade is None
 
     def metadata(self, contract: ModelContract) -> dict[str, str]:
         """What every Parquet file says of the model; nothing that differs between two equal runs."""
@@ -105,6 +111,7 @@ class Request:
             "prior_star_fraction": own if self.prior is None else self.prior.as_text(),
             "model_prior_star_fraction": own,
             "tta": str(self.config.tta).lower(),
+            "exact": str(self.is_exact(contract)).lower(),
         }
 
 
@@ -123,6 +130,7 @@ def check(options: Options, *, dry: bool = False) -> Request:
         raise UsageError("--scheduler and --scheduler-file exclude each other")
     config = with_prior(load_config(options.config), options.prior)
     config = dataclasses.replace(config, tta=config.tta or options.tta, device=options.device or config.device)
+    config = dataclasses.replace(config, exact=config.exact or options.exact)
     prior = prior_of(config)
     listed = parse_list(options.exposure_list)
     model = verified(options.model)
@@ -162,6 +170,6 @@ def settings_of(model_sha256: str, config: RunConfig, prior: Prior | None) -> di
         "code": code_digest(),
         "model sha256": model_sha256,
         "prior": None if prior is None else prior.describe(),
-        **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta")},
+        **{name: getattr(config, name) for name in ("tile_order", "batch_size", "torch_threads", "tta", "exact")},
         **{f"stage.{name}": value for name, value in dataclasses.asdict(config.stage).items()},
     }

@@ -103,6 +103,7 @@ def _record(request: Request, contract: ModelContract) -> RunRecord:
             "prior_star_fraction": prior.describe() if prior else contract.prior_star_fraction,
             "model_prior_star_fraction": contract.prior_star_fraction,
             "path": str(options.model or "default"),
+            "exact": request.is_exact(contract),
             "device": "",
         },
         output=options.output,

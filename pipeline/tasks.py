@@ -245,7 +245,7 @@ def check(model: ModelRef) -> None:
 @bordered
 def infer(part: Part, extracted: Stamps, places: Places, model: ModelRef) -> Scored:
     """Score the stamps of a part of a tile; without stamps, the model is not loaded."""
-    stamps, device = extracted.stamps, ""
+    stamps, device, cascade = extracted.stamps, "", None
     if len(stamps):
         if model.device == "cuda":
             # done already where the run's plugin has prepared this worker
@@ -253,6 +253,7 @@ def infer(part: Part, extracted: Stamps, places: Places, model: ModelRef) -> Sco
         # The first tile of a worker waits for the model, which is no fault of that tile: outside of its time limit.
         # A worker that offers a GPU may have none that torch sees.
         device = classifier_of(model).device.type
+        cascade = None if model.exact else classifier_of(model).cascade
 
     def scorer(*arrays: Any) -> F32:
         # not called for a tile without objects, which needs no model
@@ -260,7 +261,7 @@ def infer(part: Part, extracted: Stamps, places: Places, model: ModelRef) -> Sco
 
     start = time.monotonic()
     with places.limited(str(part)):
-        objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta)
+        objects = classify(stamps, scorer, model.own_prior, model.prior, model.tta, cascade)
     seconds = extracted.seconds + time.monotonic() - start
     return Scored(objects, stamps.members, seconds, device, max(extracted.peak_mib, peak_mib()))
 

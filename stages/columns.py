@@ -15,6 +15,8 @@ from typing import Final
 import pyarrow as pa
 from astropy import units
 
+from sgclassify.stages.cascade import Stage
+
 NO_OBJECT: Final = -1
 """``object_id`` of a row that belongs to no object. It is not null: readers turn integers with nulls into floats, which
 changes identifiers beyond 2^53 into those of other objects."""
@@ -108,6 +110,13 @@ OBJECT_COLUMNS: Final = (
         "",
         "stat.value;src.class.starGalaxy",
         "ln(p_star / p_galaxy) under the model's own prior (model_prior_star_fraction); null where not scored",
+    ),
+    Column(
+        "sg_stage",
+        pa.int8(),
+        "",
+        "meta.code",
+        "stage of the model that decided: " + ", ".join(f"{stage} {stage.meaning}" for stage in Stage),
     ),
     Column("_healpix_29", pa.int64(), "", "pos.healpix", "HEALPix index of the position, order 29, nested scheme"),
 )

@@ -101,8 +101,12 @@ def star_probability(logit: npt.ArrayLike, old: float, new: npt.ArrayLike) -> F6
     new : array_like of float64, shape (n,) or ()
         Share of stars to assume instead.
     """
-    new = np.asarray(new, dtype=np.float64)
-    shift = np.log(new / (1.0 - new)) - np.log(old / (1.0 - old))
     with np.errstate(invalid="ignore"):  # NaN stays NaN
         # 1 / (1 + exp(-x)) without an overflow
-        return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + shift))))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -(np.asarray(logit, dtype=np.float64) + prior_shift(old, new)))))
+
+
+def prior_shift(old: float, new: npt.ArrayLike) -> F64:
+    """What the prior `new` adds to a logit under the prior `old`; see `star_probability`."""
+    new = np.asarray(new, dtype=np.float64)
+    return np.asarray(np.log(new / (1.0 - new)) - np.log(old / (1.0 - old)))

@@ -11,7 +11,7 @@ import numpy as np
 from sgclassify.model.data.shards import true_classes
 from sgclassify.model.judge import metrics
 from sgclassify.model.judge.results import Bands, ErrorRate, Symmetries
-from sgclassify.model.judge.scores import assumed, inputs_of, samples_of, score_sample, shards_of
+from sgclassify.model.judge.scores import assumed, inputs_of, loaded, samples_of, score_sample, shards_of
 from sgclassify.model.serve import runtime
 from sgclassify.stages.arrays import F64, Bool
 from sgclassify.stages.bands import BAND_INDEX, BANDS
@@ -24,13 +24,15 @@ SYMMETRY_SAMPLE: Final = 2_000
 TRIOS: Final = (("NUV", "u", "g"), ("g", "r", "i"), ("i", "z", "y"))
 
 
-def by_bands(data_dir: Path, part: str, model: Path | None, prior: float | None = None, draws: int = 1) -> Bands:
+def by_bands(
+    data_dir: Path, part: str, model: Path | None, prior: float | None = None, draws: int = 1, exact: bool = False
+) -> Bands:
     """Errors with bands hidden: by their number, for each band alone and left out, and for some trios.
 
     Only objects with all seven bands count, so that all figures are of the same objects. Every object has `draws`
     random subsets of each size. The intervals hold for one: several of one object are not independent.
     """
-    classifier = runtime.load(model)
+    classifier = loaded(model, exact)
     rng = np.random.default_rng(0)
     wrong: dict[tuple[str, str], list[bool]] = {}
     for sample in samples_of(shards_of(data_dir, part), CLASSES):

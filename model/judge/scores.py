@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -71,10 +72,16 @@ def samples_of(paths: Sequence[Path], classes: Sequence[str] = REAL) -> Iterator
             yield sample
 
 
+def loaded(path: Path | None, exact: bool = False) -> runtime.Classifier:
+    """A model, None for the shipped one, that answers in stages if it can, unless it is to be `exact`."""
+    classifier = runtime.load(path)
+    return replace(classifier, stages=None) if exact else classifier
+
+
 def score_sample(
     classifier: runtime.Classifier, sample: Sample, hidden: Bool | None = None, prior: float | None = None
 ) -> F64:
-    """Probability of being a star of every object; NaN where it has no band.
+    """Probability of being a star of every object; NaN where it has no band. It is what a run gives.
 
     `hidden`, shape (n, 7), are bands to hide. `prior` is a share of stars to assume instead of the model's own.
     """
@@ -82,7 +89,8 @@ def score_sample(
     if size != held:
         raise UsageError(f"the model takes stamps of {size} pixels, the data set holds stamps of {held}")
     own = classifier.contract.prior_star_fraction
-    found = classify.scores(inputs_of(sample, hidden), classifier.probabilities, own, assumed(prior))
+    asked = inputs_of(sample, hidden), classifier.probabilities, own, assumed(prior)
+    found = classify.scores(*asked, cascade=classifier.cascade)
     return found.p_star.astype(np.float64)
 
 
@@ -108,13 +116,15 @@ def scores_of_part(
     model: Path | None,
     prior: float | None = None,
     others: Mapping[str, Path | None] | None = None,
+    exact: bool = False,
 ) -> pa.Table:
     """One part (validation, calibration, test, shifted, all) of a data set, scored here by a model.
 
-    `others` are archives to compare it with; each adds a column ``p_<name>``.
+    `others` are archives to compare it with; each adds a column ``p_<name>``. In an `exact` judgement, all models are
+    asked as a whole about every object.
     """
-    classifiers = {"star": runtime.load(model)}
-    classifiers |= {name: runtime.load(path) for name, path in (others or {}).items()}
+    classifiers = {"star": loaded(model, exact)}
+    classifiers |= {name: loaded(path, exact) for name, path in (others or {}).items()}
     tables = []
     for sample in samples_of(shards_of(data_dir, part)):
         table = sample.table

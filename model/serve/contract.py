@@ -5,15 +5,50 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from sgclassify.stages.bands import BANDS, PIXEL_SCALE
+from sgclassify.stages.cascade import Certainty, Stage
 from sgclassify.stages.columns import CLASSES
 from sgclassify.stages.errors import ModelError
 from sgclassify.stages.features import FEATURES
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
+SERVED_VERSIONS = (2, CONTRACT_VERSION)
+"""Version 2 knows no cascade."""
+
 INPUTS = ("image", "valid", "sigma", "features", "psf")
 """Inputs of the network, in order."""
+
+
+@dataclass(frozen=True)
+class CascadeContract:
+    """How a model answers in stages.
+
+    Attributes
+    ----------
+    network : int
+        Number of the network whose sequence is the first stage. If there are others, it is the second stage as a whole.
+    certain : dict of str to Certainty
+        When each early `Stage`, by its name, is certain.
+    figures : dict
+        What it did on the objects that it was fitted to; for people.
+    """
+
+    network: int
+    certain: dict[str, Certainty]
+    figures: dict[str, object] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> CascadeContract:
+        """From its form in JSON."""
+        certain = {name: Certainty(**values) for name, values in raw["certain"].items()}
+        return cls(int(raw["network"]), certain, raw["figures"])
+
+    @property
+    def stages(self) -> list[tuple[Stage, Certainty]]:
+        """The early stages in their order."""
+        return [(stage, self.certain[stage.name]) for stage in Stage if stage.name in self.certain]
 
 
 @dataclass(frozen=True)
@@ -49,6 +84,8 @@ class ModelContract:
         Unit of stamps and noise.
     reference_tolerance : float
         Largest difference of a probability from the archive's reference output, on any device.
+    cascade : CascadeContract or None
+        How the model answers in stages; None if it can only be asked as a whole.
     """
 
     model_id: str
@@ -67,6 +104,7 @@ class ModelContract:
     pixel_scale: float = PIXEL_SCALE
     flux_unit: str = "nanomaggy"
     reference_tolerance: float = 2e-3
+    cascade: CascadeContract | None = None
     contract_version: int = CONTRACT_VERSION
 
     def to_json(self) -> str:
@@ -79,15 +117,17 @@ class ModelContract:
         try:
             raw = json.loads(text)
             # first, as other versions have other fields
-            if raw["contract_version"] != CONTRACT_VERSION:
+            if raw["contract_version"] not in SERVED_VERSIONS:
                 raise ModelError(
                     f"the model's contract has version {raw['contract_version']}, this software serves"
-                    f" {CONTRACT_VERSION}; export the model again with this version"
+                    f" {' and '.join(map(str, SERVED_VERSIONS))}; export the model again with this version"
                 )
             for name in ("inputs", "bands", "features", "class_order"):
                 raw[name] = tuple(raw[name])
+            if raw.get("cascade") is not None:
+                raw["cascade"] = CascadeContract.from_dict(raw["cascade"])
             contract = cls(**raw)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"the model's contract cannot be read: {error}") from error
         contract.check()
         return contract
@@ -107,3 +147,5 @@ class ModelContract:
             raise ModelError(f"the model's stamp size {self.stamp_size} is outside 8..512 pixels")
         if not (0.0 < self.temperature < 100.0 and 0.0 < self.prior_star_fraction < 1.0):
             raise ModelError("the model's temperature or prior is not a positive number in range")
+        if self.cascade is not None and Stage.SEQUENCE.name not in self.cascade.certain:
+            raise ModelError("the model's cascade lacks its first stage")

@@ -32,6 +32,8 @@ class ModelRef:
         Share of stars that the model assumes.
     prior : Prior or None
         What to assume instead.
+    exact : bool
+        Ask the whole model about every object, not in stages.
     """
 
     path: Path | None
@@ -42,6 +44,7 @@ class ModelRef:
     tta: bool = False
     own_prior: float = 0.5
     prior: Prior | None = None
+    exact: bool = False
 
 
 @functools.lru_cache(maxsize=1)

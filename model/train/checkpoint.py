@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgclassify.model.serve.runtime import torchscript
-from sgclassify.model.train.network import FusionNetwork
+from sgclassify.model.train.network import Calibration, FusionNetwork
 from sgclassify.stages.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,17 @@ def weights_of(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
     except _UNREADABLE as error:
         raise UsageError(f"{path}: neither a checkpoint of a training nor a model archive: {error}") from error
     return [found]
+
+
+def answer_of(path: Path, device: torch.device) -> tuple[Calibration, Tensor]:
+    """Calibration of an archive's answer by the whole model, and the weights of its heads."""
+    with torchscript():
+        values = torch.jit.load(str(path), map_location=device).float().state_dict()  # type: ignore[no-untyped-call]
+    # archives without a cascade had them at their root
+    values = {name.removeprefix("whole."): value for name, value in values.items()}
+    calibration = Calibration()
+    calibration.load_state_dict({name: values[f"calibration.{name}"] for name in calibration.state_dict()})
+    return calibration.requires_grad_(False), values["weights"]
 
 
 def networks_of(

@@ -9,7 +9,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,24 @@ from torch import Tensor
 
 from sgclassify.model.data.rows import Rows
 from sgclassify.model.data.shards import Sample
-from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE
+from sgclassify.model.serve.archive import CONTRACT_FILE, REFERENCE_FILE, verified
 from sgclassify.model.serve.contract import INPUTS, ModelContract
-from sgclassify.model.serve.runtime import load, torchscript
+from sgclassify.model.serve.runtime import early_name, load, torchscript
 from sgclassify.model.train.calibrate import fit_calibration, fit_weights
-from sgclassify.model.train.network import HEADS, CalibratedNetwork, Calibration, FusionNetwork, weighted
+from sgclassify.model.train.cascade import Cascade, Objects, fit_cascade
+from sgclassify.model.train.checkpoint import answer_of, networks_of, weights_of
+from sgclassify.model.train.network import (
+    HEADS,
+    Answer,
+    CalibratedNetwork,
+    Calibration,
+    FusionNetwork,
+    present_bands,
+    weighted,
+)
 from sgclassify.model.train.trainer import BATCH_NORM_SAMPLE, Trainer
 from sgclassify.model.train.validation import figures, measure_batch_norm, predict
+from sgclassify.stages.errors import UsageError
 from sgclassify.stages.read.checksum import sha256_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +62,8 @@ class Trained:
         The recipe, with the ``precision`` that was used in place of ``"auto"``.
     history : list of dict
         A row per validation.
+    cascade : Cascade or None
+        How the fusion answers in stages.
     """
 
     networks: tuple[FusionNetwork, ...]
@@ -61,6 +74,7 @@ class Trained:
     recipe: dict[str, Any]
     history: list[dict[str, Any]]
     counts: dict[str, int]
+    cascade: Cascade | None = None
 
 
 def finish(trainer: Trainer) -> Trained:
@@ -88,7 +102,14 @@ def finish(trainer: Trainer) -> Trained:
         state.history.append({"stage": "weighted", "seconds": round(state.spent, 1), "fused": together})
         trainer.write_history()
         log.info("weights of the heads: %s; together %s", weights["fused"].tolist(), together)
-    calibrations = _calibrations(trainer, answers(trainer.calibration), weights)
+    logits = answers(trainer.calibration)
+    calibrations = _calibrations(trainer, logits, weights)
+    cascade = None
+    if modality == "fused":
+        rows = trainer.calibration
+        whole = Answer(weights["fused"], calibrations["fused"])
+        objects = Objects(logits, rows.features, rows.label, rows.field)
+        cascade = fit_cascade(networks, whole, recipe.prior_star_fraction, objects)
     # the precision that was computed in; both, where a training continued on another processor
     used = {row["precision"] for row in state.history if "precision" in row} or {trainer.precision}
     return Trained(
@@ -106,6 +127,7 @@ def finish(trainer: Trainer) -> Trained:
             "calibration": len(trainer.calibration),
             "processes": trainer.place.world,
         },
+        cascade=cascade,
     )
 
 
@@ -163,7 +185,9 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
     # a copy: half precision is made in place
     weights = trained.weights[head]
     networks = trained.networks[: len(weights) // len(HEADS)]
-    module = CalibratedNetwork(*copy.deepcopy((networks, calibration, weights))).half().eval()
+    cascade = trained.cascade if head == "fused" else None
+    answers = [*(cascade.early if cascade is not None else ()), Answer(weights, calibration)]
+    module = CalibratedNetwork(*copy.deepcopy((networks, answers))).half().eval()
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
@@ -178,6 +202,7 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
         prior_star_fraction=trained.prior_star_fraction,
         training_set_id=training_set_id,
         n_parameters=sum(p.numel() for n in networks for p in n.parameters()),
+        cascade=None if cascade is None else cascade.contract,
         training={"recipe": trained.recipe, "counts": trained.counts, "validation": trained.history[-1:]},
     )
     rows = np.unique(np.linspace(0, len(sample) - 1, N_REFERENCE).astype(np.int64))
@@ -190,9 +215,8 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
         with torchscript():
             scripted = torch.jit.script(module)
             # the reference: answers of the half-precision weights, computed in single precision as in a run
-            with torch.inference_mode():
-                answer = scripted.float()(*(torch.from_numpy(reference[k]) for k in reference))
-            reference["p_star"] = answer[:, 0].numpy()
+            scripted = scripted.float()
+            reference |= _reference_answers(scripted, [torch.from_numpy(reference[k]) for k in INPUTS], contract)
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **reference)
             extra = {CONTRACT_FILE: contract.to_json(), REFERENCE_FILE: buffer.getvalue()}
@@ -203,3 +227,51 @@ def export(trained: Trained, sample: Sample, training_set_id: str, path: Path, h
         temporary.unlink(missing_ok=True)
     path.with_name(path.name + ".sha256").write_text(f"{sha256_of(path)}  {path.name}\n")
     return contract
+
+
+def _reference_answers(scripted: Any, inputs: list[Tensor], contract: ModelContract) -> dict[str, Any]:
+    """Probability of a star by the whole model, and by each early stage, under its name in the reference."""
+    with torch.inference_mode():
+        found = {"p_star": scripted(*inputs)}
+        if contract.cascade is not None:
+            network = list(scripted.networks.children())[contract.cascade.network]
+            early, features = list(scripted.early.children()), inputs[3]
+            heads = network.from_sequence(features, present_bands(inputs[1]))[None]
+            for (stage, _), answer in zip(contract.cascade.stages, early, strict=True):
+                found[early_name(stage)] = answer(heads, features)
+                heads = torch.stack(network(*inputs))
+    return {name: answer[:, 0].numpy() for name, answer in found.items()}
+
+
+def with_cascade(path: Path, rows: Rows) -> tuple[Trained, ModelContract]:
+    """An archive's model with a cascade fitted on calibration objects: its networks and answers stay what they are.
+
+    Raises
+    ------
+    UsageError, ModelError
+        If the file is no archive, or one of a single modality, or of other stamps than the objects have.
+    """
+    contract = verified(path).contract()
+    if contract.head != "fused":
+        raise UsageError(f"{path}: answers from the {contract.head} alone; a cascade needs a model of both")
+    if contract.stamp_size != rows.size:
+        raise UsageError(f"{path}: takes stamps of {contract.stamp_size} pixels, the data have {rows.size}")
+    device = torch.device("cpu")
+    networks = networks_of(weights_of(path, device), path, contract.stamp_size, device)
+    calibration, weights = answer_of(path, device)
+    logits = torch.cat([predict(network, rows, device, network.image_encoder.side) for network in networks])
+    objects = Objects(logits, rows.features, rows.label, rows.field)
+    prior, made = contract.prior_star_fraction, contract.training
+    cascade = fit_cascade(networks, Answer(weights, calibration), prior, objects)
+    trained = Trained(
+        networks=tuple(networks),
+        calibrations={"fused": calibration},
+        weights={"fused": weights},
+        prior_star_fraction=prior,
+        stamp_size=contract.stamp_size,
+        recipe=cast("dict[str, Any]", made.get("recipe", {})),
+        history=cast("list[dict[str, Any]]", made.get("validation", [])),
+        counts=cast("dict[str, int]", made.get("counts", {})),
+        cascade=cascade,
+    )
+    return trained, contract

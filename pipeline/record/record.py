@@ -197,6 +197,7 @@ MODEL_KEYS: Final = {
     "prior_star_fraction": "share of stars that the probabilities assume, or a table of it by magnitude",
     "model_prior_star_fraction": "the model's own share",
     "path": "path of the archive; `default` for the shipped one",
+    "exact": "whether the whole model was asked about every object",
     "device": "where the model ran: `cpu` or `cuda`; empty if no worker was needed",
 }
 """Keys of ``model`` in run.json."""

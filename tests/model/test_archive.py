@@ -201,7 +201,7 @@ def rewritten(archive, tmp_path, name, change):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"contract_version": 2', b'"contract_version": 9', "version"),
+        (b'"contract_version": 3', b'"contract_version": 9', "version"),
         (b'"psf"', b'"PSF"', "inputs"),
         (b'"ellipticity"', b'"roundness00"', "features"),
         (b'"stamp_size": 32', b'"stamp_size":  2', "stamp size"),

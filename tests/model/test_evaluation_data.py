@@ -38,7 +38,7 @@ def answering(score):
         p_star = score(*arrays)
         return np.stack([p_star, 1 - p_star], axis=1)
 
-    return SimpleNamespace(contract=CONTRACT, probabilities=probabilities)
+    return SimpleNamespace(contract=CONTRACT, probabilities=probabilities, cascade=None)
 
 
 def table_of(n, seed):

@@ -94,6 +94,7 @@ def night(
 ) -> Night:
     class Classifier:
         device = torch.device("cpu")
+        cascade = None
         contract = SimpleNamespace(model_id="test", prior_star_fraction=0.5, stamp_size=8)
 
         def probabilities(self, image: Any, *_: Any) -> Any:

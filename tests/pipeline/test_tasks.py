@@ -93,6 +93,7 @@ class Fake:
     """A classifier that knows the answers."""
 
     device = torch.device("cpu")
+    cascade = None
 
     def __init__(self) -> None:
         self.calls = 0
