@@ -115,3 +115,7 @@ class ClusterError(SgClassifyError):
     """The cluster cannot do the work: no such worker, or the scheduler is lost."""
 
     exit_code = ExitCode.NO_CLUSTER
+
+
+class LongChainError(ValueError):
+    """Detections of a tile form a chain that leaves what is known of its surroundings."""
