@@ -2,6 +2,6 @@
 network's.
 
 It gives the same answers as the product by plainer means, and shares none of its kernels: so it is a measure of what
-these gain, and a check of what they compute. Only what costs next to nothing is taken from the product: the constants of
-the definitions, and the choice of the point sources.
+these gain, and a check of what they compute. Only what costs next to nothing is taken from the product: the constants
+of the definitions, and the choice of the point sources.
 """

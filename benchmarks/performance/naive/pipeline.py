@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,19 +11,17 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 from astropy.coordinates import SkyCoord
 
 from performance.naive.exposures import SIZE, Exposure, read_exposure
 from performance.naive.measure import Surroundings, features, grid, measure
-from sgclassify.model.serve.archive import default_model
+from performance.network import BATCH, eager_network
 from sgclassify.stages.arrays import F32, F64, I64
 from sgclassify.stages.bands import ANCHOR_ORDER, BANDS
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.features import FEATURES
-
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def run(listed: Path, output: Path) -> Objects:
         sky, members = associate(exposures, config.match_radius_arcsec)
         inputs = [look(k, sky, exposures, members, config) for k in range(len(sky))]
     with clock.step("model"):
-        network, kind = eager_network()
+        network, kind = eager_network(SIZE)
     with clock.step("network"):
         p_star = score(network, inputs)
     with clock.step("publish"):
@@ -152,23 +149,6 @@ def position_of(exposure: Exposure, x: float, y: float, config: StageConfig) -> 
     if not (-margin < x < nx - 1 + margin and -margin < y < ny - 1 + margin):
         return None
     return exposure.source(x, y, exposure.scale)
-
-
-def eager_network() -> tuple[Any, str]:
-    """The shipped weights in the network's own classes; without torchvision, TorchScript as it was stored."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stored = torch.jit.load(str(default_model()), map_location="cpu").float().eval()  # type: ignore[no-untyped-call]
-        try:
-            from sgclassify.model.train.network import Calibration, CalibratedNetwork, FusionNetwork
-
-            weights = stored.state_dict()
-            networks = [FusionNetwork(SIZE, name) for name in ("bands", "resnet50")]
-            network = CalibratedNetwork(networks, Calibration(), torch.zeros_like(weights["weights"]))
-            network.load_state_dict(weights)
-        except (ImportError, RuntimeError, KeyError) as error:
-            return stored, f"TorchScript, not frozen ({type(error).__name__})"
-    return network.float().eval(), "eager"
 
 
 def score(network: Any, inputs: list[dict[str, Any]]) -> F32:

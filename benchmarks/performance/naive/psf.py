@@ -69,7 +69,7 @@ def hermite(offset: F64, width: float) -> list[F64]:
 
 def basis(x: float, y: float, size: int, width: float) -> list[F64]:
     """The basis functions on the pixels of a stamp."""
-    axis = np.arange(size)
+    axis = np.arange(size, dtype=np.float64)
     along_x, along_y = hermite(axis - x, width), hermite(axis - y, width)
     functions = [np.outer(along_y[q], along_x[p]) for p, q in TERMS]
     for wide in WIDE:
@@ -136,7 +136,7 @@ def expected_psf(fwhm: float, shape: tuple[int, int], core_radius: float) -> Psf
     width = fwhm / GAUSSIAN_FWHM
     psf = Psf(width, round_profile(width)[None, :], shape, {}, 0)
     size = 32
-    stamp = psf.stamp(size / 2, size / 2, 0.0, 0.0, size).astype(np.float32)
+    stamp = psf.stamp(size / 2, size / 2, 0.0, 0.0, size)
     source = Source(stamp, np.ones(stamp.shape, bool), np.zeros(stamp.shape, bool), 1e-6, size / 2, size / 2)
     measure(source, core_radius)
     locus = {f"ratio_{s}": source.ratios[s] for s in PSF_SIGMAS} | {"size": source.size}
