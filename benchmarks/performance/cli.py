@@ -23,7 +23,17 @@ from performance.survey import Survey, report
 BASELINE = "457b371"
 """The commit that the aims of speed refer to."""
 
+PAGE = ROOT / "docs" / "performance.md"
+"""The page that has the table and the cost of the survey, between markers."""
+
 HISTORY = ROOT / "benchmarks" / "history"
+
+COMMANDS = {
+    "table": "print the table of a file",
+    "survey": "print what the whole survey costs",
+    "page": "put both into docs/performance.md",
+}
+"""What can be done with the results in a file."""
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "ceilings": parts.ceilings,
@@ -57,16 +67,32 @@ def parser() -> argparse.ArgumentParser:
                      help="where the inputs are kept [default: %(default)s]")  # fmt: skip
     run.add_argument("--json", type=Path, help="file for the results; one that exists is added to "
                      "[default: benchmarks/history/VERSION.json; quick: quick.json in the folder]")  # fmt: skip
-    for name, text in (("table", "print the table of a file"), ("survey", "print what the whole survey costs")):
+    for name, text in COMMANDS.items():
         one = commands.add_parser(name, help=text)
         one.add_argument("json", type=Path, nargs="?", default=None)
-        if name == "survey":
+        if name != "table":
             one.add_argument("--cores", type=int, default=Survey.cores)
             one.add_argument("--read-gb-s", type=float, default=Survey.read_gb_s)
     inputs = commands.add_parser("inputs", help="simulate inputs only")
     inputs.add_argument("names", nargs="*", metavar="FIELD", help=f"of {', '.join(FIELDS)}")
     inputs.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sgclassify-bench")
     return top
+
+
+def with_block(page: str, name: str, text: str) -> str:
+    """A page with another text between the markers of a name."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    head, found, rest = page.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"the page has no markers of {name}")
+    return f"{head}{begin}\n{text}\n\n{rest[rest.index(end) :]}"
+
+
+def write_page(results: Results, survey: Survey, page: Path = PAGE) -> None:
+    """Put the table and the cost of the survey into a page."""
+    about = "Measured with: " + "; ".join(heading(results.about).splitlines()) + "."
+    text = with_block(page.read_text(encoding="utf-8"), "figures", f"{about}\n\n{table(results)}")
+    page.write_text(with_block(text, "survey", report(results, survey)), encoding="utf-8")
 
 
 def released() -> Path:
@@ -134,6 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results.read(arguments.json or released())
     if arguments.command == "table":
         print(heading(results.about), table(results), sep="\n\n")
+        return 0
+    survey = Survey(cores=arguments.cores, read_gb_s=arguments.read_gb_s)
+    if arguments.command == "survey":
+        print(report(results, survey))
     else:
-        print(report(results, Survey(cores=arguments.cores, read_gb_s=arguments.read_gb_s)))
+        write_page(results, survey)
     return 0
