@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
+import inspect
 import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from performance.doors import door
+
 # imported before the clocks start: a worker imports once
-from sgclassify.model.serve.archive import verified
-from sgclassify.model.serve.loaded import ModelRef, classifier_of
 from sgclassify.pipeline import tasks
-from sgclassify.pipeline.record.receipts import members_path
 from sgclassify.stages.config import StageConfig
-from sgclassify.stages.read.exposure_list import parse_list
 from sgclassify.stages.read.header import read_header
-from sgclassify.stages.tiling import tile_pad_arcsec, tiles_of_headers
-from sgclassify.stages.write.publish import finish_hats
+
+classifier_of, ModelRef, finish_hats = door("classifier_of"), door("ModelRef"), door("finish_hats")
+footprint_tiles, tiles_of = door("footprint_tiles"), door("tiles_of", "plan_tiles")
 
 T = TypeVar("T")
 TILE_ORDER = 10
@@ -56,33 +59,33 @@ def places_in(work: Path) -> tasks.Places:
     return tasks.Places(**folders, token_path=work / "token", token="benchmark")
 
 
-def model_ref(batch_size: int = 64) -> tuple[ModelRef, int]:
+def model_ref(batch_size: int = 64) -> tuple[Any, int]:
     """The shipped model as the workers get it, and the side of its stamps."""
-    archive = verified(None)
-    contract = archive.contract()
-    known = {field.name for field in dataclasses.fields(ModelRef)}
-    values: dict[str, Any] = {
-        "path": None, "sha256": archive.sha256, "batch_size": batch_size, "threads": 1,
-        "own_prior": contract.prior_star_fraction,
-    }  # fmt: skip
-    return ModelRef(**{name: value for name, value in values.items() if name in known}), contract.stamp_size
+    path = door("default_model")()
+    with zipfile.ZipFile(path) as archive:
+        name = next(one for one in archive.namelist() if one.endswith("/extra/contract.json"))
+        contract = json.loads(archive.read(name))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    own = contract["prior_star_fraction"]
+    return ModelRef(path=None, sha256=sha256, batch_size=batch_size, threads=1, own_prior=own), contract["stamp_size"]
 
 
-def exact_of(model: ModelRef) -> ModelRef | None:
+def exact_of(model: Any) -> Any:
     """The whole model for every object; None if this code knows nothing else."""
     if any(field.name == "exact" for field in dataclasses.fields(ModelRef)):
-        return dataclasses.replace(model, exact=True)  # type: ignore[call-arg]
+        return dataclasses.replace(model, exact=True)
     return None
 
 
 def measure(listed: Path, work: Path, exact_products: bool = False) -> dict[str, dict[str, Any]]:
     """Seconds of every stage on the exposures of a list; `work` then has the products, on request the exact ones."""
     config, clock, places = StageConfig(), Clock(), places_in(work)
-    files = parse_list(listed).files
+    files = door("parse_list")(listed).files
     with clock.stage("headers", len(files), "exposure"):
         headers = [read_header(one) for one in files]
     with clock.stage("plan", len(files), "exposure"):
-        tiles = tiles_of_headers(headers, TILE_ORDER, tile_pad_arcsec(config))
+        pad = door("tile_pad_arcsec")(config)
+        tiles = tiles_of([(h.exposure_id, footprint_tiles(h, TILE_ORDER, pad)) for h in headers], TILE_ORDER)
     with clock.stage("prepare", len(files), "exposure"):
         receipts = [tasks.prepare(header, places, TILE_ORDER, config) for header in headers]
     model, size = model_ref()
@@ -101,12 +104,15 @@ def measure(listed: Path, work: Path, exact_products: bool = False) -> dict[str,
             whole = [tasks.infer(*pair, places, exact) for pair in zip(tiles, stamps, strict=True)]
         scored = whole if exact_products else scored
     meta = {"model_id": "benchmark"}
+    # older versions draw no sample for the report
+    with_sample = "sample_level" in inspect.signature(tasks.publish).parameters
+    publish: Any = functools.partial(tasks.publish, sample_level=0) if with_sample else tasks.publish
     with clock.stage("publish", n_objects, "object"):
-        done = [tasks.publish(t, "", s, places, meta, 0) for t, s in zip(tiles, scored, strict=True)]
+        done = [publish(t, "", s, places, meta) for t, s in zip(tiles, scored, strict=True)]
     with clock.stage("join", sum(receipt.rows for receipt in receipts), "row"):
         for receipt in receipts:
             here = set(receipt.tiles)
-            members = [members_path(places.tiles, t.order, t.pixel) for t in tiles if t.pixel in here]
+            members = [door("members_path")(places.tiles, t.order, t.pixel) for t in tiles if t.pixel in here]
             tasks.join(receipt, "", members, places, meta)
     _finish(clock, [(t.order, t.pixel, t.n_objects) for t in done if t.n_objects], places.objects, meta)
     clock.found["written"] = {"bytes": _size(places.objects) + _size(places.detections), "objects": n_objects}
