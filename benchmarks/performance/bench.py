@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -55,8 +56,8 @@ class Bench:
 
     @property
     def work(self) -> Path:
-        """Folder for what the runs write."""
-        return self.folder / "work"
+        """Folder for what the runs of this benchmark write."""
+        return self.folder / f"work-{os.getpid()}"
 
     @property
     def field(self) -> str:

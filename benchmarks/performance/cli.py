@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from performance import parts, runs
 from performance.bench import Bench, MeasurementError, say
 from performance.codes import ROOT, code_of, commit_of, this_code
-from performance.figures import Results, heading, table
+from performance.figures import RATIOS, Results, heading, table
 from performance.inputs import FIELDS
 from performance.machine import describe
 from performance.survey import Survey, report
@@ -132,7 +133,11 @@ def measure(arguments: argparse.Namespace) -> int:
     )
     failed = 0
     wanted = arguments.groups or list(GROUPS)
-    results.figures = [figure for figure in results.figures if figure.group not in wanted]
+    # what is measured again goes, with the ratios that rest on it
+    results.figures = [
+        one for one in results.figures
+        if one.group not in wanted and not (one.group == RATIOS and one.case.partition(":")[0] in wanted)
+    ]  # fmt: skip
     for name in wanted:
         try:
             GROUPS[name](bench)
@@ -141,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> int:
             say(f"{name}: {error}")
             results.skip(name, "all", str(error))
             bench.save()
-    parts.remove(bench.work)
+    shutil.rmtree(bench.work, ignore_errors=True)
     print(heading(results.about), table(results), sep="\n\n")
     say(f"{path}, load of the machine {os.getloadavg()[0]:.1f}")
     return failed

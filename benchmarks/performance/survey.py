@@ -118,7 +118,7 @@ def costs(results: Results, survey: Survey) -> list[Cost]:
     enter("network on a GPU", 1 / max(rates) if rates else None, survey.objects, "per object", gpu=True)
     enter("publish", ms(stage("publish")), survey.objects, "per object")
     enter("join", ms(stage("join")), survey.rows, "per row")
-    scheduler = results.value("scheduler", "tiles without content", "wall ms per tile")
+    scheduler = results.value("scheduler", "tiles without content", "driver CPU ms per tile")
     enter("scheduler", ms(scheduler), survey.tiles, "per tile, one process", serial=True)
     enter("finish", ms(stage("finish")), survey.tiles, "per tile, one process", serial=True)
     return found

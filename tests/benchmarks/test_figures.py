@@ -86,7 +86,7 @@ def _measured() -> Results:
         "join": 0.25, "finish": 1.0,
     }.items():  # fmt: skip
         results.add("stages", f"{stage} (f2560)", "CPU ms per item", "ms", ms)
-    results.add("scheduler", "tiles without content", "wall ms per tile", "ms", 3.6)
+    results.add("scheduler", "tiles without content", "driver CPU ms per tile", "ms", 3.6)
     results.add("stages", "written (f2560)", "bytes per object", "B", 1000.0)
     return results
 
