@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import statistics
 import sys
 import time
 import warnings
@@ -20,6 +19,10 @@ from sgclassify.model.serve.archive import REFERENCE_FILE, verified
 from sgclassify.model.serve.contract import INPUTS
 
 WARM = 3
+SIDE = 2048
+PRODUCT = "matrix product"
+"""What the network is measured against, in the same turns."""
+
 LEAST_S = 2.0
 """Each measurement goes on for at least this time."""
 
@@ -33,19 +36,29 @@ def reference_inputs(n: int) -> list[torch.Tensor]:
 
 def rate(call: Callable[[], Any], n: int, repeat: int, synchronise: Callable[[], None] = lambda: None) -> list[float]:
     """Objects per second of a call that works on `n`, measured `repeat` times."""
+    warm_up(call)
+    return [once(call, n, LEAST_S / repeat, synchronise)[0] for _ in range(repeat)]
+
+
+def warm_up(call: Callable[[], Any]) -> None:
+    """Call until nothing is compiled any more."""
     with torch.inference_mode():
         for _ in range(WARM):
             call()
-        rates = []
-        for _ in range(repeat):
+
+
+def once(
+    call: Callable[[], Any], n: float, seconds: float, synchronise: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Rates of a call that works on `n`, per second and per core second, over at least so many seconds."""
+    with torch.inference_mode():
+        synchronise()
+        wall, cpu, calls = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - wall < seconds or not calls:
+            call()
+            calls += 1
             synchronise()
-            start, calls = time.perf_counter(), 0
-            while time.perf_counter() - start < LEAST_S / repeat or not calls:
-                call()
-                calls += 1
-                synchronise()
-            rates.append(n * calls / (time.perf_counter() - start))
-    return rates
+        return n * calls / (time.perf_counter() - wall), n * calls / max(time.process_time() - cpu, 1e-9)
 
 
 def frozen(module: Any) -> Any:
@@ -80,21 +93,30 @@ def parts(stored: Any, inputs: list[torch.Tensor]) -> dict[str, Callable[[], Any
 
 
 def main() -> None:
-    """Measure the whole and its parts."""
+    """Measure the whole and its parts in turns with a product of matrices."""
     threads, repeat = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(threads)
     classifier = runtime.load(None, batch_size=BATCH)
     inputs = reference_inputs(BATCH)
-    found = {"whole": rate(lambda: classifier.module(*inputs), BATCH, repeat)}
-    arrays = [tensor.numpy() for tensor in inputs]
-    found["as a run asks it"] = rate(lambda: classifier.probabilities(*arrays), BATCH, repeat)
-    for name, call in parts(stored_network(), inputs).items():
-        found[name] = rate(call, BATCH, repeat)
+    arrays: list[Any] = [tensor.numpy() for tensor in inputs]
     size = classifier.contract.stamp_size
     network, kind = eager_network(size)
-    found[f"whole, {kind}"] = rate(lambda: network(*inputs), BATCH, repeat)
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
-    print(json.dumps({"rates": found, "medians": medians, "gflop": gflop_per_object(size)}))
+    calls: dict[str, Callable[[], Any]] = {
+        "whole": lambda: classifier.module(*inputs),
+        "as a run asks it": lambda: classifier.probabilities(*arrays),
+        f"whole, {kind}": lambda: network(*inputs),
+        **parts(stored_network(), inputs),
+    }
+    first, second = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
+    products = {PRODUCT: (lambda: torch.mm(first, second), 2.0 * SIDE**3 / 1e9)}
+    todo = products | {name: (call, float(BATCH)) for name, call in calls.items()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in todo}
+    for call, _ in todo.values():
+        warm_up(call)
+    for _ in range(repeat):
+        for name, (call, n) in todo.items():
+            found[name].append(once(call, n, LEAST_S / repeat))
+    print(json.dumps({"rates": found, "gflop": gflop_per_object(size)}))
 
 
 if __name__ == "__main__":

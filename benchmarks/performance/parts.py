@@ -18,6 +18,9 @@ from performance.inputs import files_of
 from performance.process import Usage, run
 from performance.runs import END_TO_END, knows
 
+PRODUCT = "matrix product"
+"""As `performance.forward` names it."""
+
 STAGES, NAIVE, NETWORK, CEILINGS = "stages", "naive", "network", "ceilings"
 SCHEDULER, PLAN, GPU, INCUMBENT = "scheduler", "plan", "gpu", "incumbent"
 
@@ -99,17 +102,26 @@ def _against_naive(bench: Bench) -> None:
 
 def network(bench: Bench) -> None:
     """Raw forward pass of the whole model and of its parts, on one thread and on all."""
-    gflop = 0.0
     for threads in dict.fromkeys((1, bench.workers)):
         say(f"network: {threads} threads")
         found = bench.child(bench.codes[0], "performance.forward", threads, bench.repeat)
-        gflop = found["gflop"]
+        bench.results.add(NETWORK, "whole", "work per object", "GFLOP", found["gflop"])
         for part, rates in found["rates"].items():
-            bench.results.add(NETWORK, f"{part}, {threads} threads", "objects/s", "1/s", rates)
-    bench.results.add(NETWORK, "whole", "work per object", "GFLOP", gflop)
-    _against_ceiling(bench)
+            what, unit = ("GFLOP", "GFLOP/s") if part == PRODUCT else ("objects", "1/s")
+            case = f"{part}, {threads} threads"
+            bench.results.add(NETWORK, case, f"{what}/s", unit, [wall for wall, _ in rates])
+            bench.results.add(NETWORK, case, f"{what} per core second", unit, [cpu for _, cpu in rates])
+        _against_product(bench, threads, found)
     _against_raw(bench)
     bench.save()
+
+
+def _against_product(bench: Bench, threads: int, found: dict[str, Any]) -> None:
+    """Share of the matrix product that the whole network reaches, turn by turn; by CPU time on one thread."""
+    clock, note = (1, "by CPU time") if threads == 1 else (0, "by wall time")
+    turns = zip(found["rates"]["whole"], found["rates"][PRODUCT], strict=True)
+    shares = [100 * found["gflop"] * whole[clock] / most[clock] for whole, most in turns]
+    bench.results.add(RATIOS, "network: whole network", f"of the matrix product, {threads} threads", "%", shares, note)
 
 
 def ceilings(bench: Bench) -> None:
@@ -121,19 +133,7 @@ def ceilings(bench: Bench) -> None:
         bench.results.add(CEILINGS, case, "rate", unit, rates)
     if not any("GPU" in case for case in found):
         bench.results.skip(CEILINGS, "copy to the GPU", "no GPU that torch can use")
-    _against_ceiling(bench)
     bench.save()
-
-
-def _against_ceiling(bench: Bench) -> None:
-    """Share of the matrix product that the whole network reaches."""
-    results = bench.results
-    for threads, name in ((1, "one thread"), (bench.workers, "all threads")):
-        rate = results.value(NETWORK, f"whole, {threads} threads", "objects/s")
-        work = results.value(NETWORK, "whole", "work per object")
-        most = results.value(CEILINGS, f"matrix product, {name}", "rate")
-        if rate and work and most:
-            results.add(RATIOS, "whole network", f"of the matrix product, {name}", "%", 100 * rate * work / most)
 
 
 def _against_raw(bench: Bench) -> None:
@@ -147,6 +147,11 @@ def _against_raw(bench: Bench) -> None:
     if raw and run_rate:
         note = f"{exact}; one core each" if bench.workers > 1 else exact
         results.add(RATIOS, "end to end", "of the whole network's raw rate", "%", 100 * run_rate / raw, note)
+    raw = results.value(NETWORK, "whole, 1 threads", "objects per core second")
+    run_rate = results.value(END_TO_END, exact, "objects per core second")
+    if raw and run_rate:
+        share = 100 * run_rate / raw
+        results.add(RATIOS, "end to end", "of the whole network's raw rate, CPU time", "%", share, exact)
     cpu = results.value(STAGES, f"network ({bench.field})", "CPU ms per item")
     rate = results.value(END_TO_END, bench.field, "objects/s")
     if cpu and rate:
