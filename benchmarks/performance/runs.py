@@ -136,15 +136,19 @@ def _runs(bench: Bench, lists: dict[str, tuple[Path, tuple[str, ...], int]], rep
     return records
 
 
+def _workers(count: int) -> str:
+    return f"{count} worker" + "s" * (count > 1)
+
+
 def _over_workers(bench: Bench, repeat: int) -> None:
     listed, counts = bench.input(bench.field), (1, 2) if bench.quick else (1, 2, 4)
-    _runs(bench, {f"{n} workers": (listed, (), n) for n in counts}, repeat)
-    one = bench.results.value(SCALING, "1 workers", "wall")
+    _runs(bench, {_workers(n): (listed, (), n) for n in counts}, repeat)
+    one = bench.results.value(SCALING, _workers(1), "wall")
     for n in counts[1:]:
-        many = bench.results.value(SCALING, f"{n} workers", "wall")
+        many = bench.results.value(SCALING, _workers(n), "wall")
         if one and many:
-            note = f"time of {n} workers over a {n}th of that of one, start included"
-            bench.results.add(SCALING, f"{n} workers", "time over share of the work", "", many * n / one, note)
+            note = f"{n} times the time of {n} workers, over the time of one; start included"
+            bench.results.add(SCALING, _workers(n), "time over share of the work", "", many * n / one, note)
 
 
 def _over_lists(bench: Bench, repeat: int) -> None:
