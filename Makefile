@@ -18,7 +18,7 @@ CONSTRAINTS ?= constraints.txt
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-fast test-avx2 test-lowest coverage lint types tables docs constraints model clean help
+.PHONY: demo test test-fast test-avx2 test-lowest coverage lint types tables docs constraints model bench clean help
 .DEFAULT_GOAL := demo
 
 # torch and torchvision are chosen by one pip call: they must match.
@@ -75,6 +75,7 @@ types: $(INSTALLED) ## check types with mypy
 	mkdir -p build/types/sgclassify
 	for part in pipeline stages model simulation; do ln -sfn ../../../$$part build/types/sgclassify/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p sgclassify.pipeline -p sgclassify.stages -p sgclassify.model -p sgclassify.simulation
+	MYPYPATH=build/types:benchmarks $(BIN)/mypy -p performance
 
 tables: $(INSTALLED) ## write the tables of docs/reference.md, and pipeline/default.toml, from the code
 	$(BIN)/python docs/tables.py
@@ -104,6 +105,11 @@ model: $(INSTALLED) ## make the training data and train the shipped weights: fou
 		--model $(MODEL)/out/model.pt --model image=$(MODEL)/out/image.pt --model sequence=$(MODEL)/out/sequence.pt \
 		--output $(MODEL)/scores.parquet
 	$(BIN)/sgclassify evaluate --table $(MODEL)/scores.parquet --edges 15,18,20,22,24,25,26,28
+
+# Other commands: make bench BENCH="run --quick", or BENCH="run --repeat 3 stages naive", or BENCH="survey"
+BENCH ?= run --against
+bench: $(INSTALLED) ## measure what a run costs, in turns with an older commit: hours; BENCH="run --quick" tries it
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean: ## remove what was built
 	rm -rf build docs/api $(DEMO) *.egg-info

@@ -1,17 +1,7 @@
-"""Time and memory of the plan of many exposures, from simulated headers: ``python benchmarks/plan.py [N]``.
-
-Images are sparse files of the camera's full size: 100,000 of them take almost no disk space. Prints one table.
-"""
+"""Simulated headers of many exposures, for the plan. Sparse files of the camera's full size take little disk space."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 from astropy.io import fits
@@ -39,7 +29,7 @@ def header(ra: float, dec: float, band: str, chip: int) -> bytes:
     image["CRPIX1"], image["CRPIX2"] = NX / 2, NY / 2
     image["CD1_1"], image["CD1_2"], image["CD2_1"], image["CD2_2"] = -SCALE, 0.0, 0.0, SCALE
     text = primary.tostring() + image.tostring()
-    return text.encode("ascii")
+    return bytes(text.encode("ascii"))
 
 
 def simulate(folder: Path, count: int) -> Path:
@@ -61,34 +51,3 @@ def simulate(folder: Path, count: int) -> Path:
     listed = folder / "list.txt"
     listed.write_text("\n".join(names) + "\n")
     return listed
-
-
-def main() -> None:
-    """Simulate, plan, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("count", type=int, nargs="?", default=100_000)
-    parser.add_argument("--folder", type=Path, default=None, help="Where to simulate. [default: temporary]")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        start = time.monotonic()
-        listed = simulate(folder, arguments.count)
-        simulated = time.monotonic() - start
-        start = time.monotonic()
-        command = [sys.executable, "-m", "sgclassify.pipeline", "run", "--exposure-list", str(listed)]
-        command += ["--output", str(folder / "output"), "--dry-run", "--log-format", "json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.monotonic() - start
-        if done.returncode:
-            sys.exit(done.stderr[-2000:])
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        exposures, tiles = re.findall(r"(\d+) exposures can be used.*?(\d+) tiles", done.stdout)[0]
-        print(f"{'exposures':<12}{int(exposures):>12,}")
-        print(f"{'tiles':<12}{int(tiles):>12,}")
-        print(f"{'simulated':<12}{simulated:>12.1f} s")
-        print(f"{'planned':<12}{seconds:>12.1f} s")
-        print(f"{'memory':<12}{peak:>12.2f} GiB")
-
-
-if __name__ == "__main__":
-    main()
