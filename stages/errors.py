@@ -115,3 +115,7 @@ class ClusterError(SgClassifyError):
     """The cluster cannot do the work: no such worker, or the scheduler is lost."""
 
     exit_code = ExitCode.NO_CLUSTER
+
+
+class LongChainError(ValueError):
+    """Detections near a tile form a chain that leads out of what is known of its surroundings."""

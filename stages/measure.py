@@ -123,9 +123,10 @@ def measure_stamps(
     core_radius : float
         Radius of the core, pixels.
     """
-    stamps = (image, valid, saturated, sigma, x, y)
-    starts = range(0, max(len(x), 1), CHUNK)
-    return Measured.concatenate([_measure(*(a[k : k + CHUNK] for a in stamps), core_radius) for k in starts])
+    parts = [slice(k, k + CHUNK) for k in range(0, max(len(x), 1), CHUNK)]
+    return Measured.concatenate(
+        [_measure(image[k], valid[k], saturated[k], sigma[k], x[k], y[k], core_radius) for k in parts]
+    )
 
 
 def _measure(image: F32, valid: Bool, saturated: Bool, sigma: F32, x: F64, y: F64, core_radius: float) -> Measured:

@@ -15,6 +15,7 @@ from sgclassify.stages.associate import SkyPositions, TileObjects, objects_of_ti
 from sgclassify.stages.bands import ANCHOR_ORDER, BAND_INDEX, BANDS
 from sgclassify.stages.collect import BandStamps
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import LongChainError
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import chord, near_tile, unit_vectors
@@ -87,10 +88,6 @@ class TileStamps(Inputs):
     def bands(self) -> list[str]:
         """Bands used, such as ``"u,g,r,i"``, in order of wavelength."""
         return [",".join(band for band, on in zip(BANDS, row, strict=True) if on) for row in self.used]
-
-
-class LongChainError(ValueError):
-    """Detections of a tile form a chain that leaves what is known of its surroundings."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from sgclassify.stages import tile as tile_module
 from sgclassify.stages.associate import SkyPositions
 from sgclassify.stages.bands import BAND_INDEX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import LongChainError
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_of
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
-from sgclassify.stages.tile import LongChainError, _blended, _Objects, _Pool, extract_tile
+from sgclassify.stages.tile import _blended, _Objects, _Pool, extract_tile
 from sgclassify.stages.tiling import Part, Tile
 
 SHAPE = (160, 192)
