@@ -118,4 +118,4 @@ class ClusterError(SgClassifyError):
 
 
 class LongChainError(ValueError):
-    """Detections of a tile form a chain that leaves what is known of its surroundings."""
+    """Detections near a tile form a chain that leads out of what is known of its surroundings."""

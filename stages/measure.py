@@ -123,9 +123,9 @@ def measure_stamps(
     core_radius : float
         Radius of the core, pixels.
     """
-    chunks = (slice(k, k + CHUNK) for k in range(0, max(len(x), 1), CHUNK))
+    parts = [slice(k, k + CHUNK) for k in range(0, max(len(x), 1), CHUNK)]
     return Measured.concatenate(
-        [_measure(image[k], valid[k], saturated[k], sigma[k], x[k], y[k], core_radius) for k in chunks]
+        [_measure(image[k], valid[k], saturated[k], sigma[k], x[k], y[k], core_radius) for k in parts]
     )
 
 

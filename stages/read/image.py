@@ -28,9 +28,6 @@ KEEP_FLOATS: Final = ("GZIP_1", "GZIP_2", "NOCOMPRESS")
 COMPRESSIONS: Final = (*KEEP_FLOATS, "RICE_1", "RICE_ONE", "PLIO_1", "HCOMPRESS_1")
 """Compressions that astropy decodes."""
 
-SKIPPED_BYTES: Final = 16_384
-"""Bytes of a row outside of a window from which on they are skipped: less is read faster than it is skipped."""
-
 UNSIGNED_16: Final = 32768.0
 """BZERO of unsigned 16-bit integers (FITS standard 4.0, table 11)."""
 
@@ -149,18 +146,12 @@ class _PlainReader(ImageReader):
         self.dtype = np.dtype(_DTYPE[_bitpix(hdu)])
 
     def _stored(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[Any]:
-        if (self.shape[1] - (x1 - x0)) * self.dtype.itemsize < SKIPPED_BYTES:
-            return self._read(y0, y1 - y0, 0, self.shape[1])[:, x0:x1]
-        return np.concatenate([self._read(y, 1, x0, x1) for y in range(y0, y1)])
-
-    def _read(self, y0: int, rows: int, x0: int, x1: int) -> npt.NDArray[Any]:
-        """Some pixels that follow each other in the file: several whole rows, or a part of one."""
-        size = self.dtype.itemsize
-        self.stream.seek(self.hdu.data_offset + (y0 * self.shape[1] + x0) * size)
-        data = self.stream.read(rows * (x1 - x0) * size)
-        if len(data) < rows * (x1 - x0) * size:
-            raise UnusableInputError(self.path, f"truncated: rows {y0} to {y0 + rows} are not there", RECOPY)
-        return np.frombuffer(data, dtype=self.dtype).reshape(rows, x1 - x0)
+        row = self.shape[1] * self.dtype.itemsize
+        self.stream.seek(self.hdu.data_offset + y0 * row)
+        data = self.stream.read((y1 - y0) * row)
+        if len(data) < (y1 - y0) * row:
+            raise UnusableInputError(self.path, f"truncated: rows {y0} to {y1} are not there", RECOPY)
+        return np.frombuffer(data, dtype=self.dtype).reshape(y1 - y0, -1)[:, x0:x1]
 
 
 class _CompressedReader(ImageReader):

@@ -6,7 +6,7 @@ from astropy.nddata import Cutout2D, NoOverlapError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgclassify.stages.stamps import cut_stamps, stamp_origin
+from sgclassify.stages.stamps import Boxes, cut_stamps, stamp_origin
 
 IMAGE = np.arange(17 * 23, dtype=np.float32).reshape(17, 23) + 1
 
@@ -82,3 +82,35 @@ def test_the_array_is_left_alone() -> None:
 def test_refuses_wrong_shapes(array: np.ndarray, x: list, y: list, size: int) -> None:
     with pytest.raises(ValueError, match=r"stamp|vectors"):
         cut_stamps(array, x, y, size)
+
+
+@settings(max_examples=100, deadline=None)
+@given(places=st.lists(st.tuples(POSITION, POSITION), min_size=1, max_size=8), size=st.integers(1, 20))
+def test_a_stamp_does_not_depend_on_the_others(places: list, size: int) -> None:
+    x, y = np.array(places).T
+    stamps, inside = cut_stamps(IMAGE, x, y, size, fill=-1)
+    for k, (one_x, one_y) in enumerate(places):
+        alone, alone_inside = cut_stamps(IMAGE, [one_x], [one_y], size, fill=-1)
+        assert np.array_equal(stamps[k], alone[0])
+        assert np.array_equal(inside[k], alone_inside[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    places=st.lists(st.tuples(POSITION, POSITION), min_size=1, max_size=5),
+    reach=st.one_of(st.floats(0, 20), st.integers(0, 40).map(lambda k: k / 2)),
+    size=st.integers(1, 20),
+)
+def test_a_box_has_all_pixels_of_its_stamp_within_reach(places: list, reach: float, size: int) -> None:
+    x, y = np.array(places).T
+    box = Boxes(x, y, reach, size)
+    numbers = np.arange(len(places) * size**2).reshape(-1, size, size)
+    cut = box.cut(numbers)
+    assert cut.shape == box.r2.shape == (len(places), box.side, box.side)
+    axis = np.arange(size)
+    for k in range(len(places)):
+        r2 = (axis[None, :] - x[k]) ** 2 + (axis[:, None] - y[k]) ** 2
+        assert set(numbers[k][r2 <= reach**2]) <= set(cut[k].ravel())
+        rows, columns = box.rows[k], box.columns[k]
+        assert np.array_equal(cut[k], numbers[k][np.ix_(rows, columns)])
+        np.testing.assert_allclose(box.r2[k], r2[np.ix_(rows, columns)], rtol=1e-9, atol=1e-9)

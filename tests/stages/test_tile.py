@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sgclassify.stages import collect
+from sgclassify.stages import tile as tile_module
+from sgclassify.stages.associate import SkyPositions
 from sgclassify.stages.bands import BAND_INDEX, nanomaggies_per_count
 from sgclassify.stages.config import StageConfig
+from sgclassify.stages.errors import LongChainError
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_of
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
-from sgclassify.stages.tile import extract_tile
+from sgclassify.stages.tile import _blended, _Objects, _Pool, extract_tile
+from sgclassify.stages.tiling import Part, Tile
 
 SHAPE = (160, 192)
 SIZE = 20
@@ -187,6 +196,73 @@ def test_an_object_comes_out_the_same_alone(three):
         np.testing.assert_array_equal(getattr(half, name), getattr(whole, name)[kept])
     ids = set(half.object_id.tolist())
     assert half.members.to_pylist() == [m for m in whole.members.to_pylist() if m["object_id"] in ids]
+
+
+FIELDS = ("object_id", "ra", "dec", "sg_flags", "used", "image", "valid", "sigma", "features", "psf")
+
+
+def assert_same(tile, other):
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(tile, name), getattr(other, name))
+    assert tile.members.equals(other.members)
+
+
+@pytest.mark.parametrize("order", [12, 13])
+def test_a_part_of_a_tile_has_the_objects_that_lie_in_it(three, order):
+    (pixel,) = tiles_of(three, 8)
+    parts = [Part(Tile(8, pixel, ()), order, p) for p in tiles_of(three, order)]
+    lengths = []
+    for part in parts:
+        alone = extract_tile(8, pixel, three, SIZE, CONFIG, part=part)
+        assert_same(alone, extract_tile(8, pixel, three, SIZE, CONFIG, part.holds))
+        lengths.append(len(alone))
+    assert sum(lengths) == len(extract_tile(8, pixel, three, SIZE, CONFIG))
+    assert len(lengths) > 1
+
+
+def test_a_part_associates_the_whole_tile_where_a_chain_leads_out_of_it(three, monkeypatch):
+    monkeypatch.setattr(tile_module, "CHAIN_ARCSEC", 6.0)
+    # the chain of all detections ends in the tile, but leads far out of each small part of it
+    config = dataclasses.replace(CONFIG, match_radius_arcsec=2.0)
+    (pixel,) = tiles_of(three, 8)
+    found = []
+    for small in tiles_of(three, 16):
+        part = Part(Tile(8, pixel, ()), 16, small)
+        alone = extract_tile(8, pixel, three, SIZE, config, part=part)
+        assert_same(alone, extract_tile(8, pixel, three, SIZE, config, part.holds))
+        try:
+            extract_tile(16, small, three, SIZE, config)
+        except LongChainError:
+            found.append(len(alone))
+    assert sum(found) > 1
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+def test_the_strips_that_stamps_are_cut_in_do_not_show(three, rows, monkeypatch):
+    (pixel,) = tiles_of(three, 8)
+    whole = extract_tile(8, pixel, three, SIZE, CONFIG)
+    monkeypatch.setattr(collect, "STRIP_ROWS", rows)
+    monkeypatch.setattr(collect, "CHUNK", 3)
+    assert_same(extract_tile(8, pixel, three, SIZE, CONFIG), whole)
+
+
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_blended_are_objects_near_a_detection_of_another_object(seed, n):
+    rng = np.random.default_rng(seed)
+    ra, dec = 150.0 + rng.uniform(0, 4, n) / 3600, 2.0 + rng.uniform(0, 4, n) / 3600
+    # some detections belong to no object of the tile
+    owner = rng.integers(-1, max(1, n // 2), n)
+    _, owner[owner >= 0] = np.unique(owner[owner >= 0], return_inverse=True)
+    count = owner.max() + 1
+    anchor = np.array([np.flatnonzero(owner == k)[0] for k in range(count)], dtype=np.int64)
+    member = np.flatnonzero(owner >= 0)
+    zero = np.zeros(n, np.int64)
+    pool = _Pool(SkyPositions(ra, dec, zero, zero), ra, dec, zero.astype(np.int32))
+    objects = _Objects(np.arange(count), anchor, member, owner[member])
+    apart = 3600 * np.hypot((ra[anchor][:, None] - ra) * np.cos(np.radians(2.0)), dec[anchor][:, None] - dec)
+    expected = [k for k in range(count) if any((apart[k] < 1.0) & (owner != k))]
+    assert _blended(pool, objects, CONFIG).tolist() == expected
 
 
 def test_every_detection_is_in_exactly_one_object(three):
