@@ -23,13 +23,17 @@ def eager_network(stamp_size: int) -> tuple[Any, str]:
     """The shipped weights in the network's own classes, and what it is; without torchvision, the stored network."""
     stored = stored_network()
     try:
-        from sgclassify.model.train.network import CalibratedNetwork, Calibration, FusionNetwork
+        from sgclassify.model.train.network import Answer, CalibratedNetwork, Calibration, FusionNetwork
     except ImportError as error:
         return stored, f"TorchScript as stored ({error.name} is not installed)"
     weights = stored.state_dict()
+    # archives of older versions keep what combines the heads at the top
+    weights |= {
+        f"whole.{name}": value for name, value in weights.items() if not name.startswith(("networks.", "whole."))
+    }
     networks = [FusionNetwork(stamp_size, name) for name in architectures(list(weights))]
-    network = CalibratedNetwork(networks, Calibration(), torch.zeros_like(weights["weights"]))
-    # an archive may hold more than the whole model, say what settles most objects before it
+    network = CalibratedNetwork(networks, [Answer(torch.zeros_like(weights["whole.weights"]), Calibration())])
+    # an archive may hold more than the whole model: what settles most objects before it
     network.load_state_dict({name: weights[name] for name in network.state_dict()})
     return network.float().eval(), "eager"
 

@@ -90,25 +90,29 @@ def measure(listed: Path, work: Path, exact_products: bool = False) -> dict[str,
         receipts = [tasks.prepare(header, places, TILE_ORDER, config) for header in headers]
     model, size = model_ref()
     with clock.stage("extract", 0, "object"):
-        stamps = [tasks.extract(tile, places, size, config) for tile in tiles]
+        # the tasks of newer versions are for parts of a tile, one of which may be all of it
+        part: Any = getattr(tasks, "Part", None)
+        parts: list[Any] = [part(tile, tile.order, tile.pixel) if part else tile for tile in tiles]
+        stamps = [tasks.extract(one, places, size, config) for one in parts]
     n_objects = sum(len(one.stamps) for one in stamps)
     clock.found["extract"]["count"] = n_objects
     with clock.stage("model", 1, "process"):
         classifier_of(model)
     with clock.stage("network", n_objects, "object"):
-        scored = [tasks.infer(*pair, places, model) for pair in zip(tiles, stamps, strict=True)]
+        scored = [tasks.infer(*pair, places, model) for pair in zip(parts, stamps, strict=True)]
     exact = exact_of(model)
     if exact is not None:
         classifier_of(exact)
         with clock.stage("network --exact", n_objects, "object"):
-            whole = [tasks.infer(*pair, places, exact) for pair in zip(tiles, stamps, strict=True)]
+            whole = [tasks.infer(*pair, places, exact) for pair in zip(parts, stamps, strict=True)]
         scored = whole if exact_products else scored
     meta = {"model_id": "benchmark"}
     # older versions draw no sample for the report
     with_sample = "sample_level" in inspect.signature(tasks.publish).parameters
     publish: Any = functools.partial(tasks.publish, sample_level=0) if with_sample else tasks.publish
     with clock.stage("publish", n_objects, "object"):
-        done = [publish(t, "", s, places, meta) for t, s in zip(tiles, scored, strict=True)]
+        of_tiles: list[Any] = [[one] for one in scored] if part else scored
+        done = [publish(t, "", s, places, meta) for t, s in zip(tiles, of_tiles, strict=True)]
     with clock.stage("join", sum(receipt.rows for receipt in receipts), "row"):
         for receipt in receipts:
             here = set(receipt.tiles)
