@@ -99,8 +99,8 @@ class ExposureCheck:
 class ExposurePixels:
     """Windows into the pixels of one exposure; a context manager, used by one thread at a time.
 
-    Nothing is mapped into memory, and no whole image is held: a window costs only its own rows. (A .gz file also
-    costs a decompressed copy in the temporary folder.)
+    Nothing is mapped into memory, and no whole image is held: a window costs only its own rows. (A compressed image
+    also costs the strip that was decoded last, and a .gz file a decompressed copy in the temporary folder.)
 
     Parameters
     ----------
