@@ -25,8 +25,8 @@ from sgclassify.stages.read.bintable import heap_pointers
 from sgclassify.stages.read.cards import CARD
 from sgclassify.stages.read.fitsfile import BLOCK, RECOPY, Hdu
 
-STRIP_PIXELS: Final = 2**22
-"""Pixels of a strip, 17 MB of float32; more where one row of tiles has more."""
+STRIP_PIXELS: Final = 2**21
+"""Pixels of a strip, 8 MB of float32; more where one row of tiles has more."""
 
 _KEPT: Final = re.compile(r"XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS|T[A-Z]+\d+|Z[A-Z]+\d*")
 """Cards that say how an image is stored. The others describe what it shows, and are odd in many files."""

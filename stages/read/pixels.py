@@ -99,8 +99,8 @@ class ExposureCheck:
 class ExposurePixels:
     """Windows into the pixels of one exposure; a context manager, used by one thread at a time.
 
-    Nothing is mapped into memory, and no whole image is held: a window costs only its own rows. (A .gz file also
-    costs a decompressed copy in the temporary folder.)
+    Nothing is mapped into memory, and no whole image is held: a window costs only its own rows. (A compressed image
+    also costs the strip that was decoded last, and a .gz file a decompressed copy in the temporary folder.)
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class ExposurePixels:
         """Whether each reading of these pixels decompresses them; within the ``with`` block."""
         return any(r is not None and r.costly for r in (self._image, self._weight, self._flag))
 
-    def window(self, y0: int, y1: int, x0: int, x1: int) -> WeightedWindow:
+    def window(self, y0: int, y1: int, x0: int, x1: int) -> PixelWindow:
         """Read the pixels [y0:y1, x0:x1], a 0-based range; in native byte order, owned by the caller.
 
         Raises
@@ -163,24 +163,36 @@ class ExposurePixels:
         UnusableInputError
             If the data cannot be decoded.
         """
+        return self._read((y0, y1, x0, x1), None)
+
+    def weighted_window(self, y0: int, y1: int, x0: int, x1: int) -> WeightedWindow:
+        """Read a window as `window` does, and its weights, which double the memory of the image."""
         require_window(self.header.shape, y0, y1, x0, x1)
+        weight = np.empty((y1 - y0, x1 - x0), np.float32)
+        found = self._read((y0, y1, x0, x1), weight)
+        return WeightedWindow(found.image, found.flags, found.valid, x0=x0, y0=y0, weight=weight)
+
+    def _read(self, box: tuple[int, int, int, int], weight: F32 | None) -> PixelWindow:
+        """Read a window, and fill the array of its weights if there is one."""
+        require_window(self.header.shape, *box)
         if self._image is None:
             raise ValueError("ExposurePixels is used outside its with block")
+        y0, y1, x0, x1 = box
         shape = (y1 - y0, x1 - x0)
-        image, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        flags, valid = np.empty(shape, np.uint16), np.empty(shape, np.bool_)
+        image, flags, valid = np.empty(shape, np.float32), np.empty(shape, np.uint16), np.empty(shape, np.bool_)
         rows = max(1, PIECE_PIXELS // self.header.shape[1])
         for top in range(y0, y1, rows):
             end = min(top + rows, y1)
             at = slice(top - y0, end - y0)
-            self._read_piece((top, end, x0, x1), self._image, image[at], weight[at], flags[at])
-            np.greater(weight[at], 0, out=valid[at])
+            part = np.empty((end - top, x1 - x0), np.float32) if weight is None else weight[at]
+            self._read_piece((top, end, x0, x1), self._image, image[at], part, flags[at])
+            np.greater(part, 0, out=valid[at])
             # The extremes are not finite where any pixel is not; finding them costs less than a mask of all.
             if not (math.isfinite(image[at].min()) and math.isfinite(image[at].max())):
                 valid[at] &= np.isfinite(image[at])
             if flags[at].any():
                 valid[at] &= (flags[at] & MASKING) == 0
-        return WeightedWindow(image, flags, valid, x0=x0, y0=y0, weight=weight)
+        return PixelWindow(image, flags, valid, x0=x0, y0=y0)
 
     def _read_piece(
         self, box: tuple[int, int, int, int], reader: ImageReader, image: F32, weight: F32, flags: U16
@@ -254,8 +266,8 @@ class _CountedPixels(ExposurePixels):
         self.seen = 0
         self.finite = self.weighted = self.valid = False
 
-    def window(self, y0: int, y1: int, x0: int, x1: int) -> WeightedWindow:
-        window = super().window(y0, y1, x0, x1)
+    def window(self, y0: int, y1: int, x0: int, x1: int) -> PixelWindow:
+        window = self.weighted_window(y0, y1, x0, x1)
         self.seen += window.image.size
         # A valid pixel has a value and a weight: where there is one, these need not be looked for.
         self.valid = self.valid or bool(window.valid.any())

@@ -20,7 +20,7 @@ from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.image import _decoding, open_image
-from sgclassify.stages.read.pixels import UNKNOWN_BIT, ExposurePixels, PixelWindow, check_exposure
+from sgclassify.stages.read.pixels import UNKNOWN_BIT, ExposurePixels, WeightedWindow, check_exposure
 
 SHAPE = (40, 50)
 TILES = {"row": (1, 50), "column": (40, 1), "whole": (40, 50), "odd": (7, 13)}
@@ -289,9 +289,9 @@ def repack(path: Path, data: np.ndarray, writer: str, algorithm: str, tile=(1, 5
     write_packed(path, data, writer, algorithm, tile, cards=cards, **options)
 
 
-def read_all(files) -> PixelWindow:
+def read_all(files) -> WeightedWindow:
     with ExposurePixels(read_header(files)) as pixels:
-        return pixels.window(0, *SHAPE[:1], 0, SHAPE[1])
+        return pixels.weighted_window(0, *SHAPE[:1], 0, SHAPE[1])
 
 
 def fault_of(files) -> str:
@@ -358,7 +358,7 @@ def test_no_dead_pixel_comes_to_life(write_level1, tmp_path_factory, seed, level
     assert found[weight > 1.01 * step].all()
     y0, x0 = rng.integers(0, 30), rng.integers(0, 40)
     with ExposurePixels(read_header(files)) as pixels:
-        part = pixels.window(y0, y0 + 9, x0, x0 + 8).weight
+        part = pixels.weighted_window(y0, y0 + 9, x0, x0 + 8).weight
     np.testing.assert_array_equal(part, found[y0 : y0 + 9, x0 : x0 + 8])
 
 

@@ -16,15 +16,15 @@ from sgclassify.stages.errors import UnusableInputError
 from sgclassify.stages.flags import InputFlag
 from sgclassify.stages.read.fitsfile import verify
 from sgclassify.stages.read.header import read_header
-from sgclassify.stages.read.pixels import UNKNOWN_BIT, ExposurePixels, PixelWindow, check_exposure
+from sgclassify.stages.read.pixels import UNKNOWN_BIT, ExposurePixels, WeightedWindow, check_exposure
 
 SHAPE = (40, 50)
 
 
-def read_all(files) -> PixelWindow:
+def read_all(files) -> WeightedWindow:
     header = read_header(files)
     with ExposurePixels(header) as pixels:
-        return pixels.window(0, header.shape[0], 0, header.shape[1])
+        return pixels.weighted_window(0, header.shape[0], 0, header.shape[1])
 
 
 def fault_of_check(files) -> str:
@@ -130,10 +130,12 @@ def test_windows_are_pieces_of_the_whole(data, variant, tmp_path_factory, reques
     x0 = data.draw(st.integers(0, SHAPE[1] - 1))
     x1 = data.draw(st.integers(x0 + 1, SHAPE[1]))
     with ExposurePixels(header) as pixels:
-        window = pixels.window(y0, y1, x0, x1)
-    assert (window.y0, window.x0) == (y0, x0)
+        window, plain = pixels.weighted_window(y0, y1, x0, x1), pixels.window(y0, y1, x0, x1)
+    assert (window.y0, window.x0) == (plain.y0, plain.x0) == (y0, x0)
     for name in ("image", "weight", "flags", "valid"):
         np.testing.assert_array_equal(getattr(window, name), getattr(whole, name)[y0:y1, x0:x1])
+    for name in ("image", "flags", "valid"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(window, name))
 
 
 @pytest.fixture(scope="module")
