@@ -20,9 +20,11 @@ from sgclassify.stages.errors import LongChainError
 from sgclassify.stages.features import FEATURES
 from sgclassify.stages.flags import SgFlag
 from sgclassify.stages.healpix import tile_of
+from sgclassify.stages.measure import measure_stamps
 from sgclassify.stages.prepare import prepare_exposure
 from sgclassify.stages.read.header import read_header
 from sgclassify.stages.read.pixels import ExposurePixels
+from sgclassify.stages.read.prepared import PreparedExposure
 from sgclassify.stages.tile import _blended, _Objects, _Pool, extract_tile
 from sgclassify.stages.tiling import Part, Tile
 
@@ -145,6 +147,49 @@ def test_stamps_are_the_cutouts_of_the_exposure(three):
             valid = Cutout2D(window.valid.astype(int), (x[k], y[k]), SIZE, mode="partial", fill_value=0).data > 0
             np.testing.assert_array_equal(tile.valid[k, band], valid)
             np.testing.assert_array_equal(tile.image[k, band], np.where(valid, image, 0))
+
+
+def test_the_psf_of_a_stamp_is_that_of_its_exposure(three):
+    (pixel,) = tiles_of(three, 8)
+    tile = extract_tile(8, pixel, three, SIZE, CONFIG)
+    for prepared in three:
+        band = BAND_INDEX[prepared.header.band]
+        used = np.flatnonzero(tile.used[:, band])
+        x, y = prepared.header.wcs().wcs_world2pix(tile.ra[used], tile.dec[used], 0)
+        first_x, first_y = np.ceil(x - SIZE / 2), np.ceil(y - SIZE / 2)
+        measured = measure_stamps(
+            tile.image[used, band],
+            tile.valid[used, band],
+            np.zeros((used.size, SIZE, SIZE), bool),
+            tile.sigma[used, band],
+            x - first_x,
+            y - first_y,
+            CONFIG.core_radius_px,
+        )
+        place = first_x + measured.x, first_y + measured.y
+        expected = prepared.psf_model.stamps(measured.x, measured.y, *place, SIZE)
+        # a position by the WCS and that of the catalogue differ by rounding
+        np.testing.assert_allclose(tile.psf[used, band], expected, atol=1e-5 * expected.max())
+
+
+def test_pixels_of_a_sky_without_noise_are_not_data(three, monkeypatch):
+    (pixel,) = tiles_of(three, 8)
+    before = extract_tile(8, pixel, three, SIZE, CONFIG)
+    whole = three[0].sky()
+    blind = dataclasses.replace(whole, sigma=np.where(np.arange(whole.sigma.shape[1]) < 2, 0, whole.sigma))
+    monkeypatch.setattr(PreparedExposure, "sky", lambda self: blind)
+    tile = extract_tile(8, pixel, three[:1], SIZE, CONFIG)
+    _, noise = blind.at(0, SHAPE[0], 0, SHAPE[1])
+    assert 0 < (noise > 0).sum() < noise.size
+    band = BAND_INDEX[three[0].header.band]
+    x, y = three[0].header.wcs().wcs_world2pix(tile.ra, tile.dec, 0)
+    seen = 0
+    for k in np.flatnonzero(tile.used[:, band]):
+        noisy = Cutout2D((noise > 0).astype(int), (x[k], y[k]), SIZE, mode="partial", fill_value=0).data > 0
+        same = np.flatnonzero(before.object_id == tile.object_id[k])
+        np.testing.assert_array_equal(tile.valid[k, band], before.valid[same[0], band] & noisy)
+        seen += int((~noisy).any())
+    assert seen
 
 
 def test_flags_say_what_is_wrong_with_the_bands(three):
