@@ -44,7 +44,7 @@ class Tile:
         return f"tile {self.order}/{self.pixel}"
 
 
-MAX_PART_ROWS: Final = 400
+MAX_PART_ROWS: Final = 600
 """Objects of a tile that are cut and scored together. More would keep one worker busy while others have nothing left;
 fewer would read the pixels around them, and the catalogues of the tile, more often."""
 
