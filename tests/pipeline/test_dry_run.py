@@ -95,7 +95,7 @@ def night(
     class Classifier:
         device = torch.device("cpu")
         cascade = None
-        contract = SimpleNamespace(model_id="test", prior_star_fraction=0.5, stamp_size=8)
+        contract = SimpleNamespace(model_id="test", prior_star_fraction=0.5, stamp_size=8, cascade=None)
 
         def probabilities(self, image: Any, *_: Any) -> Any:
             return np.full((len(image), 2), 0.5, dtype=np.float32)
