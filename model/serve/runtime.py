@@ -254,9 +254,10 @@ def _specialised(loaded: Any, contract: ModelContract, where: torch.device) -> t
     """A loaded network made ready to answer, as a whole and in stages if it can."""
 
     def ready(module: Any, *other: str) -> Any:
-        if where.type == "cuda":
+        # networks of version 2 do not say themselves where an input is not finite
+        if where.type == "cuda" or contract.contract_version == 2:
             return torch.jit.freeze(module, preserved_attrs=list(other))
-        # folds the norms into the convolutions, and joins these with what follows: a fifth less time
+        # convolutions joined with what follows them: a tenth to a fifth less time
         return torch.jit.optimize_for_inference(module, list(other))
 
     if contract.cascade is None:

@@ -85,6 +85,14 @@ def asinh(x: Tensor) -> Tensor:
     return torch.copysign(torch.log(size + torch.sqrt(size * size + 1.0)), x)
 
 
+def not_finite(channels: Tensor) -> Tensor:
+    """0 for an object, or NaN where one of its channels is not finite, shape (n, 1).
+
+    A convolution that is joined with the ReLU after it makes NaN 0, and the object would get an answer.
+    """
+    return 0.0 * channels.flatten(1).sum(dim=1, keepdim=True)
+
+
 class ImageEncoder(nn.Module):
     """ResNet-50 with a stem for small stamps.
 
@@ -110,7 +118,7 @@ class ImageEncoder(nn.Module):
     def forward(self, image: Tensor, valid: Tensor, sigma: Tensor, psf: Tensor) -> Tensor:
         channels = self.normalizer(image, valid, sigma, psf)
         out: Tensor = self.backbone(channels.contiguous(memory_format=torch.channels_last))
-        return out
+        return out + not_finite(channels)
 
 
 class _Step(nn.Module):
@@ -211,7 +219,7 @@ class BandEncoder(nn.Module):
         mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         most = torch.where(present[:, :, None], tokens, torch.full_like(tokens, -10.0)).amax(dim=1)
         out: Tensor = self.project(torch.cat([mean, most], dim=1))
-        return out
+        return out + not_finite(channels)
 
 
 ENCODERS: Final = {"resnet50": ImageEncoder, "bands": BandEncoder}

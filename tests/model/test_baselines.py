@@ -199,6 +199,7 @@ def data(tmp_path, monkeypatch):
         p = 0.9 if path is None else int(path.name[1]) / 10
         contract = SimpleNamespace(prior_star_fraction=0.4, stamp_size=SIZE)
         return SimpleNamespace(
+            cascade=None,
             contract=contract,
             probabilities=lambda image, *_: np.full((len(image), 2), [p, 1 - p], np.float32),
         )
