@@ -184,7 +184,7 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch, cluster: Any) -> Stages:
     fake = Stages()
-    contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32)
+    contract = SimpleNamespace(model_id="test", prior_star_fraction=0.25, stamp_size=32, cascade=None)
     monkeypatch.setattr(inventory, "read_header", fake.read_header)
     monkeypatch.setattr(inventory, "footprint_tiles", fake.footprint_tiles)
     monkeypatch.setattr(Archive, "contract", lambda _: contract)
