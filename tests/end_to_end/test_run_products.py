@@ -22,7 +22,7 @@ from sgclassify.stages.read.names import catalog_stem, exposure_stem, find_sibli
 pytestmark = pytest.mark.slow
 
 APPENDED = ["object_id", "p_star", "p_galaxy", "sg_class", "sg_flags", "n_bands", "bands"]
-OBJECTS = ["object_id", "ra", "dec", *APPENDED[1:], "logit", "_healpix_29"]
+OBJECTS = ["object_id", "ra", "dec", *APPENDED[1:], "logit", "sg_stage", "_healpix_29"]
 
 
 def detections_of(run: Any, image: Path) -> pa.Table:

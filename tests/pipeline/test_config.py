@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sgclassify.model.serve.contract import CascadeContract
 from sgclassify.pipeline.config import RunConfig, default_text, load_config, parse_config
+from sgclassify.pipeline.request import Options, check
+from sgclassify.stages.cascade import Certainty
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UsageError
 
@@ -83,3 +86,20 @@ def test_unreadable_file(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"binary\.toml"):
         load_config(binary)
+
+
+@pytest.mark.parametrize("given", ["option", "file", "tta", "archive", ""])
+def test_what_asks_the_whole_model(tmp_path: Path, given: str) -> None:
+    path, listed = tmp_path / "run.toml", tmp_path / "list.txt"
+    path.write_text(f"config_version = 1\n[run]\nexact = {str(given == 'file').lower()}\n")
+    listed.write_text(f"{tmp_path}\n")
+    (tmp_path / "CSST_MSC_MS_SCI_20270810081950_20270810082220_10160000001_08_L1_V01_IMG.fits").write_bytes(b"")
+    options = Options(listed, tmp_path / "out", config=path, exact=given == "option", tta=given == "tta")
+    request = check(options)
+    exact = given in ("option", "file")
+    # another choice must not continue the products
+    assert request.config.exact == request.settings["exact"] == exact
+    cascade = None if given == "archive" else CascadeContract(0, {"SEQUENCE": Certainty(0.0, 0.0)})
+    contract = dataclasses.replace(request.model.contract(), cascade=cascade)
+    assert request.model_ref(contract).exact == exact
+    assert request.metadata(contract)["exact"] == ("true" if given else "false")

@@ -68,6 +68,7 @@ OBJECTS = [
     ("dec", pa.float64(), True),
     *SCORES,
     ("logit", pa.float64(), True),
+    ("sg_stage", pa.int8(), False),
     ("_healpix_29", pa.int64(), False),
 ]
 DETECTIONS = [("object_id", pa.int64(), False), *SCORES]
@@ -92,7 +93,7 @@ ERRORS = {
 
 ARCHIVE_FILES = ["extra/contract.json", "extra/reference.npz"]
 CONTRACT = [
-    "bands", "calibration", "class_order", "contract_version", "features", "flux_unit", "head", "inputs", "model_id",
+    "bands", "calibration", "cascade", "class_order", "contract_version", "features", "flux_unit", "head", "inputs", "model_id",
     "n_parameters", "pixel_scale", "prior_star_fraction", "reference_tolerance", "stamp_size", "temperature",
     "training", "training_set_id",
 ]  # fmt: skip
@@ -103,6 +104,8 @@ REFERENCE = {
     "features": ("float32", (16, 7, 37)),
     "psf": ("float32", (16, 7, 32, 32)),
     "p_star": ("float32", (16,)),
+    "p_star_sequence": ("float32", (16,)),
+    "p_star_part": ("float32", (16,)),
 }
 FEATURES = [
     "detected", "snr", "flux", "depth", "ratio_0.7", "ratio_1.8", "ratio_2.7", "ratio_4.0", "ratio_6.0", "size",
@@ -120,7 +123,7 @@ SOFTWARE = [
     "python", "sgclassify code", "sgclassify", "numpy", "astropy", "photutils", "pyarrow", "hats", "distributed",
     "torch",
 ]  # fmt: skip
-MODEL = ["id", "sha256", "prior_star_fraction", "model_prior_star_fraction", "path", "device"]
+MODEL = ["id", "sha256", "prior_star_fraction", "model_prior_star_fraction", "path", "exact", "device"]
 COUNTS = [
     "exposures", "exposures_done", "exposures_set_aside", "exposures_skipped", "exposures_pending", "tiles",
     "tiles_done", "tiles_set_aside", "tiles_pending", "tiles_reused", "retried", "objects", "stars", "galaxies",
@@ -167,8 +170,12 @@ def test_layout_of_the_model_archive() -> None:
         contract = json.loads(archive.read(inside["extra/contract.json"]))
         reference = np.load(io.BytesIO(archive.read(inside["extra/reference.npz"])))
     assert sorted(contract) == CONTRACT == sorted(field.name for field in dataclasses.fields(ModelContract))
-    assert contract["contract_version"] == 2
-    assert contract["inputs"] == list(REFERENCE)[:-1]
+    assert contract["contract_version"] == 3
+    assert contract["inputs"] == list(REFERENCE)[:5]
+    assert list(contract["cascade"]) == ["certain", "figures", "network"]
+    assert {name: list(limits) for name, limits in contract["cascade"]["certain"].items()} == {
+        name: ["level", "slope"] for name in ("SEQUENCE", "PART")
+    }
     assert contract["bands"] == ["NUV", "u", "g", "r", "i", "z", "y"]
     assert contract["features"] == FEATURES
     assert contract["class_order"] == ["star", "galaxy"]

@@ -23,6 +23,7 @@ from sgclassify.pipeline.record.receipts import ExposureReceipt, TileReceipt, me
 from sgclassify.pipeline.record.record import Failure
 from sgclassify.pipeline.record.sample import GALAXY, NOT_SCORED, STAR
 from sgclassify.pipeline.tasks import Places, Scored, Stamps
+from sgclassify.stages.cascade import Answers
 from sgclassify.stages.classify import object_table
 from sgclassify.stages.config import StageConfig
 from sgclassify.stages.errors import UnusableInputError
@@ -146,6 +147,36 @@ def test_infer_assumes_another_prior_and_averages_where_asked(monkeypatch: pytes
     assert table["logit"][0] == pytest.approx(np.log(0.45 / 0.55))
     assert table["logit"][2] is None
     assert hash(model) == hash(pickle.loads(pickle.dumps(model)))
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"tta": True}])
+def test_infer_asks_in_stages_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    stage = np.array([1, 2, 3, 1, 3], dtype=np.int8)
+    shifts = []
+
+    class Staged(Fake):
+        def cascade(self, inputs: Any, shift: Any) -> Answers:
+            shifts.append(shift.tolist())
+            return Answers(BOTH[::-1], stage)
+
+    fake = Staged()
+    monkeypatch.setattr(tasks, "classifier_of", lambda model: fake)
+    model = ModelRef(None, "00", 64, 1, own_prior=0.5, prior=Prior((0.8,)), **options)
+    table = tasks.infer(Part(_tile(), 11, 8), Stamps(_stamps(), 1.0, 0.0), _places(tmp_path), model).objects.sort_by(
+        "object_id"
+    )
+    # the model has no number for the third object, and the fourth has no band
+    if options:
+        assert not shifts
+        assert table["sg_stage"].to_pylist() == [3, 3, 0, 0, 3]
+        assert table["logit"][0].as_py() == pytest.approx(LOGIT[0])
+    else:
+        assert shifts == [[pytest.approx(np.log(4.0))] * 5]
+        assert fake.calls == 0
+        assert table["sg_stage"].to_pylist() == [1, 2, 0, 0, 3]
+        assert table["logit"][0].as_py() == pytest.approx(LOGIT[4])
 
 
 def test_classifier_is_loaded_once_and_must_be_the_very_model(monkeypatch: pytest.MonkeyPatch) -> None:
