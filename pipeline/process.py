@@ -24,10 +24,10 @@ _NOTE_S: Final = 5.0
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-KEPT_BYTES: Final = 2**27
-"""Freed memory at the end of the heap that a worker keeps, 134 MB."""
-LARGEST_KEPT: Final = 2**25
-"""Arrays up to this size come from kept memory, 34 MB: the most that the C library allows."""
+KEPT_BYTES: Final = 2**26
+"""Freed memory at the end of the heap that a worker keeps, 67 MB. More costs peak memory and wins no time."""
+LARGEST_KEPT: Final = 2**24
+"""Arrays up to this size come from kept memory, 17 MB. The C library allows 34 MB at most."""
 
 
 def process_name() -> str:
