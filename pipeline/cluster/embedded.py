@@ -49,7 +49,7 @@ SETTINGS: Final[dict[str, object]] = {
     "distributed.worker.memory.terminate": 0.95,
     "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.daemon": True,
-    "distributed.worker.multiprocessing-method": forks.METHOD,
+    "distributed.worker.multiprocessing-method": forks.FORK,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
 }
@@ -70,8 +70,7 @@ def embedded(n_cpu: int, n_gpu: int, scratch: Path) -> Iterator[SpecCluster]:
     """
     _check_loopback()
     _check_temporary()
-    with _own_surroundings():
-        forks.start()
+    with _own_surroundings(forks.start()):
         cluster = _started(n_cpu, n_gpu, scratch)
         scheduler_log = logging.getLogger("distributed.scheduler")
         scheduler_log.addFilter(_is_news)
@@ -103,15 +102,17 @@ def count_gpus() -> int:
 
 
 @contextmanager
-def _own_surroundings() -> Iterator[None]:
+def _own_surroundings(method: str) -> Iterator[None]:
     """Dask's own defaults and `SETTINGS`, here and in the processes that start while the context is open.
+
+    `method` is how workers are started, see `sgclassify.pipeline.cluster.forks.start`.
 
     The user's configuration is meant for existing clusters. A new process reads it from files and environment, but the
     configuration in Dask's own variable goes first.
     """
     ours: dict[str, Any] = {}
     dask.config.refresh(config=ours, paths=[], env={})
-    dask.config.set(SETTINGS, config=ours)
+    dask.config.set({**SETTINGS, "distributed.worker.multiprocessing-method": method}, config=ours)
     config, before = dask.config.config, copy.deepcopy(dask.config.config)
     with forks.surroundings({**forks.SURROUNDINGS, _CONFIG: dask.config.serialize(ours)}):
         config.clear()

@@ -6,6 +6,7 @@ shares the memory of the libraries with the others.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,11 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from typing import Final
 
-METHOD: Final = "forkserver"
-"""How Dask starts a worker: value of ``distributed.worker.multiprocessing-method``."""
+log = logging.getLogger(__name__)
+
+FORK: Final = "forkserver"
+SPAWN: Final = "spawn"
+"""How Dask starts a worker: values of ``distributed.worker.multiprocessing-method``."""
 
 PRELOADED: Final = "sgclassify.pipeline.cluster.preloaded"
 """Module that the process imports as it starts."""
@@ -31,8 +35,11 @@ SURROUNDINGS: Final[Mapping[str, str]] = {
 """Environment variables of the process."""
 
 
-def start() -> None:
-    """Start the process unless it runs. It ends by itself, once the driver and all workers have ended."""
+def start() -> str:
+    """Start the process unless it runs; returns how workers are to be started: `FORK`, or `SPAWN` if it cannot run.
+
+    It ends by itself, once the driver and all workers have ended.
+    """
     forkserver.set_forkserver_preload([PRELOADED])
     # what a terminal sends to all its processes is left to the driver, which ends the others in order
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT})
@@ -41,8 +48,13 @@ def start() -> None:
             # the process in which Python counts semaphores comes first, as the other uses it
             resource_tracker.ensure_running()
             forkserver.ensure_running()
+    except OSError as error:
+        # its socket lies in the temporary folder, whose path may be too long for one
+        log.debug("workers are started one by one: %s", error)
+        return SPAWN
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return FORK
 
 
 @contextmanager

@@ -166,6 +166,16 @@ def test_path_of_the_user_is_kept(tmp_path: Path) -> None:
     assert (folder / "worker").exists()
 
 
+def test_temporary_folder_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    done = start(tmp_path, TMPDIR=str(folder))
+    assert done.returncode == 0, done.stderr
+    driver, worker = json.loads(done.stdout)
+    assert driver["distributed"]["worker"]["multiprocessing-method"] == "spawn"
+    assert worker["distributed"]["worker"]["multiprocessing-method"] == "spawn"
+
+
 def test_no_loopback_interface(tmp_path: Path) -> None:
     done = start(tmp_path, *unshare("--user", "--map-root-user", "--net"))
     assert "its loopback interface does not work (127.0.0.1: Network is unreachable)" in done.stderr
