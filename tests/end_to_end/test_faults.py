@@ -47,10 +47,10 @@ def test_a_tile_that_ends_whoever_takes_it(
         from sgclassify.pipeline import tasks
         extract_tile = tasks.honest = getattr(tasks, "honest", tasks.extract_tile)
 
-        def faulty(order, pixel, *arguments):
+        def faulty(order, pixel, *arguments, **options):
             if pixel == {victim}:
                 {DEATHS[death]}
-            return extract_tile(order, pixel, *arguments)
+            return extract_tile(order, pixel, *arguments, **options)
 
         tasks.extract_tile = faulty
         """
