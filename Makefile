@@ -37,14 +37,14 @@ demo: $(INSTALLED) ## simulate a seven-band field, run the main job on it, compa
 	$(BIN)/sgclassify run --exposure-list $(DEMO)/field/exposures.txt --output $(DEMO)/output
 	$(BIN)/sgclassify evaluate --run $(DEMO)/output --truth $(DEMO)/field/field_00000/truth.parquet --unblended
 
-# With the tests of faults: make test PYTEST_ARGS="-m ''"
+# With the thorough tests and those of faults, as .ci/run does: make test PYTEST_ARGS="-m ''"
 # 200 random kills: SGCLASSIFY_KILLS=200 make test PYTEST_ARGS="-m '' tests/end_to_end/test_kills.py"
-test: $(INSTALLED) ## run the tests, in five minutes; PYTEST_ARGS="-m ''" adds those of faults
+test: $(INSTALLED) ## run the tests, in five minutes; PYTEST_ARGS="-m ''" adds the long ones
 	$(PYTEST) $(PYTEST_ARGS)
 
 # While you work. Single tests go from one process to the other here: no file shares anything that takes long.
 test-fast: $(INSTALLED) ## run the tests of the stages and of what else takes half a minute
-	$(PYTEST) --dist worksteal -m "not slow and not faults" $(PYTEST_ARGS) $(FAST)
+	$(PYTEST) --dist worksteal -m "not slow and not faults and not thorough" $(PYTEST_ARGS) $(FAST)
 
 coverage: $(INSTALLED) ## run the tests and say which share of the code they run; the pages are in build/coverage
 	$(PYTEST) --cov --cov-report term:skip-covered --cov-report html:build/coverage $(PYTEST_ARGS)

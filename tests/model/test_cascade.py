@@ -330,6 +330,7 @@ def tensors_in(path):
         return torch.jit.load(str(path)).state_dict()
 
 
+@pytest.mark.thorough
 def test_the_command_adds_stages_and_changes_nothing_else(version2, data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)

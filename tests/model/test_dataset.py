@@ -133,6 +133,7 @@ class Here(ThreadPoolExecutor):
         super().__init__(1)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_set_is_made_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     data, calls = tmp_path / "data", []

@@ -115,6 +115,7 @@ print(torch.backends.cpu.get_cpu_capability())
 WITHOUT_AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables are those of x86")
 def test_probabilities_do_not_depend_on_the_instruction_set(tmp_path: Path) -> None:
     native = {name: value for name, value in os.environ.items() if name not in WITHOUT_AVX512}

@@ -249,6 +249,7 @@ def test_the_trial_of_bf16_leaves_the_random_numbers_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables are those of x86")
 def test_training_in_bf16_where_there_is_no_avx512(data, tmp_path):
     sizes = ("--batch-size", "8", "--sequence-epochs", "1", "--modality", "sequence", "--precision", "bf16")
@@ -281,6 +282,7 @@ def test_a_diverged_training_ends_and_leaves_its_checkpoint(data, tmp_path, monk
     assert all(torch.isfinite(t).all() for t in kept["network"].values() if t.is_floating_point())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("architecture", ["bands", "resnet50"])
 def test_another_network_answers_beside(data, tmp_path, architecture):
@@ -501,6 +503,7 @@ def _with_checkpoint(data, out):
     return out / "checkpoint.pt"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_processes_train_one_model(data, tmp_path):
     command = [
