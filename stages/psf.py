@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from sgclassify.stages.arrays import F32, F64, Bool, Columns
-from sgclassify.stages.stamps import squared_radius, stamp_origin
+from sgclassify.stages.stamps import Boxes
 
 ORDER: Final = 6
 """Highest order p + q of the Gauss-Hermite functions."""
@@ -206,14 +206,17 @@ def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
     n_place = 3 if len(stars.flux) >= MIN_STARS_VARIATION else 1
     place = _place(stars.detector_x, stars.detector_y, shape)[:, :n_place]
     mean, precision = _prior(n_place, width)
-    pixels, window, x, y = _boxes(stars)
+    # what is as far as the radius does not count
+    box = Boxes(stars.x, stars.y, math.nextafter(FIT_RADIUS, 0.0), stars.image.shape[-1])
+    window = box.cut(stars.valid)
+    pixels = np.where(window, box.cut(stars.image), 0.0).astype(np.float64)
+    x, y = stars.x - box.columns[:, 0], stars.y - box.rows[:, 0]
     lines_x, lines_y = (np.ascontiguousarray(_lines(c, pixels.shape[-1], width)) for c in (x, y))
     pairs_x, pairs_y = (lines[:, :, _PAIR_A] * lines[:, :, _PAIR_B] for lines in (lines_x, lines_y))
     # the unit of brightness is unknown: bring every star to the flux of the prior's profile
     profile = _profiles(np.broadcast_to(mean[0], (len(place), N_BASIS)), lines_x, lines_y)
-    r2 = squared_radius(x, y, pixels.shape[-1])
-    window &= r2 < FIT_RADIUS**2
-    inner = window & (r2 < CORE_RADIUS**2)
+    window &= box.r2 < FIT_RADIUS**2
+    inner = window & (box.r2 < CORE_RADIUS**2)
     n_inner = np.maximum(inner.sum(axis=(1, 2)), 1)
     for error in FIT_ERRORS:
         weight = window / (sigma**2 + (error * flux * profile) ** 2)
@@ -242,21 +245,6 @@ def fit_psf(stars: Stars, shape: tuple[int, int], width: float) -> PsfModel:
         shape=shape,
         n_stars=int(keep.sum()),
     )
-
-
-def _boxes(stars: Stars) -> tuple[F64, Bool, F64, F64]:
-    """The part of each stamp that a circle of `FIT_RADIUS` touches: pixels (0 where not valid), which are valid, x, y.
-
-    The places, x and y, are those of the sources in their boxes.
-    """
-    size = stars.image.shape[-1]
-    side = min(size, math.ceil(2 * FIT_RADIUS))
-    first_x, first_y = (np.clip(stamp_origin(c, side), 0, size - side) for c in (stars.x, stars.y))
-    step = np.arange(side)
-    star, row, column = np.ix_(np.arange(len(stars.x)), step, step)
-    box = (star, first_y[:, None, None] + row, first_x[:, None, None] + column)
-    valid = stars.valid[box]
-    return np.where(valid, stars.image[box], 0.0).astype(np.float64), valid, stars.x - first_x, stars.y - first_y
 
 
 def _profiles(weights: F64, lines_x: F64, lines_y: F64) -> F64:
