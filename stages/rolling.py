@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from sgclassify.stages.arrays import F32, F64, I64, U16, Bool, Columns
 from sgclassify.stages.flags import InputFlag
-from sgclassify.stages.stamps import stamp_origin
+from sgclassify.stages.stamps import cut_stamps, stamp_origin
 
 
 @dataclass(frozen=True)
@@ -86,25 +85,9 @@ class RollingStamps:
 
     def _cut(self, index: I64, y0: int, rows: _Rows) -> None:
         """Cut some stamps from rows that begin at ``y0`` and hold all of them, as far as they are on the detector."""
-        size, (ny, nx) = self.size, rows.image.shape
-        x, y = self.first_x[index], self.first_y[index] - y0
-        whole = (x >= 0) & (x <= nx - size) & (y >= 0) & (y <= ny - size)
-        if whole.any():
-            k, place = index[whole], (y[whole], x[whole])
-            image, valid, flags = (
-                sliding_window_view(array, (size, size))[place] for array in (rows.image, rows.valid, rows.flags)
-            )
-            self.image[k], self.valid[k] = np.where(valid, image, np.float32(0)), valid
-            self.saturated[k] = _saturated(flags)
-        for k, left, top in zip(index[~whole], x[~whole], y[~whole], strict=True):
-            on_y, on_x = slice(max(top, 0), min(top + size, ny)), slice(max(left, 0), min(left + size, nx))
-            if on_y.start >= on_y.stop or on_x.start >= on_x.stop:
-                continue
-            inside = (k, slice(on_y.start - top, on_y.stop - top), slice(on_x.start - left, on_x.stop - left))
-            self.valid[inside] = rows.valid[on_y, on_x]
-            self.image[inside] = np.where(self.valid[inside], rows.image[on_y, on_x], np.float32(0))
-            self.saturated[inside] = _saturated(rows.flags[on_y, on_x])
-
-
-def _saturated(flags: U16) -> Bool:
-    return np.asarray((flags & int(InputFlag.SATURATED)) != 0)
+        half = self.size / 2.0
+        at = self.first_x[index] + half, self.first_y[index] - y0 + half, self.size
+        valid = cut_stamps(rows.valid, *at, fill=False)[0]
+        self.valid[index] = valid
+        self.image[index] = np.where(valid, cut_stamps(rows.image, *at)[0], np.float32(0))
+        self.saturated[index] = (cut_stamps(rows.flags, *at)[0] & int(InputFlag.SATURATED)) != 0
