@@ -239,8 +239,7 @@ def _cut(pixels: Pixels, sky: SkyMesh, header: ExposureHeader, x: F64, y: F64, s
         # a box without any noise holds no data
         valid &= sky.noise_of_stamps(first_y, first_x, size) > 0
     np.copyto(image, np.float32(0), where=~valid)
-    row, column = (np.clip(np.rint(place).astype(np.int64), 0, n - 1) for place, n in ((y, ny), (x, nx)))
-    noise = sky.noise_at(row, column)
+    noise = sky.noise_near(x, y)
     return _Cut(
         image=image,
         valid=valid,

@@ -55,9 +55,7 @@ def measure_point_sources(
     fwhm_px : float
         Expected FWHM, pixels.
     """
-    ny, nx = sky.shape
-    row, column = (np.rint(place).astype(np.int64) for place in (stamps.y, stamps.x))
-    noise = sky.noise_at(np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1))
+    noise = sky.noise_near(stamps.x, stamps.y)
     measured, index = _brightest(stamps, sky, noise, config)
     members = point_source_members(measured, fwhm_px) if index.size else np.zeros(0, np.int64)
     if not members.size:

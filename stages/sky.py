@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from sgclassify.stages.arrays import F32, I64, Bool
+from sgclassify.stages.arrays import F32, F64, I64, Bool
 
 ReadRows = Callable[[int, int], tuple[F32, Bool]]
 
@@ -113,6 +113,11 @@ class SkyMesh:
         along_x, part = self._along_x(self.sigma, 0, self.shape[1]), part[y]
         noise: F32 = along_x[low[y], x] * (np.float32(1) - part) + along_x[high[y], x] * part
         return noise
+
+    def noise_near(self, x: F64, y: F64) -> F32:
+        """Noise of the pixels of the detector that are nearest to places, 0-based pixels, finite."""
+        row, column = (np.clip(np.rint(c).astype(np.int64), 0, n - 1) for c, n in zip((y, x), self.shape, strict=True))
+        return self.noise_at(row, column)
 
     def _of_stamps(self, mesh: F32, first_y: I64, first_x: I64, size: int) -> F32:
         if not first_y.size:
