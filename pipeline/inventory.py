@@ -203,9 +203,8 @@ class Inventory:
         """About how many objects a tile has: the usable rows of the band that has most of them; 0 where unknown."""
         rows: dict[str, int] = {}
         for receipt in (self.good[name] for name in tile.exposures if name in self.good):
-            counts = dict(zip(receipt.tiles, receipt.tile_rows, strict=False))
             band = self.records[receipt.exposure_id].band or ""
-            rows[band] = rows.get(band, 0) + counts.get(tile.pixel, 0)
+            rows[band] = rows.get(band, 0) + receipt.rows_in(tile.pixel)
         return max(rows.values(), default=0)
 
     def key_of(self, tile: Tile) -> str:

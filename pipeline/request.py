@@ -129,8 +129,12 @@ def check(options: Options, *, dry: bool = False) -> Request:
     if options.scheduler is not None and options.scheduler_file is not None:
         raise UsageError("--scheduler and --scheduler-file exclude each other")
     config = with_prior(load_config(options.config), options.prior)
-    config = dataclasses.replace(config, tta=config.tta or options.tta, device=options.device or config.device)
-    config = dataclasses.replace(config, exact=config.exact or options.exact)
+    config = dataclasses.replace(
+        config,
+        tta=config.tta or options.tta,
+        exact=config.exact or options.exact,
+        device=options.device or config.device,
+    )
     prior = prior_of(config)
     listed = parse_list(options.exposure_list)
     model = verified(options.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -51,7 +52,7 @@ class ExposureReceipt:
         Rows of its catalogue, and those with a usable position.
     notes : tuple of str
     tiles : tuple of int
-        Pixels of the tiles that it touches.
+        Pixels of the tiles that it touches, ascending.
     tile_rows : tuple of int
         Usable rows in each of these; empty where unknown.
     seconds : float
@@ -85,6 +86,11 @@ class ExposureReceipt:
 
     def __str__(self) -> str:
         return f"exposure {self.exposure_id}"
+
+    def rows_in(self, pixel: int) -> int:
+        """Usable rows in one of its tiles; 0 where unknown."""
+        place = bisect_left(self.tiles, pixel)
+        return self.tile_rows[place] if place < len(self.tile_rows) and self.tiles[place] == pixel else 0
 
     def write(self, path: Path, **more: Any) -> None:
         """Write the receipt whole or not at all, with ``more`` beside it."""
